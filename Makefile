@@ -1,0 +1,71 @@
+# make demo and make test need python 3.11 or newer, make and git; they build .venv themselves.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+.PHONY: help demo test test-all coverage check docs bench clean
+
+help:
+	@echo "make demo      prune the patches of a photograph, write demo.png"
+	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on)"
+	@echo "make test-all  run the slow tests too"
+	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
+	@echo "make check     lint, format, types, layers, doctests"
+	@echo "make docs      build the site into site/"
+	@echo "make bench     time this commit with asv"
+	@echo "make clean     remove what these made, .venv included"
+
+demo: $(VENV)/.demo
+	@$(BIN)/python -m secateur.demo
+
+test: $(VENV)/.dev
+	@echo "== tests (without those marked slow) =="
+	@$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+coverage: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -m "not slow" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)
+
+check: $(VENV)/.dev
+	@echo "== lint =="
+	@$(BIN)/ruff check .
+	@echo "== format =="
+	@$(BIN)/ruff format --check .
+	@echo "== types =="
+	@$(BIN)/mypy
+	@echo "== layers =="
+	@$(BIN)/lint-imports --no-cache
+	@echo "== doctests =="
+	@$(BIN)/python -m pytest -q --doctest-modules secateur
+
+docs: $(VENV)/.docs
+	@$(BIN)/mkdocs build --strict --quiet --site-dir site
+	@echo "The site is in site/: open site/index.html."
+
+bench: $(VENV)/.bench
+	@$(BIN)/asv machine --yes > /dev/null
+	@$(BIN)/asv run --show-stderr "HEAD^!"
+
+clean:
+	rm -rf $(VENV) build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find secateur tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
+
+# One environment; each stamp is newer than pyproject.toml once that group is installed in it.
+$(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "Installing secateur[$*] into $(VENV) ..."
+	@$(PIP) install --quiet -c constraints.txt -e '.[$*]'
+	@touch $@
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "secateur needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv $(VENV)
