@@ -1,0 +1,1 @@
+"""The algorithms, on anybody's arrays."""

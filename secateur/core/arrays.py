@@ -1,0 +1,372 @@
+"""The array protocol: whose array is it, which driver is fast on it, and may it come in.
+
+Core code is written against the Python array API standard. What a library can do better than
+the standard allows, its *driver* offers: a module with functions named like the operations of
+the core. An operation is declared here once, by decorating its reference version:
+
+>>> from secateur.core.arrays import operation
+>>> @operation
+... def total(x):
+...     return float(x.sum())
+>>> import numpy as np
+>>> total(np.ones(3)), total.reference(np.ones(3))
+(3.0, 3.0)
+
+A call looks for a driver of the first array it is given and falls back on the reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+import array_api_compat as compat
+import numpy as np
+
+Array = Any
+"""An array of any library that the array API standard knows."""
+
+Namespace = Any
+"""The module of array functions that belongs to an array."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_drivers: dict[str, tuple[str, ...]] = {}
+_modules: dict[str, str] = {}
+_choice: ContextVar[str] = ContextVar("secateur_backend", default="auto")
+
+
+def register_driver(name: str, module: str, library: str) -> None:
+    """Make the module at dotted path `module` the driver `name` of an array library.
+
+    Parameters
+    ----------
+    name
+        What users write in `backend=`.
+    module
+        Imported when an array of `library` first arrives. It offers any subset of the core's
+        operations, under their names and signatures. A function may return `NotImplemented`
+        to leave a call to the next driver and at last to the reference.
+    library
+        The top-level name of the array library, such as ``"torch"``. Drivers of one library
+        are asked in the order of their registration.
+    """
+    _modules[name] = module
+    known = _drivers.get(library, ())
+    if name not in known:
+        _drivers[library] = (*known, name)
+
+
+def drivers() -> dict[str, tuple[str, ...]]:
+    """Names of the registered drivers by array library, in the order they are asked."""
+    return dict(_drivers)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose who computes within the block: ``"auto"``, ``"reference"`` or a driver's name.
+
+    >>> import numpy as np, secateur as sc
+    >>> with sc.backend("reference"):
+    ...     float(sc.effective_rank(np.eye(4)).round(6))
+    4.0
+    """
+    token = _choice.set(_known_backend(name))
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+def _known_backend(name: str) -> str:
+    if name not in ("auto", "reference") and name not in _modules:
+        choices = ", ".join(["auto", "reference", *_modules])
+        raise ValueError(f"backend: expected one of {choices}; got {name!r}")
+    return name
+
+
+def library(x: Array) -> str:
+    """Top-level name of the library an array belongs to, ``"numpy"`` or ``"torch"``."""
+    return type(x).__module__.partition(".")[0]
+
+
+@functools.cache
+def _load(name: str) -> ModuleType | None:
+    module = importlib.import_module(_modules[name])
+    return module if getattr(module, "available", True) else None
+
+
+def candidates(x: Array, choice: str | None = None) -> tuple[ModuleType, ...]:
+    """Driver modules to ask for an operation on `x`, best first."""
+    name = _choice.get() if choice is None else _known_backend(choice)
+    if name == "reference":
+        return ()
+    owner = "scipy" if is_sparse(x) else library(x)
+    own = _drivers.get("numpy" if owner == "scipy" else owner, ())
+    if name == "auto":
+        found = (_load(each) for each in own)
+        return tuple(each for each in found if each is not None)
+    if name not in own:
+        serves = ", ".join(own) or "none"
+        raise ValueError(
+            f"backend: {name!r} does not serve arrays of {owner} (drivers that do: {serves})"
+        )
+    module = _load(name)
+    if module is None:
+        raise ValueError(f"backend: {name!r} is not installed: pip install 'secateur[{name}]'")
+    return (module,)
+
+
+class Operation(Generic[P, R]):
+    """A reference function that a driver may replace; call it as the function.
+
+    `reference` is the function itself, which tests compare every driver with. The keyword
+    `backend` chooses for one call what `secateur.backend` chooses for a block.
+    """
+
+    def __init__(self, reference: Callable[P, R]) -> None:
+        self.reference = reference
+        functools.update_wrapper(self, reference)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        choice = cast("str | None", kwargs.pop("backend", None))
+        name = self.reference.__name__
+        first: Any = args[0]
+        for driver in candidates(first, choice):
+            fast = getattr(driver, name, None)
+            if fast is not None:
+                answer = fast(*args, **kwargs)
+                if answer is not NotImplemented:
+                    return cast(R, answer)
+        return self.reference(*args, **kwargs)
+
+
+def operation(reference: Callable[P, R]) -> Operation[P, R]:
+    """Declare a function as the reference version of an operation that drivers may offer."""
+    return Operation(reference)
+
+
+def namespace(*arrays: Array) -> Namespace:
+    """The array API namespace all the arrays share; absent ones (None) are passed over."""
+    given = [x for x in arrays if x is not None and not is_sparse(x)]
+    try:
+        return compat.array_namespace(*given)
+    except TypeError as error:
+        kinds = " and ".join(sorted({library(x) for x in given}))
+        raise ValueError(
+            f"arrays of one library are expected in one call, got {kinds}: {error}"
+        ) from None
+
+
+def device(x: Array) -> Any:
+    """Where an array lives."""
+    return compat.device(x)
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether `x` is a SciPy sparse matrix or array. Does not import SciPy."""
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and bool(sparse.issparse(x))
+
+
+def wide(xp: Namespace) -> Any:
+    """The dtype for sums that decide a pick: float64, float32 where the library has no more."""
+    if _narrow(xp):
+        return xp.float32
+    return xp.float64
+
+
+def index_dtype(xp: Namespace) -> Any:
+    """The dtype of indices: int64, int32 where the library has no more."""
+    return xp.int32 if _narrow(xp) else xp.int64
+
+
+def _narrow(xp: Namespace) -> bool:
+    if not compat.is_jax_namespace(xp):
+        return False
+    return not sys.modules["jax"].config.jax_enable_x64
+
+
+def epsilon(x: Array) -> float:
+    """Distance from 1 to the next number in the array's dtype."""
+    return float(namespace(x).finfo(x.dtype).eps)
+
+
+def is_half(x: Array) -> bool:
+    """Whether an array has 16-bit floats, which computations widen to float32."""
+    return str(x.dtype).rpartition(".")[2] in ("float16", "bfloat16")
+
+
+def widened(x: Array) -> Array:
+    """The array in the dtype it is computed in: half to float32, integers to the widest float."""
+    xp = namespace(x)
+    if is_half(x):
+        return xp.astype(x, xp.float32)
+    if xp.isdtype(x.dtype, "real floating"):
+        return x
+    if xp.isdtype(x.dtype, ("integral", "bool")):
+        return xp.astype(x, wide(xp))
+    raise ValueError(f"expected real numbers, got dtype {x.dtype}")
+
+
+def shape_of(x: Array) -> tuple[int, ...]:
+    """The shape as a plain tuple of ints."""
+    return tuple(int(n) for n in x.shape)
+
+
+def spell(shape: Sequence[int]) -> str:
+    """A shape as people write it."""
+    return "(" + ", ".join(str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+def checked(
+    x: Any,
+    name: str,
+    layout: str = "(...)",
+    *,
+    check_finite: bool = True,
+    non_negative: bool = False,
+) -> Array:
+    """Let an argument in as an array to compute on, or refuse it in words.
+
+    Parameters
+    ----------
+    x
+        An array of any library, or a list or tuple of numbers, which becomes a NumPy array.
+    name
+        The argument's name, for the message.
+    layout
+        The expected shape as the message prints it, e.g. ``"(..., N, D)"``; its named axes
+        must be there and must not be empty.
+    check_finite
+        Whether to refuse NaN and infinity. Costs a pass over the data and, on a GPU, a
+        synchronisation.
+    non_negative
+        Whether to refuse negative numbers.
+    """
+    if isinstance(x, (list, tuple, int, float)):
+        x = np.asarray(x)
+    if not compat.is_array_api_obj(x):
+        raise ValueError(f"{name}: expected an array of shape {layout}, got {type(x).__name__}")
+    axes = [axis for axis in layout.strip("()").split(",") if axis.strip() not in ("...", "")]
+    shape = shape_of(x)
+    fits = len(shape) >= len(axes) if "..." in layout else len(shape) == len(axes)
+    if not fits:
+        raise ValueError(f"{name}: expected shape {layout}, got {spell(shape)}")
+    if axes and 0 in shape[len(shape) - len(axes) :]:
+        raise ValueError(f"{name}: expected shape {layout} without empty axes, got {spell(shape)}")
+    try:
+        x = widened(x)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    xp = namespace(x)
+    if check_finite and not _finite(x):
+        raise ValueError(f"{name}: contains NaN or infinity (check_finite=False skips this check)")
+    if non_negative and bool(xp.any(x < 0)):
+        raise ValueError(f"{name}: expected no negative numbers, smallest is {float(xp.min(x))}")
+    return x
+
+
+def _finite(x: Array) -> bool:
+    xp = namespace(x)
+    # One pass without a mask: NaN and infinity survive a sum. A sum may overflow, so only a
+    # finite one settles it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(xp.isfinite(xp.sum(x))) or bool(xp.all(xp.isfinite(x)))
+
+
+def check_lengths(**sizes: int) -> None:
+    """Refuse lengths that should agree and do not; the keywords name who has which."""
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(f"lengths disagree: {told}")
+
+
+def resolve_keep(keep: Any, n: int, name: str = "keep") -> int:
+    """A budget in tokens from a count or a share of `n` tokens.
+
+    >>> resolve_keep(64, 576), resolve_keep(0.25, 576), resolve_keep(1000, 576)
+    (64, 144, 576)
+    """
+    if isinstance(keep, bool) or not isinstance(keep, (int, float, np.integer, np.floating)):
+        raise ValueError(f"{name}: expected a count (int) or a share (float), got {keep!r}")
+    if isinstance(keep, (float, np.floating)):
+        if not 0.0 < keep <= 1.0:
+            raise ValueError(f"{name}: a share lies in (0, 1], got {keep!r}")
+        return max(1, int(n * float(keep) + 1e-9))
+    if keep < 1:
+        raise ValueError(f"{name}: a count is at least 1, got {keep!r}")
+    return min(int(keep), n)
+
+
+def resolve_budget(k: Any, n: int, batch: tuple[int, ...], name: str = "k") -> Any:
+    """One budget for all rows (an int) or one a row (an int64 NumPy array of shape `batch`)."""
+    if not isinstance(k, (list, tuple)) and np.ndim(k) == 0:
+        return resolve_keep(k.item() if hasattr(k, "item") else k, n, name)
+    budgets = to_numpy(k).astype(np.int64)
+    shape = budgets.shape
+    if shape != batch:
+        raise ValueError(
+            f"{name}: expected one budget for each of the rows {spell(batch)}, got {spell(shape)}"
+        )
+    if budgets.size and int(budgets.min()) < 1:
+        raise ValueError(f"{name}: a count is at least 1, got {int(budgets.min())}")
+    return np.minimum(budgets, n)
+
+
+def to_numpy(x: Any) -> np.ndarray[Any, Any]:
+    """A copy or view on the host, for what Python itself must look at."""
+    if compat.is_torch_array(x):
+        x = x.detach().cpu()
+        if is_half(x):
+            x = x.float()
+        return cast("np.ndarray[Any, Any]", x.numpy())
+    if compat.is_cupy_array(x):
+        return cast("np.ndarray[Any, Any]", x.get())
+    if hasattr(x, "__array__") or isinstance(x, (list, tuple, int, float, np.generic)):
+        return np.asarray(x)
+    return np.from_dlpack(x)
+
+
+def like(values: Any, x: Array, dtype: Any = None) -> Array:
+    """Numbers from the host as an array of the library and on the device of `x`."""
+    xp = namespace(x)
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()
+    return xp.asarray(values, dtype=dtype, device=device(x))
+
+
+def unit(x: Array) -> Array:
+    """Vectors (..., D) scaled to length one; a zero vector stays zero.
+
+    Scaled by the largest entry first, so that neither huge nor tiny vectors leave the range
+    of their dtype.
+    """
+    xp = namespace(x)
+    largest = xp.max(xp.abs(x), axis=-1, keepdims=True)
+    scaled = x / xp.where(largest > 0, largest, xp.ones_like(largest))
+    length = xp.sqrt(xp.sum(scaled * scaled, axis=-1, keepdims=True))
+    return scaled / xp.where(length > 0, length, xp.ones_like(length))
+
+
+def descending(x: Array) -> Array:
+    """Indices that sort the last axis from high to low, ties in ascending index order."""
+    xp = namespace(x)
+    return xp.argsort(-x, axis=-1, stable=True)
+
+
+def top(x: Array, k: int) -> Array:
+    """Indices (..., k) of the largest entries, largest first, ties to the lowest index."""
+    return descending(x)[..., :k]
+
+
+def each_row(batch: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Positions of all rows of a batch; one empty position where there is no batch."""
+    return iter(np.ndindex(*batch))

@@ -1,0 +1,94 @@
+"""How much attention tokens receive, from queries and keys, without the matrix between them."""
+
+from __future__ import annotations
+
+import math
+
+from secateur.core.arrays import Array, device, like, namespace, operation, shape_of, wide, widened
+
+BLOCK = 1 << 22
+"""Attention weights that may be held at once."""
+
+
+@operation
+def attention_received(
+    queries: Array,
+    keys: Array,
+    *,
+    scale: float | None = None,
+    query_weights: Array | None = None,
+    key_mask: Array | None = None,
+    positions: Array | None = None,
+) -> Array:
+    r"""Attention each key receives, summed over the queries and averaged over the heads.
+
+    .. math::
+        a_j = \sum_q u_q \frac{1}{H} \sum_h
+        \operatorname{softmax}_j(\text{scale} \cdot \langle Q_{hq}, K_{hj} \rangle)
+
+    One query, the class token's, gives the class-token row; all queries with weights 1 / Q the
+    mean received attention; the text's queries with `positions` the causal attention of the
+    text to every token before it.
+
+    Parameters
+    ----------
+    queries
+        (..., H, Q, d), rotated as the layer rotates them.
+    keys
+        (..., G, T, d), with H a multiple of G (grouped queries).
+    scale
+        Factor on the products; 1 / sqrt(d) when absent.
+    query_weights
+        Weights u (..., Q) of the queries; 1 when absent.
+    key_mask
+        True (..., T) at keys that exist; the others receive nothing.
+    positions
+        Places (..., Q) of the queries among the keys: query q sees keys 0 .. positions[q].
+        Without them every query sees every key.
+
+    Returns
+    -------
+    Array
+        (..., T), float32 or wider.
+
+    Notes
+    -----
+    O(H Q T d) time; the weights are held for a block of queries at a time, so memory is
+    O(H T) beyond the inputs.
+    """
+    queries, keys = widened(queries), widened(keys)
+    xp = namespace(queries)
+    *batch, heads, count, size = shape_of(queries)
+    groups, length = shape_of(keys)[-3:-1]
+    if heads % groups:
+        raise ValueError(f"queries: {heads} heads are no multiple of the keys' {groups}")
+    factor = 1.0 / math.sqrt(size) if scale is None else scale
+    queries = xp.reshape(queries, (*batch, groups, heads // groups, count, size))
+    turned = xp.matrix_transpose(keys)[..., :, None, :, :]
+    received = xp.zeros((*batch, length), dtype=wide(xp), device=device(queries))
+    places = xp.arange(length, device=device(queries))
+    rows = math.prod(batch) * heads * length
+    step = max(1, BLOCK // max(1, rows))
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        logits = factor * (queries[..., part, :] @ turned)
+        hidden = None
+        if positions is not None:
+            seen = places <= positions[..., part][..., None]
+            hidden = xp.logical_not(seen)[..., None, None, :, :]
+        if key_mask is not None:
+            absent = xp.logical_not(key_mask)[..., None, None, None, :]
+            hidden = absent if hidden is None else hidden | absent
+        if hidden is not None:
+            logits = xp.where(hidden, like(-math.inf, logits, dtype=logits.dtype), logits)
+        peak = xp.max(logits, axis=-1, keepdims=True)
+        # A query that sees nothing gives nothing.
+        peak = xp.where(xp.isfinite(peak), peak, xp.zeros_like(peak))
+        weight = xp.exp(logits - peak)
+        total = xp.sum(weight, axis=-1, keepdims=True)
+        weight = weight / xp.where(total > 0, total, xp.ones_like(total))
+        shares = xp.astype(xp.sum(weight, axis=(-4, -3)) / heads, received.dtype)
+        if query_weights is not None:
+            shares = shares * xp.astype(query_weights[..., part], received.dtype)[..., None]
+        received = received + xp.sum(shares, axis=-2)
+    return xp.astype(received, queries.dtype)

@@ -1,0 +1,408 @@
+"""How much each visual token has to do with the question, and maps of such scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from secateur.core.arrays import (
+    Array,
+    checked,
+    like,
+    namespace,
+    operation,
+    unit,
+    wide,
+)
+
+Aggregate = Literal["entropy", "tempered", "topk"]
+AGGREGATES: tuple[Aggregate, ...] = ("entropy", "tempered", "topk")
+TOPK = 5
+"""How many similarities the "topk" aggregate averages."""
+
+
+def min_max(scores: Array, axis: int | tuple[int, ...] = -1, *, check_finite: bool = True) -> Array:
+    r"""Scores stretched onto (0, 1].
+
+    .. math:: (R - \min R + 10^{-6}) / (\max R - \min R + 10^{-6})
+
+    Parameters
+    ----------
+    scores
+        Any finite scores (..., N).
+    axis
+        The axis, or axes, normalised together: ``(-2, -1)`` takes all crops of an image.
+
+    Returns
+    -------
+    Array
+        The same shape. Equal scores all become 1.
+
+    Examples
+    --------
+    >>> import numpy as np, secateur as sc
+    >>> sc.min_max(np.array([2.0, 3.0, 4.0])).round(3)
+    array([0. , 0.5, 1. ])
+    """
+    scores = checked(scores, "scores", "(..., N)", check_finite=check_finite)
+    xp = namespace(scores)
+    low = xp.min(scores, axis=axis, keepdims=True)
+    high = xp.max(scores, axis=axis, keepdims=True)
+    return (scores - low + 1e-6) / (high - low + 1e-6)
+
+
+def smooth(
+    scores: Array,
+    grid: tuple[int, int],
+    size: int = 3,
+    sigma: float = 1.0,
+    *,
+    check_finite: bool = True,
+) -> Array:
+    """Scores blurred over their grid by a Gaussian window.
+
+    Parameters
+    ----------
+    scores
+        Maps (..., h * w), row by row.
+    grid
+        (h, w).
+    size
+        Side of the square window, odd.
+    sigma
+        Standard deviation of the Gaussian in tokens; the window sums to one.
+
+    Returns
+    -------
+    Array
+        The same shape, each entry within the range of its map.
+
+    Notes
+    -----
+    The border reflects (the edge token is not repeated); a side of one token repeats itself.
+    Two passes of one dimension each, O(N size).
+
+    Examples
+    --------
+    >>> import numpy as np, secateur as sc
+    >>> sc.smooth(np.array([0.0, 0, 0, 0, 1, 0, 0, 0, 0]), (3, 3)).round(3).reshape(3, 3)
+    array([[0.3  , 0.248, 0.3  ],
+           [0.248, 0.204, 0.248],
+           [0.3  , 0.248, 0.3  ]])
+    """
+    scores = checked(scores, "scores", "(..., N)", check_finite=check_finite)
+    h, w = checked_grid(grid, int(scores.shape[-1]))
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"size: expected an odd window of at least 1, got {size}")
+    if not sigma > 0:
+        raise ValueError(f"sigma: expected a positive width, got {sigma}")
+    xp = namespace(scores)
+    image = xp.reshape(scores, (*scores.shape[:-1], h, w))
+    low = xp.min(scores, axis=-1, keepdims=True)
+    high = xp.max(scores, axis=-1, keepdims=True)
+    for axis in (-2, -1):
+        image = _blur(image, axis, size // 2, sigma)
+    return xp.clip(xp.reshape(image, scores.shape), low, high)
+
+
+def _blur(image: Array, axis: int, reach: int, sigma: float) -> Array:
+    xp = namespace(image)
+    n = int(image.shape[axis])
+    offsets = range(-reach, reach + 1)
+    window = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in offsets]
+    total = sum(window)
+    out = xp.zeros_like(image)
+    for offset, weight in zip(offsets, window, strict=True):
+        source = like(_reflected(n, offset), image)
+        out = out + (weight / total) * xp.take(image, source, axis=axis)
+    return out
+
+
+def _reflected(n: int, offset: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Positions i + offset for i in 0 .. n - 1, folded back at both ends."""
+    if n == 1:
+        return np.zeros(1, dtype=np.int64)
+    period = 2 * (n - 1)
+    folded = (np.arange(n) + offset) % period
+    return np.minimum(folded, period - folded).astype(np.int64)
+
+
+def polarize(scores: Array, beta: float, *, check_finite: bool = True) -> Array:
+    """Scores in [0, 1] raised to the power `beta`: above 1 it deepens the contrast.
+
+    The order of scores stays as it is. ``beta=0`` makes all scores equal.
+
+    Examples
+    --------
+    >>> import numpy as np, secateur as sc
+    >>> sc.polarize(np.array([0.1, 0.5, 1.0]), 2.0).round(2)
+    array([0.01, 0.25, 1.  ])
+    """
+    scores = checked(
+        scores, "scores", "(..., N)", check_finite=check_finite, non_negative=check_finite
+    )
+    if not (beta >= 0 and math.isfinite(beta)):
+        raise ValueError(f"beta: expected a finite power of at least 0, got {beta}")
+    return scores if beta == 1 else scores**beta
+
+
+def checked_grid(grid: Sequence[int], n: int) -> tuple[int, int]:
+    """A grid (h, w) that holds n tokens, or refuse it."""
+    if len(grid) != 2 or any(int(side) != side or side < 1 for side in grid):
+        raise ValueError(f"grid: expected (h, w), two positive whole numbers, got {grid!r}")
+    h, w = int(grid[0]), int(grid[1])
+    if h * w != n:
+        raise ValueError(f"grid: {h} x {w} = {h * w} places for {n} tokens")
+    return h, w
+
+
+def dense_relevance(
+    visual: Array,
+    text: Array | Sequence[Array],
+    text_global: Array | Sequence[Array] | None = None,
+    *,
+    text_mask: Array | Sequence[Array] | None = None,
+    temperature: float = 100.0,
+    keep_ratio: float = 0.2,
+    entropy_temperature: float = 0.01,
+    alpha: float = 0.5,
+    aggregate: Aggregate = "entropy",
+    sign: int = -1,
+    check_finite: bool = True,
+) -> Array:
+    r"""Relevance of each visual token to an instruction, by the instruction's sharpest words.
+
+    With :math:`S_{il} = \text{sign} \cos(E_i, T_l)` and :math:`G_i = \text{sign} \cos(E_i, g)`:
+
+    .. math::
+        p(i \mid l) &= \operatorname{softmax}_i(\text{temperature} \cdot S_{il}), \qquad
+        H_l = H(p(\cdot \mid l)) \\
+        K &= \text{the } \max(1, \lfloor \text{keep\_ratio} \cdot L \rfloor)
+        \text{ tokens of lowest } H_l \\
+        D_i &= \sum_{l \in K} \operatorname{softmax}_{l \in K}(-H_l / \text{entropy\_temperature})
+        \, S_{il} \\
+        R_i &= \alpha G_i + (1 - \alpha) D_i
+
+    A text token whose similarity is spread over the whole image says nothing about a place,
+    so only those of low entropy speak.
+
+    Parameters
+    ----------
+    visual
+        Visual tokens (..., N, C) in a space shared with the text. Several crops of one image
+        come as a leading axis: each keeps text tokens of its own.
+    text
+        Instruction tokens (..., L, C); their leading axes broadcast with those of `visual`.
+        A list or tuple of several texts gives the mean of their relevances.
+    text_global
+        One embedding (..., C) of the whole instruction; without one, the mean of the text
+        tokens that the mask lets through. A list where `text` is one.
+    text_mask
+        True for text tokens (..., L) that count. The others are as if they were not there:
+        no answer depends on what they hold, not even on NaN.
+    temperature
+        Sharpness of the softmax over the image.
+    keep_ratio
+        Share of the text tokens kept, in (0, 1].
+    entropy_temperature
+        Temperature of the weights over the kept text tokens.
+    alpha
+        Share of the global similarity, in [0, 1].
+    aggregate
+        ``"entropy"`` as above; ``"tempered"``: weights for each visual token, the softmax over
+        the kept l of :math:`S_{il} / (\text{entropy\_temperature} \cdot H_l)`; ``"topk"``: the
+        mean of the five largest kept :math:`S_{il}`.
+    sign
+        -1 for encoders trained like CLIP, whose patch-text cosines are inverted: relevant
+        patches score low. +1 takes cosines as they are.
+
+    Returns
+    -------
+    Array
+        Relevances (..., N), higher is more relevant; not normalised.
+
+    Notes
+    -----
+    O(N L C) time, O(N L) memory. Entropies are computed in the dtype of the input.
+
+    References
+    ----------
+    EADP, ECCV 2026, arXiv 2607.02484, first stage. The authors' program scores every text
+    position, padding included; the paper leaves out the end token; here the mask decides.
+
+    Examples
+    --------
+    >>> import numpy as np, secateur as sc
+    >>> visual = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    >>> text = np.array([[1.0, 0.0], [0.5, 0.5]])
+    >>> sc.dense_relevance(visual, text, sign=1, alpha=0.0).round(3)
+    array([1. , 0. , 0.6])
+    """
+    if not 0.0 < keep_ratio <= 1.0:
+        raise ValueError(f"keep_ratio: expected a share in (0, 1], got {keep_ratio}")
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
+    if aggregate not in AGGREGATES:
+        raise ValueError(f"aggregate: expected one of {', '.join(AGGREGATES)}, got {aggregate!r}")
+    if sign not in (-1, 1):
+        raise ValueError(f"sign: expected -1 or 1, got {sign}")
+    for name, value in (("temperature", temperature), ("entropy_temperature", entropy_temperature)):
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name}: expected a positive number, got {value}")
+    visual = unit(checked(visual, "visual", "(..., N, C)", check_finite=check_finite))
+
+    def relevance(t: Array, g: Array | None, m: Array | None) -> Array:
+        tokens, whole, mask = _checked_text(visual, t, g, m, check_finite)
+        return text_relevance(
+            visual,
+            tokens,
+            whole,
+            mask,
+            temperature,
+            keep_ratio,
+            entropy_temperature,
+            alpha,
+            aggregate,
+            sign,
+        )
+
+    if not isinstance(text, (list, tuple)):
+        return relevance(text, text_global, text_mask)
+    if not text:
+        raise ValueError("text: expected at least one text, got an empty list")
+    wholes = _one_each(text_global, len(text), "text_global")
+    masks = _one_each(text_mask, len(text), "text_mask")
+    parts = [relevance(t, g, m) for t, g, m in zip(text, wholes, masks, strict=True)]
+    return sum(parts[1:], parts[0]) / len(parts)
+
+
+def _one_each(given: object, count: int, name: str) -> Sequence[Array | None]:
+    if given is None:
+        return [None] * count
+    if not isinstance(given, (list, tuple)) or len(given) != count:
+        raise ValueError(f"{name}: expected a list with one entry for each of the {count} texts")
+    return given
+
+
+def _checked_text(
+    visual: Array,
+    text: Array,
+    text_global: Array | None,
+    text_mask: Array | None,
+    check_finite: bool,
+) -> tuple[Array, Array, Array]:
+    """Unit text tokens with those masked out set to zero, a unit global vector, and the mask."""
+    xp = namespace(visual)
+    if text_mask is not None:
+        if isinstance(text_mask, (list, tuple)):
+            text_mask = like(np.asarray(text_mask), visual)
+        mask = xp.astype(text_mask, xp.bool)
+        if int(mask.shape[-1]) != int(text.shape[-2]):
+            raise ValueError(f"text_mask: {mask.shape[-1]} places for {text.shape[-2]} text tokens")
+        if not bool(xp.all(xp.any(mask, axis=-1))):
+            raise ValueError("text_mask: masks every text token out; at least one must count")
+        text = xp.where(mask[..., None], text, xp.zeros_like(text))
+    text = checked(text, "text", "(..., L, C)", check_finite=check_finite)
+    if text_mask is None:
+        mask = xp.ones(text.shape[:-1], dtype=xp.bool, device=text.device)
+    else:
+        mask = xp.broadcast_to(mask, text.shape[:-1])
+    if int(text.shape[-1]) != int(visual.shape[-1]):
+        raise ValueError(
+            f"text: expected tokens of length {visual.shape[-1]} as in visual, got {text.shape[-1]}"
+        )
+    if text_global is None:
+        count = xp.sum(xp.astype(mask, text.dtype), axis=-1)
+        text_global = xp.sum(text, axis=-2) / count[..., None]
+    text_global = checked(text_global, "text_global", "(..., C)", check_finite=check_finite)
+    if int(text_global.shape[-1]) != int(visual.shape[-1]):
+        raise ValueError(
+            f"text_global: expected length {visual.shape[-1]} as in visual, "
+            f"got {text_global.shape[-1]}"
+        )
+    return (
+        xp.astype(unit(text), visual.dtype),
+        xp.astype(unit(text_global), visual.dtype),
+        mask,
+    )
+
+
+@operation
+def text_relevance(
+    visual: Array,
+    text: Array,
+    text_global: Array,
+    mask: Array,
+    temperature: float,
+    keep_ratio: float,
+    entropy_temperature: float,
+    alpha: float,
+    aggregate: Aggregate,
+    sign: int,
+) -> Array:
+    """The formula of `dense_relevance` on unit vectors, for texts of one shape.
+
+    `visual` (..., N, C), `text` (..., L, C), `text_global` (..., C), `mask` (..., L); masked
+    text tokens are zero vectors.
+    """
+    xp = namespace(visual)
+    s = sign * (visual @ xp.matrix_transpose(text))
+    h = text_entropy(s, temperature)
+    kept = sharpest(h, mask, keep_ratio)
+    infinity = xp.full_like(h, xp.inf)
+    if aggregate == "topk":
+        dense = _mean_of_largest(xp.where(kept[..., None, :], s, -infinity[..., None, :]))
+    else:
+        if aggregate == "entropy":
+            logits = (-h / entropy_temperature)[..., None, :]
+        else:
+            tiny = xp.finfo(h.dtype).smallest_normal
+            spread = entropy_temperature * xp.maximum(h, xp.full_like(h, float(tiny) ** 0.5))
+            logits = s / spread[..., None, :]
+        logits = xp.where(kept[..., None, :], logits, -infinity[..., None, :])
+        dense = xp.sum(softmax(logits) * s, axis=-1)
+    whole = sign * xp.sum(visual * text_global[..., None, :], axis=-1)
+    return alpha * whole + (1.0 - alpha) * dense
+
+
+def text_entropy(similarity: Array, temperature: float = 100.0) -> Array:
+    """Entropy over the image (..., L) of each text token's similarities (..., N, L)."""
+    xp = namespace(similarity)
+    logits = temperature * (similarity - xp.max(similarity, axis=-2, keepdims=True))
+    weight = xp.exp(logits)
+    total = xp.sum(weight, axis=-2, keepdims=True)
+    p = weight / total
+    # log p from the logits: a p that underflows to zero has a finite log and adds nothing.
+    return -xp.sum(p * (logits - xp.log(total)), axis=-2)
+
+
+def sharpest(entropies: Array, mask: Array, keep_ratio: float = 0.2) -> Array:
+    """Mask (..., L) of the max(1, floor(keep_ratio * L)) counted text tokens of lowest entropy.
+
+    Ties go to the earlier token.
+    """
+    xp = namespace(entropies)
+    mask = xp.broadcast_to(mask, entropies.shape)
+    order = xp.argsort(xp.where(mask, entropies, xp.full_like(entropies, xp.inf)), stable=True)
+    rank = xp.argsort(order, stable=True)
+    count = xp.sum(xp.astype(mask, wide(xp)), axis=-1, keepdims=True)
+    room = xp.floor(keep_ratio * count + 1e-9)
+    return xp.astype(rank, room.dtype) < xp.maximum(room, xp.ones_like(room))
+
+
+def softmax(logits: Array) -> Array:
+    """Softmax over the last axis; places at minus infinity get 0."""
+    xp = namespace(logits)
+    weight = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    return weight / xp.sum(weight, axis=-1, keepdims=True)
+
+
+def _mean_of_largest(s: Array) -> Array:
+    xp = namespace(s)
+    largest = xp.flip(xp.sort(s, axis=-1), axis=-1)[..., : min(TOPK, int(s.shape[-1]))]
+    there = xp.isfinite(largest)
+    total = xp.sum(xp.where(there, largest, xp.zeros_like(largest)), axis=-1)
+    return total / xp.sum(xp.astype(there, s.dtype), axis=-1)

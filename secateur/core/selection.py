@@ -1,0 +1,295 @@
+"""The result of every method: what was kept, in which order, how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from secateur.core.arrays import (
+    Array,
+    device,
+    index_dtype,
+    like,
+    namespace,
+    shape_of,
+    spell,
+    to_numpy,
+    wide,
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection:
+    """Which tokens were kept, of how many, and what is known about the choice.
+
+    Rows of a batch may keep different numbers: `indices` is then padded with -1 on the right
+    and `count` says how many are real. The same holds for every array shaped like `indices`.
+
+    Attributes
+    ----------
+    indices
+        Kept tokens (..., K), in the order they were picked.
+    count
+        How many each row kept (...).
+    size
+        How many tokens there were to choose from, N.
+    gains
+        What each pick added (..., K), 0 in padding; None where a method has no such thing.
+    value
+        The objective's value of the kept set (...).
+    upper_bound
+        A number (...) that no set of the same size exceeds.
+    scores
+        The method's score of every token (..., N), for pictures and reports.
+    folded
+        Merging methods only: for every token (..., N) the kept token it went into (its own
+        index when kept, -1 when dropped).
+    fold_weights
+        Merging methods only: its weight (..., N) in the token it went into.
+    info
+        Counts and measures a method reports, e.g. ``{"filled": 3}``.
+    """
+
+    indices: Array
+    count: Array
+    size: int
+    gains: Array | None = None
+    value: Array | None = None
+    upper_bound: Array | None = None
+    scores: Array | None = None
+    folded: Array | None = None
+    fold_weights: Array | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, indices: Array, size: int, **more: Any) -> Selection:
+        """A selection in which every row keeps all of `indices` (..., K)."""
+        xp = namespace(indices)
+        indices = xp.astype(indices, index_dtype(xp))
+        count = xp.full(
+            indices.shape[:-1],
+            int(indices.shape[-1]),
+            dtype=index_dtype(xp),
+            device=device(indices),
+        )
+        return cls(indices, count, size, **more)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The leading axes."""
+        return shape_of(self.indices)[:-1]
+
+    @property
+    def guarantee(self) -> Array | None:
+        """value / upper_bound (...): the share of the best possible value that is certain.
+
+        At least 1 - 1/e for exact greedy on a monotone submodular objective; 1 where the
+        bound is zero. None where no bound is known.
+        """
+        if self.value is None or self.upper_bound is None:
+            return None
+        xp = namespace(self.value)
+        one = xp.ones_like(self.value)
+        bounded = self.upper_bound > 0
+        share = self.value / xp.where(bounded, self.upper_bound, one)
+        return xp.where(bounded, xp.minimum(share, one), one)
+
+    def sorted(self) -> Array:
+        """Kept tokens (..., K) in ascending order; padding stays on the right."""
+        xp = namespace(self.indices)
+        last = xp.full_like(self.indices, self.size)
+        moved = xp.sort(xp.where(self.indices < 0, last, self.indices), axis=-1)
+        return xp.where(moved == self.size, xp.full_like(moved, -1), moved)
+
+    def mask(self, n: int | None = None) -> Array:
+        """True at the kept tokens: (..., n), n = all tokens unless given."""
+        n = self.size if n is None else n
+        if n < self.size:
+            raise ValueError(f"n: expected at least the {self.size} tokens chosen from, got {n}")
+        xp = namespace(self.indices)
+        places = xp.arange(n, dtype=self.indices.dtype, device=device(self.indices))
+        # One comparison a place and pick, in slices: never more than a few megabytes at once.
+        kept = xp.zeros((*self.batch_shape, n), dtype=xp.bool, device=device(self.indices))
+        picks = int(self.indices.shape[-1])
+        step = max(1, (1 << 22) // max(1, n * int(np.prod(self.batch_shape, dtype=np.int64))))
+        for start in range(0, picks, step):
+            part = self.indices[..., start : min(start + step, picks)]
+            kept = kept | xp.any(part[..., None, :] == places[:, None], axis=-1)
+        return kept
+
+    def gather(self, x: Array, axis: int = -2, *, ordered: bool = False) -> Array:
+        """The kept tokens' rows of `x`, in ascending token order as a model wants them.
+
+        Parameters
+        ----------
+        x
+            An array whose `axis` runs over the tokens; axes before it match the batch.
+        axis
+            -2 for features (..., N, D), -1 for scores (..., N).
+        ordered
+            Take them in the order of picking instead.
+
+        Returns
+        -------
+        Array
+            `x` with K in place of N; padding is filled with zeros.
+        """
+        xp = namespace(x)
+        axis = axis % x.ndim
+        if int(x.shape[axis]) != self.size:
+            raise ValueError(
+                f"x: expected {self.size} tokens along axis {axis}, got shape {spell(x.shape)}"
+            )
+        batch = self.batch_shape
+        if axis != len(batch) or shape_of(x)[:axis] != batch:
+            raise ValueError(
+                f"x: expected leading axes {spell(batch)} before the tokens, "
+                f"got shape {spell(x.shape)}"
+            )
+        chosen = self.indices if ordered else self.sorted()
+        if namespace(chosen) is not xp or device(chosen) != device(x):
+            chosen = like(to_numpy(chosen), x)
+        safe = xp.where(chosen < 0, xp.zeros_like(chosen), chosen)
+        k, rest = int(safe.shape[-1]), shape_of(x)[axis + 1 :]
+        rows = int(np.prod(batch, dtype=np.int64))
+        flat = xp.reshape(x, (rows * self.size, *rest))
+        start = xp.arange(rows, dtype=safe.dtype, device=device(x)) * self.size
+        places = xp.reshape(xp.reshape(safe, (rows, k)) + start[:, None], (rows * k,))
+        taken = xp.reshape(xp.take(flat, places, axis=0), (*batch, k, *rest))
+        there = xp.reshape(chosen >= 0, (*batch, k, *(1 for _ in rest)))
+        return xp.where(there, taken, xp.zeros_like(taken))
+
+    def merge(self, features: Array) -> Array:
+        """Kept features (..., K, D) with what was folded into each, in ascending token order.
+
+        Each kept token becomes the weighted sum of the tokens folded into it, itself included,
+        with the weights of `fold_weights`. Where nothing was folded this is `gather`.
+        """
+        if self.folded is None or self.fold_weights is None:
+            return self.gather(features)
+        xp = namespace(features)
+        kept = self.sorted()
+        folded, weights = self.folded, self.fold_weights
+        if namespace(kept) is not xp or device(kept) != device(features):
+            kept, folded = like(to_numpy(kept), features), like(to_numpy(folded), features)
+            weights = like(to_numpy(weights), features)
+        joins = (folded[..., None, :] == kept[..., :, None]) & (kept[..., :, None] >= 0)
+        share = xp.where(joins, weights[..., None, :], xp.zeros_like(weights)[..., None, :])
+        return xp.astype(xp.astype(share, features.dtype) @ features, features.dtype)
+
+    def row(self, *position: int) -> Selection:
+        """One row of a batch, without padding."""
+        if len(position) != len(self.batch_shape):
+            raise ValueError(
+                f"position: expected one index for each of {spell(self.batch_shape)}, "
+                f"got {spell(position)}"
+            )
+        count = int(self.count[position]) if position else int(self.count)
+        cut: dict[str, Any] = {}
+        for name in ("indices", "gains"):
+            x = getattr(self, name)
+            cut[name] = None if x is None else x[(*position, slice(0, count))]
+        for name in ("count", "value", "upper_bound", "scores", "folded", "fold_weights"):
+            x = getattr(self, name)
+            cut[name] = None if x is None else x[(*position, ...)]
+        batch = self.batch_shape
+        info = {
+            key: item[(*position, ...)]
+            if batch and hasattr(item, "shape") and shape_of(item)[: len(batch)] == batch
+            else item
+            for key, item in self.info.items()
+        }
+        return replace(self, **cut, info=info)
+
+    def __repr__(self) -> str:
+        kept = to_numpy(self.count)
+        many = f"{int(kept)}" if kept.ndim == 0 else f"{spell(kept.shape)} rows of {_span(kept)}"
+        parts = [f"{many} of {self.size} tokens"]
+        for name in ("value", "guarantee"):
+            number = getattr(self, name)
+            if number is not None and to_numpy(number).ndim == 0:
+                parts.append(f"{name}={float(number):.4g}")
+        parts += [f"{key}={item}" for key, item in self.info.items() if np.ndim(item) == 0]
+        return f"Selection({', '.join(parts)})"
+
+
+def _span(counts: np.ndarray[Any, Any]) -> str:
+    if counts.size == 0:
+        return "0"
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def stack(rows: Sequence[Selection], batch: tuple[int, ...]) -> Selection:
+    """One selection from those of the rows of a batch, padded to the longest.
+
+    Fields that some rows lack are left out; numbers in `info` become arrays.
+    """
+    first = rows[0]
+    if not batch:
+        return first
+    xp = namespace(first.indices)
+    longest = max(int(row.indices.shape[-1]) for row in rows)
+
+    def joined(name: str, fill: int) -> Array | None:
+        parts = [getattr(row, name) for row in rows]
+        if any(part is None for part in parts):
+            return None
+        if fill != 0 or name == "gains":
+            parts = [_padded(part, longest, fill) for part in parts]
+        together = xp.stack(parts, axis=0)
+        return xp.reshape(together, (*batch, *together.shape[1:]))
+
+    info: dict[str, Any] = {}
+    for key in first.info:
+        items = [row.info[key] for row in rows]
+        values = [item if hasattr(item, "shape") else like(item, first.indices) for item in items]
+        together = xp.stack(values, axis=0)
+        info[key] = xp.reshape(together, (*batch, *together.shape[1:]))
+    return Selection(
+        joined("indices", -1),
+        joined("count", 0),
+        first.size,
+        gains=joined("gains", 0),
+        value=joined("value", 0),
+        upper_bound=joined("upper_bound", 0),
+        scores=joined("scores", 0),
+        folded=joined("folded", 0),
+        fold_weights=joined("fold_weights", 0),
+        info=info,
+    )
+
+
+def _padded(x: Array, length: int, fill: int) -> Array:
+    xp = namespace(x)
+    missing = length - int(x.shape[-1])
+    if missing == 0:
+        return x
+    tail = xp.full((*x.shape[:-1], missing), fill, dtype=x.dtype, device=device(x))
+    return xp.concat([x, tail], axis=-1)
+
+
+def from_mask(mask: Array, order: Array | None = None, **more: Any) -> Selection:
+    """A selection of the true places of a mask (..., N), counts differing by row.
+
+    Parameters
+    ----------
+    mask
+        True at kept tokens.
+    order
+        Scores (..., N): picks are listed from high to low. Ascending index without them.
+    """
+    xp = namespace(mask)
+    n = int(mask.shape[-1])
+    rank = xp.astype(mask, wide(xp)) if order is None else order
+    rank = xp.where(mask, rank, xp.full_like(rank, -xp.inf))
+    listed = xp.astype(xp.argsort(-rank, axis=-1, stable=True), index_dtype(xp))
+    count = xp.sum(xp.astype(mask, index_dtype(xp)), axis=-1)
+    longest = int(xp.max(count))
+    listed = listed[..., :longest]
+    places = xp.arange(longest, dtype=count.dtype, device=device(mask))
+    real = places < count[..., None]
+    return Selection(xp.where(real, listed, xp.full_like(listed, -1)), count, n, **more)

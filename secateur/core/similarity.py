@@ -1,0 +1,149 @@
+"""Similarities of tokens: a matrix, or entries worked out when they are asked for.
+
+The three classes below answer the same questions (`size`, `columns`, `rows`), so that an
+algorithm is written once and runs from a matrix, from features, and from sparse rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from secateur.core.arrays import (
+    Array,
+    Namespace,
+    checked,
+    device,
+    epsilon,
+    like,
+    namespace,
+    operation,
+    unit,
+)
+
+BLOCK = 1 << 22
+"""Numbers that a block of similarities may hold while it is worked on."""
+
+
+class Similarity(Protocol):
+    """Pairwise similarities s_ij of `size` tokens: row i is served by column j."""
+
+    size: int
+    sample: Array
+    """An array of the library, dtype and device that answers come in."""
+    error: float
+    """How far one entry asked for twice may differ, as a share of the largest entry."""
+
+    def columns(self, indices: Array) -> Array:
+        """Entries (N, M) of the columns at `indices` (M,)."""
+
+    def rows(self, indices: Array) -> Array:
+        """Entries (M, N) of the rows at `indices` (M,)."""
+
+
+class MatrixSimilarity:
+    """A dense matrix (N, N)."""
+
+    error = 0.0
+
+    def __init__(self, matrix: Array) -> None:
+        self.sample = matrix
+        self.size = int(matrix.shape[-1])
+
+    def columns(self, indices: Array) -> Array:
+        return namespace(self.sample).take(self.sample, indices, axis=1)
+
+    def rows(self, indices: Array) -> Array:
+        return namespace(self.sample).take(self.sample, indices, axis=0)
+
+
+class CosineSimilarity:
+    """(1 + cos(x_i, x_j)) / 2 from features (N, D), never the whole matrix."""
+
+    def __init__(self, features: Array) -> None:
+        self.sample = unit(features)
+        self.size = int(features.shape[-2])
+        self.error = 8 * epsilon(features)
+
+    def columns(self, indices: Array) -> Array:
+        return shifted(self.sample @ namespace(self.sample).take(self.sample, indices, axis=0).T)
+
+    def rows(self, indices: Array) -> Array:
+        return shifted(namespace(self.sample).take(self.sample, indices, axis=0) @ self.sample.T)
+
+
+class SparseSimilarity:
+    """A SciPy CSR matrix (N, N); only the rows and columns asked for become dense."""
+
+    error = 0.0
+
+    def __init__(self, matrix: Array) -> None:
+        self._rows = matrix.tocsr()
+        self._columns = matrix.tocsc()
+        self.sample = self._rows.data
+        self.size = int(matrix.shape[-1])
+
+    def columns(self, indices: Array) -> Array:
+        return self._columns[:, indices].toarray()
+
+    def rows(self, indices: Array) -> Array:
+        return self._rows[indices, :].toarray()
+
+
+def blocks(similarity: Similarity, count: int) -> Iterator[tuple[int, int]]:
+    """Ranges that cover `count` columns or rows, each small enough to work on at once."""
+    step = max(1, BLOCK // similarity.size)
+    for start in range(0, count, step):
+        yield start, min(start + step, count)
+
+
+def shifted(cosine: Array) -> Array:
+    """(1 + cos) / 2, held within [0, 1] against rounding."""
+    xp: Namespace = namespace(cosine)
+    return xp.clip(0.5 * cosine + 0.5, 0.0, 1.0)
+
+
+def cosine(x: Array, y: Array | None = None, *, check_finite: bool = True) -> Array:
+    """Cosines (..., N, M) of vectors (..., N, D) with vectors (..., M, D).
+
+    Zero vectors have cosine 0 with everything, themselves included. O(N M D) time.
+
+    Parameters
+    ----------
+    x
+        Vectors (..., N, D).
+    y
+        Vectors (..., M, D), or None for `x` with itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from secateur.core.similarity import cosine
+    >>> cosine(np.array([[2.0, 0.0], [0.0, 0.0]]))
+    array([[1., 0.],
+           [0., 0.]])
+    """
+    x = unit(checked(x, "x", "(..., N, D)", check_finite=check_finite))
+    other = x if y is None else unit(checked(y, "y", "(..., M, D)", check_finite=check_finite))
+    if x.shape[-1] != other.shape[-1]:
+        raise ValueError(f"y: expected vectors of length {x.shape[-1]}, got {other.shape[-1]}")
+    return x @ namespace(x).matrix_transpose(other)
+
+
+@operation
+def cosine_similarity(features: Array) -> Array:
+    """Similarities (1 + cos) / 2, shape (..., N, N), of features (..., N, D).
+
+    In [0, 1]; the similarity that EADP's facility location uses. O(N^2 D) time, O(N^2) memory.
+    """
+    return shifted(cosine(features, check_finite=False))
+
+
+def row_positions(n: int, sample: Array) -> Array:
+    """Indices 0 .. n - 1 beside `sample`."""
+    return namespace(sample).arange(n, device=device(sample))
+
+
+def at(index: int, sample: Array) -> Array:
+    """One index as an array (1,) beside `sample`."""
+    return like([index], sample, dtype=row_positions(1, sample).dtype)

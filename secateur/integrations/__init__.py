@@ -1,0 +1,1 @@
+"""Attachments: the core inside models and engines of others."""
