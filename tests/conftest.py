@@ -59,8 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(
     scope="session",
     params=[
-        pytest.param(name, marks=[pytest.mark.gpu] if name == "cupy" else [])
-        for name in NAMESPACES
+        pytest.param(name, marks=[pytest.mark.gpu] if name == "cupy" else []) for name in NAMESPACES
     ],
 )
 def xp(request: pytest.FixtureRequest) -> Any:
