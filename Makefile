@@ -10,14 +10,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo test test-all coverage check docs bench clean
+.PHONY: help demo test test-all coverage check lint format types layers doctests docs bench clean
 
 help:
 	@echo "make demo      prune the patches of a photograph, write demo.png"
 	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on)"
 	@echo "make test-all  run the slow tests too"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
-	@echo "make check     lint, format, types, layers, doctests"
+	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
 	@echo "make docs      build the site into site/"
 	@echo "make bench     time this commit with asv"
 	@echo "make clean     remove what these made, .venv included"
@@ -35,15 +35,25 @@ test-all: $(VENV)/.dev
 coverage: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m "not slow" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)
 
-check: $(VENV)/.dev
+check: lint format types layers doctests
+
+lint: $(VENV)/.dev
 	@echo "== lint =="
 	@$(BIN)/ruff check .
+
+format: $(VENV)/.dev
 	@echo "== format =="
 	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
 	@echo "== types =="
 	@$(BIN)/mypy
+
+layers: $(VENV)/.dev
 	@echo "== layers =="
 	@$(BIN)/lint-imports --no-cache
+
+doctests: $(VENV)/.dev
 	@echo "== doctests =="
 	@$(BIN)/python -m pytest -q --doctest-modules secateur
 
