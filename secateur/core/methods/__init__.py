@@ -12,7 +12,9 @@ from typing import Any
 from secateur.core.methods.base import Method
 from secateur.core.methods.eadp import EADP
 
-_OWN: tuple[type[Method], ...] = (EADP,)
+_OWN: tuple[type[Method], ...] = (
+    EADP,
+)
 
 
 def methods() -> dict[str, type[Method]]:

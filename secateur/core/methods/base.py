@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, overload
 
-from secateur.core.arrays import Array, checked, resolve_keep
+import numpy as np
+
+from secateur.core.arrays import Array, checked, each_row, like, namespace, resolve_keep
 from secateur.core.arrays import backend as backend_choice
 from secateur.core.selection import Selection
 from secateur.core.tokens import Tokens
+
+_LAYOUTS = {
+    "features": "(..., N, D)",
+    "embeds": "(..., N, C)",
+    "keys": "(..., N, C)",
+    "attention": "(..., N)",
+    "attention_shallow": "(..., N)",
+    "pixels": "(..., H, W, 3)",
+    "text": "(..., L, C)",
+    "text_global": "(..., C)",
+}
+"""The inputs that hold numbers which must be finite."""
 
 _NON_NEGATIVE = frozenset({"attention", "attention_shallow"})
 
@@ -20,10 +35,14 @@ _NON_NEGATIVE = frozenset({"attention", "attention_shallow"})
 class Method(ABC):
     """A way to choose visual tokens: a frozen record of its parameters.
 
+    A method of your own is a frozen dataclass that derives from this one, gives `name`,
+    `complexity` and `reference`, says in `needs` what it works from, and chooses in `choose`.
+
     Parameters
     ----------
     keep
-        How many tokens to keep: a count (int), or a share of them (float in (0, 1]).
+        How many tokens to keep: a count (int), or a share of them (float in (0, 1]). A count
+        at or above the number of tokens keeps all.
     """
 
     keep: int | float = 64
@@ -31,9 +50,15 @@ class Method(ABC):
     name: ClassVar[str]
     """What `secateur.method` calls it."""
     complexity: ClassVar[str]
-    """Time of one image, for the table of methods."""
+    """Time for one image of N tokens, for the table of methods."""
     reference: ClassVar[str]
     """Authors, venue, year, arXiv number."""
+    guarantee: ClassVar[str] = "none"
+    """What is certain about the chosen set, for the table of methods."""
+    parity: ClassVar[str] = "none: no program to compare with"
+    """What it was checked against, for the table of methods."""
+    prunes_before: ClassVar[bool] = True
+    """Whether `select` chooses before the language model; False for methods that act inside."""
 
     def __post_init__(self) -> None:
         resolve_keep(self.keep, 1)
@@ -41,11 +66,20 @@ class Method(ABC):
     @property
     @abstractmethod
     def needs(self) -> frozenset[str]:
-        """The fields of `Tokens` this method, with these parameters, works from."""
+        """The fields of `Tokens` it cannot do without, with these parameters."""
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """The fields of `Tokens` it also works from where they are given."""
+        return frozenset()
 
     @abstractmethod
     def choose(self, tokens: Tokens, k: int) -> Selection:
-        """Choose k of the tokens; inputs are there and checked, 1 <= k <= N."""
+        """Choose k of the tokens of each image of a batch.
+
+        Called by `select`: what is in `needs` is there, everything in `needs` and `optional`
+        is checked, and 1 <= k <= N.
+        """
 
     def budget(self, size: int) -> int:
         """How many of `size` tokens it keeps."""
@@ -89,15 +123,32 @@ class Method(ABC):
         MissingInputError
             When an input in `needs` is absent.
         """
-        if not isinstance(tokens, Tokens):
-            return [
-                self.select(each, check_finite=check_finite, backend=backend) for each in tokens
-            ]
-        tokens.require(type(self).__name__, *sorted(self.needs))
-        if check_finite:
-            _check(tokens, self.needs | {"features"})
+        one = isinstance(tokens, Tokens)
+        images = [tokens] if isinstance(tokens, Tokens) else list(tokens)
+        for each in images:
+            if not isinstance(each, Tokens):
+                raise ValueError(f"tokens: expected Tokens, got {type(each).__name__}")
+            each.require(type(self).__name__, *sorted(self.needs))
+            if check_finite:
+                self._check(each)
         with nullcontext() if backend is None else backend_choice(backend):
-            return self.choose(tokens, self.budget(tokens.size))
+            chosen = self.choose_each(images)
+        return chosen[0] if one else chosen
+
+    def choose_each(self, images: Sequence[Tokens]) -> list[Selection]:
+        """Choose from each `Tokens` of a list; a method may weigh them against each other."""
+        return [self.choose(each, self.budget(each.size)) for each in images]
+
+    def _check(self, tokens: Tokens) -> None:
+        for name in sorted((self.needs | self.optional | {"features"}) & _LAYOUTS.keys()):
+            given = getattr(tokens, name)
+            if given is None:
+                continue
+            several = isinstance(given, (list, tuple)) and name in ("text", "text_global")
+            for place, x in enumerate(given if several else [given]):
+                if name == "text":
+                    x = _without_masked(x, tokens.text_mask, place if several else None)
+                checked(x, name, _LAYOUTS[name], non_negative=name in _NON_NEGATIVE)
 
     def to_dict(self) -> dict[str, Any]:
         """The method as plain values that JSON can hold; `Method.from_dict` reads them."""
@@ -108,7 +159,12 @@ class Method(ABC):
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """The method that `to_dict` wrote."""
+        """The method that `to_dict` wrote; parameters it does not mention take their defaults.
+
+        >>> import secateur as sc
+        >>> sc.Method.from_dict({"method": "eadp", "keep": 32}) == sc.EADP(keep=32)
+        True
+        """
         from secateur.core.methods import methods
 
         known = methods()
@@ -118,6 +174,13 @@ class Method(ABC):
         kind = known[name]
         if not issubclass(kind, cls):
             raise ValueError(f"method: {name!r} is no {cls.__name__}")
+        parameters = {item.name for item in fields(kind)}
+        unknown = sorted(stored.keys() - parameters - {"method"})
+        if unknown:
+            raise ValueError(
+                f"{name}: no parameter {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(sorted(parameters))}"
+            )
         return kind(**{key: _rich(item) for key, item in stored.items() if key != "method"})
 
 
@@ -126,10 +189,11 @@ def _plain(x: Any) -> Any:
         return x.to_dict()
     if isinstance(x, (tuple, list)):
         return [_plain(each) for each in x]
-    return x
+    return x.item() if isinstance(x, np.generic) else x
 
 
 def _rich(x: Any) -> Any:
+    """Nested methods become methods, lists tuples; other records are read by their owner."""
     if isinstance(x, Mapping) and "method" in x:
         return Method.from_dict(x)
     if isinstance(x, list):
@@ -137,11 +201,36 @@ def _rich(x: Any) -> Any:
     return x
 
 
-def _check(tokens: Tokens, names: frozenset[str]) -> None:
-    for name in sorted(names - {"grid", "text", "text_global", "text_mask"}):
-        x: Array | None = getattr(tokens, name)
-        if x is not None:
-            checked(x, name, non_negative=name in _NON_NEGATIVE)
+def _without_masked(text: Array, mask: Any, place: int | None) -> Array:
+    """Text tokens with zeros where the mask says that they do not count, whatever they held."""
+    if mask is None:
+        return text
+    mask = mask if place is None else mask[place]
+    if mask is None:
+        return text
+    if isinstance(mask, (list, tuple)):
+        mask = like(np.asarray(mask), text)
+    xp = namespace(text)
+    return xp.where(xp.astype(mask, xp.bool)[..., None], text, xp.zeros_like(text))
+
+
+def rows(tokens: Tokens) -> Iterator[Tokens]:
+    """The images of a batch one by one, for methods that think of one image at a time.
+
+    Texts are shared by all; join the selections with `secateur.core.selection.stack`.
+    """
+    batch = tokens.batch_shape
+    if not batch:
+        yield tokens
+        return
+    sliced = ("features", "embeds", "keys", "attention", "attention_shallow", "pixels")
+    for position in each_row(batch):
+        changes = {
+            name: getattr(tokens, name)[(*position, ...)]
+            for name in sliced
+            if getattr(tokens, name) is not None
+        }
+        yield tokens.with_(**changes)
 
 
 def require_share(name: str, value: float, *, zero: bool = True) -> None:
@@ -152,6 +241,18 @@ def require_share(name: str, value: float, *, zero: bool = True) -> None:
 
 def require_positive(name: str, value: float, *, zero: bool = False) -> None:
     """Refuse a parameter that is not a positive finite number (or zero, where allowed)."""
-    if not (value > 0 or (zero and value == 0)) or value == float("inf"):
+    if not (value > 0 or (zero and value == 0)) or not math.isfinite(value):
         least = "of at least 0" if zero else "above 0"
         raise ValueError(f"{name}: expected a finite number {least}, got {value!r}")
+
+
+def require_whole(name: str, value: int, least: int = 0) -> None:
+    """Refuse a parameter that is not a whole number of at least `least`."""
+    if isinstance(value, bool) or int(value) != value or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+
+def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a parameter that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}; got {value!r}")
