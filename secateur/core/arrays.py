@@ -94,7 +94,8 @@ def _known_backend(name: str) -> str:
 
 def library(x: Array) -> str:
     """Top-level name of the library an array belongs to, ``"numpy"`` or ``"torch"``."""
-    return type(x).__module__.partition(".")[0]
+    name = type(x).__module__.partition(".")[0]
+    return "jax" if name == "jaxlib" else name
 
 
 @functools.cache
@@ -138,7 +139,7 @@ class Operation(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         choice = cast("str | None", kwargs.pop("backend", None))
         name = self.reference.__name__
-        first: Any = args[0]
+        first: Any = args[0] if args else next(iter(kwargs.values()))
         for driver in candidates(first, choice):
             fast = getattr(driver, name, None)
             if fast is not None:
@@ -199,6 +200,16 @@ def epsilon(x: Array) -> float:
     return float(namespace(x).finfo(x.dtype).eps)
 
 
+def rounding(xp: Namespace) -> float:
+    """Distance from 1 to the next number in the dtype of sums."""
+    return float(xp.finfo(wide(xp)).eps)
+
+
+def constant(x: Array) -> Array:
+    """The array without its history of gradients: a choice of tokens has no derivative."""
+    return x.detach() if compat.is_torch_array(x) else x
+
+
 def is_half(x: Array) -> bool:
     """Whether an array has 16-bit floats, which computations widen to float32."""
     return str(x.dtype).rpartition(".")[2] in ("float16", "bfloat16")
@@ -233,13 +244,15 @@ def checked(
     *,
     check_finite: bool = True,
     non_negative: bool = False,
+    beside: Array | None = None,
 ) -> Array:
     """Let an argument in as an array to compute on, or refuse it in words.
 
     Parameters
     ----------
     x
-        An array of any library, or a list or tuple of numbers, which becomes a NumPy array.
+        An array of any library, or a list or tuple of numbers, which becomes an array of
+        NumPy, or of the library and on the device of `beside`.
     name
         The argument's name, for the message.
     layout
@@ -252,7 +265,9 @@ def checked(
         Whether to refuse negative numbers.
     """
     if isinstance(x, (list, tuple, int, float)):
-        x = np.asarray(x)
+        x = _from_numbers(x, name, layout)
+        if beside is not None:
+            x = like(x, beside)
     if not compat.is_array_api_obj(x):
         raise ValueError(f"{name}: expected an array of shape {layout}, got {type(x).__name__}")
     axes = [axis for axis in layout.strip("()").split(",") if axis.strip() not in ("...", "")]
@@ -270,8 +285,22 @@ def checked(
     if check_finite and not _finite(x):
         raise ValueError(f"{name}: contains NaN or infinity (check_finite=False skips this check)")
     if non_negative and bool(xp.any(x < 0)):
-        raise ValueError(f"{name}: expected no negative numbers, smallest is {float(xp.min(x))}")
+        least = float(constant(xp.min(x)))
+        raise ValueError(f"{name}: expected no negative numbers, smallest is {least}")
     return x
+
+
+def _from_numbers(x: Any, name: str, layout: str) -> np.ndarray[Any, Any]:
+    try:
+        values = np.asarray(x)
+        if values.dtype.kind in "buif":
+            return values
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"{name}: expected an array of shape {layout}, got a {type(x).__name__} that is no array "
+        "of real numbers"
+    )
 
 
 def _finite(x: Array) -> bool:
@@ -310,15 +339,17 @@ def resolve_budget(k: Any, n: int, batch: tuple[int, ...], name: str = "k") -> A
     """One budget for all rows (an int) or one a row (an int64 NumPy array of shape `batch`)."""
     if not isinstance(k, (list, tuple)) and np.ndim(k) == 0:
         return resolve_keep(k.item() if hasattr(k, "item") else k, n, name)
-    budgets = to_numpy(k).astype(np.int64)
+    budgets = to_numpy(k)
     shape = budgets.shape
     if shape != batch:
         raise ValueError(
             f"{name}: expected one budget for each of the rows {spell(batch)}, got {spell(shape)}"
         )
+    if budgets.size and budgets.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected whole numbers, got {budgets.tolist()}")
     if budgets.size and int(budgets.min()) < 1:
         raise ValueError(f"{name}: a count is at least 1, got {int(budgets.min())}")
-    return np.minimum(budgets, n)
+    return np.minimum(budgets.astype(np.int64), n)
 
 
 def to_numpy(x: Any) -> np.ndarray[Any, Any]:

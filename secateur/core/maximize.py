@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from secateur.core.arrays import (
     shape_of,
     wide,
 )
+from secateur.core.arrays import backend as backend_choice
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant, Objective
 from secateur.core.selection import Selection
 from secateur.core.similarity import row_positions
@@ -89,11 +91,12 @@ def maximize(
 
     Notes
     -----
-    Greedy reaches (1 - 1/e) of the best value of a monotone submodular function with
-    f(empty) = 0. The set at hand is usually certified much better: for every prefix S_t of the
-    picks, the best value is at most f(S_t) plus the k largest gains at S_t; `upper_bound` is
-    the smallest of these. `"lazy"` and `"stochastic"` look at the first and the last
-    prefix only, since the others would cost them what they save.
+    Greedy reaches 1 - (1 - 1/k)^k > 1 - 1/e of the best value of a monotone submodular
+    function with f(empty) = 0. The set at hand is usually certified much better: for every
+    prefix S_t of the picks, the best value is at most f(S_t) plus the k largest gains at S_t;
+    `upper_bound` is the smallest of these and of what greedy promises. ``"lazy"`` and
+    ``"stochastic"`` look at the first and the last prefix only, since the others would cost
+    them what they save.
 
     References
     ----------
@@ -111,44 +114,41 @@ def maximize(
     (array([0, 2]), array([2. , 0.9]), 0.967)
     """
     budget = resolve_budget(k, f.size, f.batch_shape)
-    picks = _solve(f, budget, algorithm, seed, epsilon, backend)
-    certified = f.submodular and f.monotone
-    xp = namespace(picks.indices)
-    count = like(
-        np.broadcast_to(np.asarray(budget, dtype=np.int64), f.batch_shape),
-        picks.indices,
-        dtype=index_dtype(xp),
-    )
+    with nullcontext() if backend is None else backend_choice(backend):
+        picks = _solve(f, budget, algorithm, seed, epsilon)
+    budgets = np.broadcast_to(np.asarray(budget, dtype=np.int64), f.batch_shape)
+    bound = None
+    if f.submodular and f.monotone:
+        bound = picks.bound
+        if algorithm != "stochastic":
+            # What Nemhauser, Wolsey and Fisher promise for the picks of exact greedy.
+            promise = 1.0 - (1.0 - 1.0 / budgets) ** budgets
+            most = picks.value / like(promise, picks.value, dtype=picks.value.dtype)
+            bound = namespace(bound).minimum(bound, most)
     return Selection(
         picks.indices,
-        count,
+        like(budgets, picks.indices, dtype=index_dtype(namespace(picks.indices))),
         f.size,
         gains=picks.gains,
         value=picks.value,
-        upper_bound=picks.bound if certified else None,
+        upper_bound=bound,
     )
 
 
 def _solve(
-    f: Objective,
-    budget: Any,
-    algorithm: Algorithm,
-    seed: int | None,
-    share: float,
-    backend: str | None,
+    f: Objective, budget: Any, algorithm: Algorithm, seed: int | None, share: float
 ) -> Picks:
     if algorithm in ("auto", "incremental"):
-        chosen: dict[str, Any] = {} if backend is None else {"backend": backend}
         if isinstance(f, FacilityLocation):
             if f.features is not None:
-                return facility_location_features(f.features, f.weights, budget, **chosen)
-            return facility_location(f.matrix, f.weights, budget, **chosen)
+                return facility_location_features(f.features, f.weights, budget)
+            return facility_location(f.matrix, f.weights, budget)
         if isinstance(f, LogDeterminant):
-            return determinant(f.kernel, budget, **chosen)
+            return determinant(f.kernel, budget)
         if isinstance(f, Dispersion):
             if f.features is not None:
-                return farthest_first_features(f.features, budget, **chosen)
-            return farthest_first(f.distance, budget, **chosen)
+                return farthest_first_features(f.features, budget)
+            return farthest_first(f.distance, budget)
     if algorithm == "auto":
         algorithm = "lazy" if f.submodular else "incremental"
     if algorithm == "naive":
@@ -181,7 +181,9 @@ def _by_row(f: Objective, budget: Any, run: Callable[[Any, int], Picks]) -> Pick
         run(row, int(budgets[position]))
         for row, position in zip(f.rows(), each_row(f.batch_shape), strict=True)
     ]
-    longest = int(budgets.max())
+    longest = int(np.max(budget, initial=0))
+    if not answers:
+        return _no_rows(f, longest)
     xp = namespace(answers[0].indices)
 
     def joined(name: str, fill: float) -> Array:
@@ -196,6 +198,15 @@ def _by_row(f: Objective, budget: Any, run: Callable[[Any, int], Picks]) -> Pick
         return xp.reshape(together, (*f.batch_shape, *together.shape[1:]))
 
     return Picks(joined("indices", -1), joined("gains", 0), joined("value", 0), joined("bound", 0))
+
+
+def _no_rows(f: Objective, longest: int) -> Picks:
+    """The answer for a batch of no images."""
+    xp, place = namespace(f.sample), device(f.sample)
+    none = xp.zeros(f.batch_shape, dtype=wide(xp), device=place)
+    listed = (*f.batch_shape, longest)
+    indices = xp.zeros(listed, dtype=index_dtype(xp), device=place)
+    return Picks(indices, xp.zeros(listed, dtype=wide(xp), device=place), none, none)
 
 
 def leader(f: Objective, gains: Array, taken: list[int]) -> int:
@@ -234,9 +245,15 @@ def _answer(f: Objective, picks: list[int], gains: list[float], bound: float) ->
     return Picks(
         like(np.asarray(picks, dtype=np.int64), f.sample, dtype=index_dtype(xp)),
         like(np.asarray(gains, dtype=np.float64), f.sample, dtype=dtype),
-        xp.astype(f.value(picks), dtype),
+        _number(f.value(picks), f.sample),
         like(bound, f.sample, dtype=dtype),
     )
+
+
+def _number(x: Any, sample: Array) -> Array:
+    """A value as a number beside `sample` in the dtype of sums; floats are welcome."""
+    xp = namespace(sample)
+    return like(float(x), sample, dtype=wide(xp))
 
 
 def naive(f: Objective, k: int) -> Picks:
@@ -321,9 +338,7 @@ def lazy(f: Objective, k: int) -> Picks:
         gains.append(gain)
     left = like([max(0.0, -bound) for bound, _ in bounds] or [0.0], first, dtype=first.dtype)
     certificate.see(sum(gains), left)
-    # Nemhauser, Wolsey and Fisher's bound holds for the picks of exact greedy.
-    factor = 1.0 - (1.0 - 1.0 / k) ** k
-    return _answer(f, picks, gains, min(certificate.bound, sum(gains) / factor))
+    return _answer(f, picks, gains, certificate.bound)
 
 
 def stochastic(f: Objective, k: int, dice: np.random.Generator, share: float = 0.1) -> Picks:

@@ -16,13 +16,15 @@ import numpy as np
 
 from secateur.core.arrays import (
     Array,
-    check_lengths,
     checked,
+    constant,
+    device,
     each_row,
     epsilon,
     is_sparse,
     like,
     namespace,
+    rounding,
     shape_of,
     spell,
     to_numpy,
@@ -37,8 +39,6 @@ from secateur.core.similarity import (
     blocks,
     row_positions,
 )
-
-_EPSILON = float(np.finfo(np.float64).eps)
 
 
 class Tracker(Protocol):
@@ -73,7 +73,10 @@ class Objective(ABC):
 
     @abstractmethod
     def value(self, indices: Any) -> Array:
-        """The value of the set at `indices` (..., T); -1 stands for no token."""
+        """The value (...) of the sets at `indices` (..., T), one a row; -1 stands for no token.
+
+        An objective of your own is given a list of distinct ints and may answer with a float.
+        """
 
     def gain(self, indices: Any, j: Any) -> Array:
         """What `j` adds to the set at `indices`: value(S + j) - value(S).
@@ -81,17 +84,22 @@ class Objective(ABC):
         `j` is one index, or M of them for M answers.
         """
         picks = [int(p) for p in to_numpy(indices)]
-        before = self.value(picks)
-        one = np.ndim(to_numpy(j)) == 0
-        answers = [self.value([*picks, int(c)]) - before for c in np.ravel(to_numpy(j))]
-        return answers[0] if one else namespace(before).stack(answers)
+        before = float(self.value(picks))
+        asked = to_numpy(j)
+        gains = [float(self.value([*picks, int(c)])) - before for c in np.ravel(asked)]
+        together = np.asarray(gains).reshape(asked.shape)
+        return like(together, self.sample, dtype=wide(namespace(self.sample)))
 
     def margin(self, best: float) -> float:
         """How far below the best gain another may lie and still count as equal.
 
         What rounding can do to a sum of N terms; gains that close go to the lowest index.
         """
-        return 0.0 if math.isinf(best) else 4.0 * self.size * _EPSILON * abs(best)
+        return 0.0 if math.isinf(best) else 4.0 * self.size * self._rounding * abs(best)
+
+    @property
+    def _rounding(self) -> float:
+        return rounding(namespace(self.sample))
 
     def tracker(self) -> Tracker:
         """A tracker that starts from the empty set; this one asks `gain` anew every time."""
@@ -121,26 +129,31 @@ class _ByRow(Objective):
     """An objective that knows one image and treats a batch as a row of such objectives."""
 
     def value(self, indices: Any) -> Array:
-        if not self.batch_shape:
-            return self._value(_as_indices(indices, self.size, self.sample))
         return self._each(indices, lambda f, picks: f._value(picks))
 
     def gain(self, indices: Any, j: Any) -> Array:
-        one = np.ndim(to_numpy(j)) == 0
-        asked = _as_indices([int(c) for c in np.ravel(to_numpy(j))], self.size, self.sample)
-        if not self.batch_shape:
-            answer = self._gain(_as_indices(indices, self.size, self.sample), asked)
-        else:
-            answer = self._each(indices, lambda f, picks: f._gain(picks, asked))
-        return answer[..., 0] if one else answer
+        host = _checked_indices(j, self.size, "j", least=0)
+        asked = _beside(host.reshape(-1), self.sample)
+        answer = self._each(indices, lambda f, picks: f._gain(picks, asked))
+        return answer[..., 0] if host.ndim == 0 else answer
 
     def _each(self, indices: Any, ask: Any) -> Array:
-        picks = to_numpy(indices)
+        picks = _checked_indices(indices, self.size, "indices", least=-1)
+        if picks.ndim == 0 or picks.shape[:-1] not in ((), self.batch_shape):
+            raise ValueError(
+                f"indices: expected a set (T,) or one for each of the rows "
+                f"{spell(self.batch_shape)}, got shape {spell(picks.shape)}"
+            )
         picks = np.broadcast_to(picks, (*self.batch_shape, picks.shape[-1]))
         answers = [
-            ask(f, _as_indices(picks[position], self.size, self.sample))
+            ask(f, _beside(picks[position][picks[position] >= 0], self.sample))
             for f, position in zip(self.rows(), each_row(self.batch_shape), strict=True)
         ]
+        if not self.batch_shape:
+            return answers[0]
+        if not answers:
+            xp = namespace(self.sample)
+            return xp.zeros(self.batch_shape, dtype=wide(xp), device=device(self.sample))
         together = namespace(answers[0]).stack(answers)
         return namespace(together).reshape(together, (*self.batch_shape, *together.shape[1:]))
 
@@ -154,13 +167,20 @@ class _ByRow(Objective):
     def _gain(self, picks: Array, candidates: Array) -> Array: ...
 
 
-def _as_indices(indices: Any, n: int, sample: Array) -> Array:
-    """Real picks (T,) as an index array beside `sample`; padding dropped, others refused."""
-    host = np.asarray(to_numpy(indices)).astype(np.int64).reshape(-1)
-    host = host[host != -1]
-    if host.size and not (0 <= int(host.min()) and int(host.max()) < n):
-        raise ValueError(f"indices: expected tokens 0 .. {n - 1}, got {host.tolist()}")
-    return like(host, sample, dtype=row_positions(1, sample).dtype)
+def _checked_indices(
+    indices: Any, n: int, name: str, least: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    host = to_numpy(indices)
+    if host.size and (
+        host.dtype.kind not in "iu" or not (least <= int(host.min()) and int(host.max()) < n)
+    ):
+        raise ValueError(f"{name}: expected tokens {max(0, least)} .. {n - 1}, got {host.tolist()}")
+    return host.astype(np.int64)
+
+
+def _beside(indices: Any, sample: Array) -> Array:
+    """Indices on the host as an index array beside `sample`."""
+    return like(indices, sample, dtype=row_positions(1, sample).dtype)
 
 
 class FacilityLocation(_ByRow):
@@ -206,11 +226,13 @@ class FacilityLocation(_ByRow):
     ) -> None:
         if is_sparse(similarity):
             similarity = similarity.tocsr()
-            checked(similarity.data, "similarity", "(...)", check_finite=check_finite)
+            data = checked(similarity.data, "similarity", "(...)", check_finite=check_finite)
+            if data is not similarity.data:
+                similarity = similarity.astype(data.dtype)
         else:
             similarity = checked(similarity, "similarity", "(..., N, N)", check_finite=check_finite)
         shape = shape_of(similarity)
-        if shape[-1] != shape[-2]:
+        if shape[-1] != shape[-2] or not shape[-1]:
             raise ValueError(f"similarity: expected shape (..., N, N), got {spell(shape)}")
         self._start(similarity, None, shape, weights, check_finite)
 
@@ -236,24 +258,38 @@ class FacilityLocation(_ByRow):
         weights: Array | None,
         check_finite: bool,
     ) -> None:
-        self.matrix = matrix
+        self.matrix = matrix if matrix is None or is_sparse(matrix) else constant(matrix)
         """The similarities (..., N, N) given, dense or sparse; None from features."""
-        self.features = features
+        self.features = None if features is None else constant(features)
         """The features (..., N, D) given; None from a matrix."""
         self.batch_shape = shape[:-2]
         self.size = shape[-2]
-        source: Any = features if matrix is None else matrix
+        source: Any = self.matrix if features is None else self.features
         self.sample = source.data if is_sparse(source) else source
         if weights is not None:
-            weights = checked(
-                weights, "weights", "(..., N)", check_finite=check_finite, non_negative=True
-            )
-            check_lengths(similarity=self.size, weights=int(weights.shape[-1]))
-            xp = namespace(weights, self.sample)
-            weights = xp.broadcast_to(weights, (*self.batch_shape, self.size))
+            weights = self._checked_weights(weights, check_finite)
         self.weights = weights
         """Weights (..., N) of the rows, or None for equal ones."""
         self._entries: Similarity | None = None
+        self._weight_rounding: float | None = None
+
+    def _checked_weights(self, weights: Any, check_finite: bool) -> Array:
+        weights = checked(
+            weights,
+            "weights",
+            "(..., N)",
+            check_finite=check_finite,
+            non_negative=True,
+            beside=self.sample,
+        )
+        xp = namespace(weights, self.sample)
+        shape = shape_of(weights)
+        if shape[-1] != self.size or shape[:-1] not in ((), self.batch_shape):
+            raise ValueError(
+                f"weights: expected shape {spell((*self.batch_shape, self.size))} or "
+                f"{spell((self.size,))}, got {spell(shape)}"
+            )
+        return constant(xp.broadcast_to(weights, (*self.batch_shape, self.size)))
 
     @property
     def similarity(self) -> Similarity:
@@ -286,6 +322,15 @@ class FacilityLocation(_ByRow):
         if self.weights is None:
             return like(np.ones(self.size), self.sample, dtype=wide(xp))
         return xp.astype(self.weights, wide(xp))
+
+    def margin(self, best: float) -> float:
+        """From features, entries also carry the rounding of a cosine, whatever the gain."""
+        if self.features is None:
+            return super().margin(best)
+        if self._weight_rounding is None:
+            total = float(namespace(self.sample).sum(self.row_weights()))
+            self._weight_rounding = 8 * self._rounding * total
+        return super().margin(best) + self._weight_rounding
 
     def coverage(self, picks: Array) -> Array:
         """How well each row is served: m_i = max(0, max over S of s_ij), shape (N,)."""
@@ -400,10 +445,10 @@ class LogDeterminant(_ByRow):
         if check_finite and bool(xp.any(diagonal < 0)):
             raise ValueError(
                 "kernel: expected a positive semi-definite matrix, its diagonal goes down to "
-                f"{float(xp.min(diagonal))}"
+                f"{float(constant(xp.min(diagonal)))}"
             )
-        self.kernel = kernel
-        self.sample = kernel
+        self.kernel = constant(kernel)
+        self.sample = self.kernel
         self.size = shape[-1]
         self.batch_shape = shape[:-2]
 
@@ -432,7 +477,7 @@ class LogDeterminant(_ByRow):
 
     def margin(self, best: float) -> float:
         """Gains are logs: a share of what is left is a difference here."""
-        return 0.0 if math.isinf(best) else 4.0 * self.size * _EPSILON
+        return 0.0 if math.isinf(best) else 4.0 * self.size * self._rounding
 
     def tracker(self) -> Tracker:
         """What is left of every token's variance, by incremental Cholesky: O(N |S|) a pick."""
@@ -528,9 +573,9 @@ class Dispersion(_ByRow):
     def _begin(
         self, distance: Array | None, features: Array | None, shape: tuple[int, ...]
     ) -> None:
-        self.distance = distance
-        self.features = features
-        self.sample = features if distance is None else distance
+        self.distance = None if distance is None else constant(distance)
+        self.features = None if features is None else constant(features)
+        self.sample = self.features if distance is None else self.distance
         self.size = shape[-2]
         self.batch_shape = shape[:-2]
         self._entries: Similarity | None = None
@@ -588,10 +633,7 @@ class Dispersion(_ByRow):
 
     def margin(self, best: float) -> float:
         """Distances given are exact; those from features are known to their rounding."""
-        return 0.0 if math.isinf(best) else self._similarity_error() * best
-
-    def _similarity_error(self) -> float:
-        return 0.0 if self.features is None else 8 * epsilon(self.features)
+        return 0.0 if math.isinf(best) or self.features is None else 16 * epsilon(self.features)
 
     def tracker(self) -> Tracker:
         """Every token's distance to the nearest pick: one row of distances a pick."""

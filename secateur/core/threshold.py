@@ -10,15 +10,18 @@ from secateur.core.arrays import (
     Array,
     check_lengths,
     checked,
+    constant,
     descending,
     device,
     each_row,
+    epsilon,
     index_dtype,
     like,
     namespace,
     operation,
     resolve_budget,
     shape_of,
+    spell,
     to_numpy,
     unit,
 )
@@ -42,8 +45,8 @@ def greedy_threshold(
 
     .. math:: \tau_i = \min(\tau_{\max}, i \cdot \text{step})
 
-    and the next one that remains is kept, until there are k. If none remains first, the
-    removed tokens of highest attention fill up.
+    by more than rounding, and the next one that remains is kept, until there are k. If none
+    remains first, the removed tokens of highest attention fill up.
 
     Parameters
     ----------
@@ -81,23 +84,34 @@ def greedy_threshold(
     array([0, 2])
     """
     features = checked(features, "features", "(..., N, D)", check_finite=check_finite)
-    attention = checked(attention, "attention", "(..., N)", check_finite=check_finite)
+    attention = checked(
+        attention, "attention", "(..., N)", check_finite=check_finite, beside=features
+    )
+    xp = namespace(features, attention)
     check_lengths(features=int(features.shape[-2]), attention=int(attention.shape[-1]))
     batch = shape_of(features)[:-2]
     if shape_of(attention)[:-1] != batch:
         raise ValueError(
-            f"attention: expected leading axes {batch} as in features, got {attention.shape}"
+            f"attention: expected shape {spell(shape_of(features)[:-1])} beside features "
+            f"{spell(shape_of(features))}, got {spell(shape_of(attention))}"
         )
     if not tau_max >= 0:
         raise ValueError(f"tau_max: expected a distance of at least 0, got {tau_max}")
-    steps = np.broadcast_to(np.asarray(to_numpy(step), dtype=np.float64), batch)
+    steps = np.asarray(to_numpy(step), dtype=np.float64)
+    if steps.shape not in ((), batch):
+        raise ValueError(
+            f"step: expected a number or one for each of the rows {spell(batch)}, "
+            f"got {spell(steps.shape)}"
+        )
     if not bool(np.all(np.isfinite(steps) & (steps >= 0))):
-        raise ValueError(f"step: expected numbers of at least 0, got {step}")
+        raise ValueError(f"step: expected finite numbers of at least 0, got {steps.tolist()}")
+    steps = np.broadcast_to(steps, batch)
     n = int(features.shape[-2])
     budget = resolve_budget(k, n, batch)
     chosen: dict[str, Any] = {} if backend is None else {"backend": backend}
-    indices, filled = threshold_scan(features, attention, budget, steps, tau_max, **chosen)
-    xp = namespace(indices)
+    indices, filled = threshold_scan(
+        constant(features), constant(attention), budget, steps, tau_max, **chosen
+    )
     count = like(
         np.broadcast_to(np.asarray(budget, dtype=np.int64), batch), indices, dtype=index_dtype(xp)
     )
@@ -115,7 +129,7 @@ def threshold_scan(
     xp = namespace(features)
     batch = shape_of(features)[:-2]
     budgets = np.broadcast_to(np.asarray(k), batch)
-    longest = int(budgets.max())
+    longest = int(np.max(k, initial=0))
     indices = np.full((*batch, longest), -1, dtype=np.int64)
     filled = np.zeros(batch, dtype=np.int64)
     for position in each_row(batch):
@@ -139,6 +153,7 @@ def _scan(
     xp = namespace(directions)
     order = [int(j) for j in to_numpy(descending(attention))]
     remains = xp.ones(len(order), dtype=xp.bool, device=device(directions))
+    rounding = 8 * epsilon(directions)
     kept: list[int] = []
     for j in order:
         if len(kept) == k:
@@ -148,7 +163,9 @@ def _scan(
         kept.append(j)
         tau = min(tau_max, len(kept) * step)
         distance = 1.0 - xp.sum(directions * directions[j, :], axis=-1)
-        remains = remains & (distance >= tau)
-    removed = [j for j in order if j not in set(kept)]
+        # A duplicate's distance may come out below 0: within rounding is not below.
+        remains = remains & (distance >= tau - rounding)
+    kept_already = set(kept)
+    removed = [j for j in order if j not in kept_already]
     fill = removed[: k - len(kept)]
     return kept + fill, len(fill)
