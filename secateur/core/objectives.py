@@ -632,8 +632,8 @@ class Dispersion(_ByRow):
         return xp.take(nearest, candidates)
 
     def margin(self, best: float) -> float:
-        """Distances given are exact; those from features are known to their rounding."""
-        return 0.0 if math.isinf(best) or self.features is None else 16 * epsilon(self.features)
+        """Distances given are exact; those from features are known to a cosine's rounding."""
+        return 0.0 if math.isinf(best) or self.features is None else 16 * self._rounding
 
     def tracker(self) -> Tracker:
         """Every token's distance to the nearest pick: one row of distances a pick."""

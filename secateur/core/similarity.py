@@ -14,11 +14,12 @@ from secateur.core.arrays import (
     Namespace,
     checked,
     device,
-    epsilon,
     like,
     namespace,
     operation,
+    rounding,
     unit,
+    wide,
 )
 
 BLOCK = 1 << 22
@@ -58,12 +59,16 @@ class MatrixSimilarity:
 
 
 class CosineSimilarity:
-    """(1 + cos(x_i, x_j)) / 2 from features (N, D), never the whole matrix."""
+    """(1 + cos(x_i, x_j)) / 2 from features (N, D), never the whole matrix.
+
+    A cosine is a sum that decides a pick, so it is taken in the dtype of sums.
+    """
 
     def __init__(self, features: Array) -> None:
-        self.sample = unit(features)
+        xp = namespace(features)
+        self.sample = unit(xp.astype(features, wide(xp)))
         self.size = int(features.shape[-2])
-        self.error = 8 * epsilon(features)
+        self.error = 8 * rounding(xp)
 
     def columns(self, indices: Array) -> Array:
         return shifted(self.sample @ namespace(self.sample).take(self.sample, indices, axis=0).T)
