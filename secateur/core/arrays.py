@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -159,11 +160,9 @@ def namespace(*arrays: Array) -> Namespace:
     given = [x for x in arrays if x is not None and not is_sparse(x)]
     try:
         return compat.array_namespace(*given)
-    except TypeError as error:
+    except TypeError:
         kinds = " and ".join(sorted({library(x) for x in given}))
-        raise ValueError(
-            f"arrays of one library are expected in one call, got {kinds}: {error}"
-        ) from None
+        raise ValueError(f"arrays of one library are expected in one call, got {kinds}") from None
 
 
 def device(x: Array) -> Any:
@@ -316,6 +315,16 @@ def check_lengths(**sizes: int) -> None:
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise ValueError(f"lengths disagree: {told}")
+
+
+def whole(x: Any) -> int:
+    """A whole number as an int, -1 for what is none."""
+    if isinstance(x, bool):
+        return -1
+    try:
+        return operator.index(x)
+    except TypeError:
+        return -1
 
 
 def resolve_keep(keep: Any, n: int, name: str = "keep") -> int:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from secateur.core.arrays import Array, checked, like, namespace, to_numpy
+from secateur.core.arrays import Array, checked, like, namespace, to_numpy, whole
 
 Rounding = Literal["exact", "floor"]
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -64,10 +64,10 @@ def allocate(
     )
     host = to_numpy(scores).astype(np.float64)
     parts = host.shape[-1]
-    low = _bounds(minimum, parts, "minimum", 0)
-    high = _bounds(total if maximum is None else maximum, parts, "maximum", total)
-    if int(total) != total or total < 1:
+    if whole(total) < 1:
         raise ValueError(f"total: expected a whole number of at least 1, got {total!r}")
+    low = _bounds(minimum, parts, "minimum")
+    high = _bounds(total if maximum is None else maximum, parts, "maximum")
     if rounding not in ("exact", "floor"):
         raise ValueError(f"rounding: expected exact or floor, got {rounding!r}")
     if bool(np.any(low > high)):
@@ -82,19 +82,21 @@ def allocate(
         shares = np.floor(total * rows / (rows.sum(axis=-1, keepdims=True) + 1e-6))
         counts = np.clip(shares.astype(np.int64), low, high)
     else:
-        counts = np.stack([_exact(row, int(total), low, high) for row in rows])
+        counts = np.zeros(rows.shape, dtype=np.int64)
+        for count, row in zip(counts, rows, strict=True):
+            count[:] = _exact(row, int(total), low, high)
     xp = namespace(scores)
     dtype = xp.arange(1).dtype
     return like(counts.reshape(host.shape), scores, dtype=dtype)
 
 
-def _bounds(given: Any, parts: int, name: str, absent: int) -> Numbers:
-    values = np.asarray(to_numpy(absent if given is None else given)).astype(np.int64)
+def _bounds(given: Any, parts: int, name: str) -> Numbers:
+    values = to_numpy(given)
     if values.shape not in ((), (parts,)):
         raise ValueError(f"{name}: expected a number or one for each of {parts} parts")
-    if bool(np.any(values < 0)):
-        raise ValueError(f"{name}: expected numbers of at least 0, got {values.tolist()}")
-    return np.broadcast_to(values, (parts,))
+    if values.dtype.kind not in "iu" or bool(np.any(values < 0)):
+        raise ValueError(f"{name}: expected whole numbers of at least 0, got {values.tolist()}")
+    return np.broadcast_to(values.astype(np.int64), (parts,))
 
 
 def _exact(scores: Numbers, total: int, low: Numbers, high: Numbers) -> Numbers:
@@ -115,6 +117,8 @@ def _proportional(scores: Numbers, total: int, low: Numbers, high: Numbers) -> N
     if not scores.any():
         scores = np.ones_like(scores)
     scores = scores / scores.max()
+    # A share so small that no budget makes a token of it is none; dividing by it could overflow.
+    scores = np.where(scores < 1e-250, 0.0, scores)
     # The sum is a piecewise linear, rising function of t: find the piece, solve within it.
     positive = scores > 0
     breaks = np.unique(
@@ -126,7 +130,7 @@ def _proportional(scores: Numbers, total: int, low: Numbers, high: Numbers) -> N
         share: Numbers = np.clip(breaks[-1] * scores, low, high).astype(np.float64)
         spare = np.where(positive, 0.0, high - share)
         missing = total - share.sum()
-        if missing > 0:
+        if missing > 0 and spare.any():
             share = share + spare * (missing / spare.sum())
         return share
     piece = max(1, int(np.searchsorted(sums, total, side="right")))

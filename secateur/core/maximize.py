@@ -113,6 +113,10 @@ def maximize(
     >>> picks.indices, picks.gains.round(3), round(float(picks.guarantee), 3)
     (array([0, 2]), array([2. , 0.9]), 0.967)
     """
+    if not isinstance(f, Objective):
+        raise ValueError(
+            f"f: expected an objective such as FacilityLocation(similarity), got {type(f).__name__}"
+        )
     budget = resolve_budget(k, f.size, f.batch_shape)
     with nullcontext() if backend is None else backend_choice(backend):
         picks = _solve(f, budget, algorithm, seed, epsilon)

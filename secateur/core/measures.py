@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import math
 
-from secateur.core.arrays import Array, checked, device, namespace, operation, wide, widened
+from secateur.core.arrays import (
+    Array,
+    checked,
+    device,
+    namespace,
+    operation,
+    spell,
+    whole,
+    wide,
+    widened,
+)
 
 
 def entropy(
@@ -44,6 +54,8 @@ def entropy(
     array([0.6931, 0.    ])
     """
     p = checked(p, "p", "(..., N)", check_finite=check_finite, non_negative=True)
+    if not -p.ndim <= axis < p.ndim or not p.shape[axis]:
+        raise ValueError(f"axis: expected one that holds numbers in {spell(p.shape)}, got {axis}")
     return _entropy(p, axis, normalize)
 
 
@@ -199,8 +211,8 @@ def patch_entropy(image: Array, patch: int) -> Array:
 def check_image(image: Array, patch: int) -> tuple[int, int]:
     """Rows and columns of whole patches in an image (..., H, W, 3), or refuse it."""
     if int(image.shape[-1]) != 3:
-        raise ValueError(f"image: expected shape (..., H, W, 3), got {tuple(image.shape)}")
-    if isinstance(patch, bool) or int(patch) != patch or patch < 1:
+        raise ValueError(f"image: expected shape (..., H, W, 3), got {spell(image.shape)}")
+    if whole(patch) < 1:
         raise ValueError(f"patch: expected a positive whole number of pixels, got {patch!r}")
     height, width = int(image.shape[-3]), int(image.shape[-2])
     if height < patch or width < patch:

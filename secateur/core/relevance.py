@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from secateur.core.arrays import (
     Array,
     checked,
+    device,
     like,
     namespace,
     operation,
+    shape_of,
+    spell,
     unit,
+    whole,
     wide,
 )
 
@@ -95,7 +99,7 @@ def smooth(
     """
     scores = checked(scores, "scores", "(..., N)", check_finite=check_finite)
     h, w = checked_grid(grid, int(scores.shape[-1]))
-    if size < 1 or size % 2 == 0:
+    if whole(size) < 1 or size % 2 == 0:
         raise ValueError(f"size: expected an odd window of at least 1, got {size}")
     if not sigma > 0:
         raise ValueError(f"sigma: expected a positive width, got {sigma}")
@@ -149,11 +153,12 @@ def polarize(scores: Array, beta: float, *, check_finite: bool = True) -> Array:
     return scores if beta == 1 else scores**beta
 
 
-def checked_grid(grid: Sequence[int], n: int) -> tuple[int, int]:
+def checked_grid(grid: Any, n: int) -> tuple[int, int]:
     """A grid (h, w) that holds n tokens, or refuse it."""
-    if len(grid) != 2 or any(int(side) != side or side < 1 for side in grid):
+    sides = [whole(side) for side in grid] if isinstance(grid, Iterable) else []
+    if len(sides) != 2 or any(side < 1 for side in sides):
         raise ValueError(f"grid: expected (h, w), two positive whole numbers, got {grid!r}")
-    h, w = int(grid[0]), int(grid[1])
+    h, w = sides
     if h * w != n:
         raise ValueError(f"grid: {h} x {w} = {h * w} places for {n} tokens")
     return h, w
@@ -295,39 +300,64 @@ def _checked_text(
     check_finite: bool,
 ) -> tuple[Array, Array, Array]:
     """Unit text tokens with those masked out set to zero, a unit global vector, and the mask."""
-    xp = namespace(visual)
-    if text_mask is not None:
-        if isinstance(text_mask, (list, tuple)):
-            text_mask = like(np.asarray(text_mask), visual)
-        mask = xp.astype(text_mask, xp.bool)
-        if int(mask.shape[-1]) != int(text.shape[-2]):
-            raise ValueError(f"text_mask: {mask.shape[-1]} places for {text.shape[-2]} text tokens")
-        if not bool(xp.all(xp.any(mask, axis=-1))):
-            raise ValueError("text_mask: masks every text token out; at least one must count")
-        text = xp.where(mask[..., None], text, xp.zeros_like(text))
-    text = checked(text, "text", "(..., L, C)", check_finite=check_finite)
+    # What the mask hides may be anything: its values are looked at only once it is gone.
+    text = checked(text, "text", "(..., L, C)", check_finite=False, beside=visual)
+    xp = namespace(visual, text)
+    _check_fit("text", text, visual, 2)
     if text_mask is None:
-        mask = xp.ones(text.shape[:-1], dtype=xp.bool, device=text.device)
+        mask = xp.ones(text.shape[:-1], dtype=xp.bool, device=device(text))
     else:
+        mask = _checked_mask(text_mask, text, visual)
+        text = xp.where(mask[..., None], text, xp.zeros_like(text))
         mask = xp.broadcast_to(mask, text.shape[:-1])
-    if int(text.shape[-1]) != int(visual.shape[-1]):
-        raise ValueError(
-            f"text: expected tokens of length {visual.shape[-1]} as in visual, got {text.shape[-1]}"
-        )
+    text = checked(text, "text", "(..., L, C)", check_finite=check_finite)
     if text_global is None:
         count = xp.sum(xp.astype(mask, text.dtype), axis=-1)
         text_global = xp.sum(text, axis=-2) / count[..., None]
-    text_global = checked(text_global, "text_global", "(..., C)", check_finite=check_finite)
-    if int(text_global.shape[-1]) != int(visual.shape[-1]):
-        raise ValueError(
-            f"text_global: expected length {visual.shape[-1]} as in visual, "
-            f"got {text_global.shape[-1]}"
-        )
+    text_global = checked(
+        text_global, "text_global", "(..., C)", check_finite=check_finite, beside=visual
+    )
+    xp = namespace(visual, text_global)
+    _check_fit("text_global", text_global, visual, 1)
     return (
         xp.astype(unit(text), visual.dtype),
         xp.astype(unit(text_global), visual.dtype),
         mask,
     )
+
+
+def _checked_mask(text_mask: Any, text: Array, visual: Array) -> Array:
+    if isinstance(text_mask, (list, tuple)):
+        text_mask = like(np.asarray(text_mask), text)
+    xp = namespace(text_mask, text)
+    mask = xp.astype(text_mask, xp.bool)
+    if int(mask.shape[-1]) != int(text.shape[-2]):
+        raise ValueError(f"text_mask: {mask.shape[-1]} places for {text.shape[-2]} text tokens")
+    _check_axes("text_mask", shape_of(mask)[:-1], "text", shape_of(text)[:-2])
+    _check_axes("text_mask", shape_of(mask)[:-1], "visual", shape_of(visual)[:-2])
+    if not bool(xp.all(xp.any(mask, axis=-1))):
+        raise ValueError("text_mask: masks every text token out; at least one must count")
+    return mask
+
+
+def _check_fit(name: str, text: Array, visual: Array, axes: int) -> None:
+    """Refuse text of another vector length than visual, or of another batch."""
+    if int(text.shape[-1]) != int(visual.shape[-1]):
+        raise ValueError(
+            f"{name}: expected vectors of length {visual.shape[-1]} as in visual, "
+            f"got {text.shape[-1]}"
+        )
+    _check_axes(name, shape_of(text)[:-axes], "visual", shape_of(visual)[:-2])
+
+
+def _check_axes(name: str, axes: tuple[int, ...], other: str, others: tuple[int, ...]) -> None:
+    try:
+        np.broadcast_shapes(axes, others)
+    except ValueError:
+        raise ValueError(
+            f"{name}: its leading axes {spell(axes)} do not broadcast with {spell(others)} "
+            f"of {other}"
+        ) from None
 
 
 @operation

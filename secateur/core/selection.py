@@ -18,6 +18,7 @@ from secateur.core.arrays import (
     spell,
     to_numpy,
     wide,
+    widened,
 )
 
 
@@ -284,11 +285,11 @@ def from_mask(mask: Array, order: Array | None = None, **more: Any) -> Selection
     """
     xp = namespace(mask)
     n = int(mask.shape[-1])
-    rank = xp.astype(mask, wide(xp)) if order is None else order
+    rank = xp.astype(mask, wide(xp)) if order is None else widened(order)
     rank = xp.where(mask, rank, xp.full_like(rank, -xp.inf))
     listed = xp.astype(xp.argsort(-rank, axis=-1, stable=True), index_dtype(xp))
     count = xp.sum(xp.astype(mask, index_dtype(xp)), axis=-1)
-    longest = int(xp.max(count))
+    longest = int(to_numpy(count).max(initial=0))
     listed = listed[..., :longest]
     places = xp.arange(longest, dtype=count.dtype, device=device(mask))
     real = places < count[..., None]
