@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from secateur.core.arrays import Array, device, like, namespace, operation, shape_of, wide, widened
 
@@ -56,6 +57,42 @@ def attention_received(
     O(H Q T d) time; the weights are held for a block of queries at a time, so memory is
     O(H T) beyond the inputs.
     """
+    xp = namespace(queries)
+    *batch, _, _, _ = shape_of(queries)
+    length = int(keys.shape[-2])
+    received = xp.zeros((*batch, length), dtype=wide(xp), device=device(queries))
+    for part, shares in _shares(queries, keys, scale, key_mask, positions):
+        shares = xp.astype(shares, received.dtype)
+        if query_weights is not None:
+            shares = shares * xp.astype(query_weights[..., part], received.dtype)[..., None]
+        received = received + xp.sum(shares, axis=-2)
+    return xp.astype(received, widened(queries).dtype)
+
+
+def attention_rows(
+    queries: Array,
+    keys: Array,
+    *,
+    scale: float | None = None,
+    key_mask: Array | None = None,
+    positions: Array | None = None,
+) -> Array:
+    """Attention (..., Q, T) that each query pays each key, averaged over the heads.
+
+    Arguments as in `attention_received`, which sums these rows. O(H Q T d) time, O(Q T) memory.
+    """
+    parts = [shares for _, shares in _shares(queries, keys, scale, key_mask, positions)]
+    return namespace(queries).concat(parts, axis=-2)
+
+
+def _shares(
+    queries: Array,
+    keys: Array,
+    scale: float | None,
+    key_mask: Array | None,
+    positions: Array | None,
+) -> Iterator[tuple[slice, Array]]:
+    """Blocks of queries, and the attention (..., block, T) they pay, averaged over the heads."""
     queries, keys = widened(queries), widened(keys)
     xp = namespace(queries)
     *batch, heads, count, size = shape_of(queries)
@@ -65,7 +102,6 @@ def attention_received(
     factor = 1.0 / math.sqrt(size) if scale is None else scale
     queries = xp.reshape(queries, (*batch, groups, heads // groups, count, size))
     turned = xp.matrix_transpose(keys)[..., :, None, :, :]
-    received = xp.zeros((*batch, length), dtype=wide(xp), device=device(queries))
     places = xp.arange(length, device=device(queries))
     rows = math.prod(batch) * heads * length
     step = max(1, BLOCK // max(1, rows))
@@ -87,8 +123,4 @@ def attention_received(
         weight = xp.exp(logits - peak)
         total = xp.sum(weight, axis=-1, keepdims=True)
         weight = weight / xp.where(total > 0, total, xp.ones_like(total))
-        shares = xp.astype(xp.sum(weight, axis=(-4, -3)) / heads, received.dtype)
-        if query_weights is not None:
-            shares = shares * xp.astype(query_weights[..., part], received.dtype)[..., None]
-        received = received + xp.sum(shares, axis=-2)
-    return xp.astype(received, queries.dtype)
+        yield part, xp.sum(weight, axis=(-4, -3)) / heads
