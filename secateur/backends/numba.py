@@ -1,1 +1,175 @@
-"""placeholder"""
+"""The Numba driver: what compiled loops do better than whole-array steps, for NumPy arrays.
+
+It offers an operation where a loop pays, and leaves the rest to the NumPy driver. Kernels are
+compiled when first used and cached on disk. Images of a batch run in threads; a single image
+runs in one, so that the same input always takes the same steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from secateur.backends import numpy as plain
+from secateur.backends.numpy import Floats, Indices
+from secateur.core.arrays import each_row, is_sparse
+from secateur.core.maximize import Picks
+from secateur.core.measures import check_image
+
+available = importlib.util.find_spec("numba") is not None
+"""Whether Numba is installed; it is imported when an operation first needs it."""
+
+ALONE = 1 << 20
+"""Numbers in a batch below which starting threads costs more than they save."""
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("secateur.backends.kernels_numba")
+
+
+def _workers(x: Floats) -> int:
+    """How many threads share a batch: as many as Numba is set to use."""
+    import numba
+
+    return 1 if x.size < ALONE else min(int(numba.get_num_threads()), math.prod(x.shape[:-2]))
+
+
+def unit(x: Floats) -> Floats:
+    """Vectors (..., D) scaled to length one; a zero vector stays zero."""
+    x = np.ascontiguousarray(x)
+    out = np.empty_like(x)
+    _kernels().unit_rows(x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1]))
+    return out
+
+
+def cosine_similarity(features: Floats) -> Floats:
+    """Similarities (1 + cos) / 2, shape (..., N, N), of features (..., N, D)."""
+    directions = unit(features)
+    cosine: Floats = directions @ np.swapaxes(directions, -1, -2)
+    _kernels().shift(cosine)
+    return cosine
+
+
+class _Nearly(plain.NearlyServed):
+    """Coverage and gains from features: matrix products by BLAS, the rest in loops."""
+
+    def largest(self, k: int) -> float:
+        return plain.Served.largest(self, k)
+
+    def _gains(self, columns: Floats) -> Floats:
+        kernels = _kernels()
+        return np.asarray([kernels.gain_of(column, self.m, self.w) for column in columns])
+
+    def lower_listed(self, i: Indices, low: Floats) -> None:
+        starts, count = self.near.shape[1] * i, self.count[i]
+        near, level = self.near.reshape(-1), self.level.reshape(-1)
+        _kernels().lower_by_lists(self.g, near, level, starts, count, self.w[i], low, self.m[i])
+
+    def lower_by(self, s: Floats, i: Indices, low: Floats) -> None:
+        kernels = _kernels()
+        kernels.note_near(s, i, self.m[i], self.near, self.level, self.count)
+        kernels.lower_rows(s, low, self.m[i], self.w[i], self.g)
+
+
+class _Listed(plain.Listed):
+    """Coverage and gains from a CSR matrix."""
+
+    def lower(self, i: Indices, low: Floats) -> None:
+        rows = self._rows
+        starts = rows.indptr[i].astype(np.int64)
+        count = rows.indptr[i + 1] - starts
+        _kernels().lower_by_lists(
+            self.g, rows.indices, rows.data, starts, count, self.w[i], low, self.m[i]
+        )
+
+
+def _greedy(similarity: Floats, weights: Floats | None, k: int) -> tuple[Any, Any, float, float]:
+    w = np.ones(len(similarity)) if weights is None else np.asarray(weights, dtype=np.float64)
+    picks = np.empty(k, dtype=np.int64)
+    gains = np.empty(k)
+    rows = np.ascontiguousarray(similarity)
+    value, bound = _kernels().greedy_dense(rows, np.ascontiguousarray(w), k, picks, gains)
+    return picks, gains, value, bound
+
+
+def facility_location(similarity: Any, weights: Floats | None, k: Any) -> Picks:
+    """Greedy facility location from a matrix (..., N, N), dense or CSR."""
+    if is_sparse(similarity):
+        matrix = plain.canonical(similarity)
+        return plain.over_batch(
+            (), k, lambda _, budget: plain.greedy(_Listed(matrix, weights), budget)
+        )
+    return plain.over_batch(
+        similarity.shape[:-2],
+        k,
+        lambda at, budget: _greedy(similarity[at], plain.weights_at(weights, at), budget),
+        _workers(similarity),
+    )
+
+
+def facility_location_features(features: Floats, weights: Floats | None, k: Any) -> Picks:
+    """Greedy facility location on (1 + cos) / 2 of features (..., N, D), in O(N D) memory."""
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
+        w = plain.weights_at(weights, at)
+        if plain.small_enough(features):
+            return _greedy(cosine_similarity(features[at]), w, budget)
+        return plain.greedy(_Nearly(plain.Cosine(features[at]), w), budget)
+
+    return plain.over_batch(features.shape[:-2], k, solve)
+
+
+def determinant(kernel: Floats, k: Any) -> Picks:
+    """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
+    epsilon = float(np.finfo(kernel.dtype).eps)
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
+        picks = np.empty(budget, dtype=np.int64)
+        gains = np.empty(budget)
+        _kernels().explain(np.ascontiguousarray(kernel[at]), budget, epsilon, picks, gains)
+        return picks, gains, float(gains.sum()), math.inf
+
+    return plain.over_batch(kernel.shape[:-2], k, solve, _workers(kernel))
+
+
+def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
+    """Farthest-first over distances (..., N, N)."""
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
+        picks = np.empty(budget, dtype=np.int64)
+        gains = np.empty(budget)
+        rows = np.ascontiguousarray(distance[at])
+        _kernels().farthest(rows, budget, -1 if start is None else start, picks, gains)
+        value = plain.smallest_between(plain.GivenDistances(rows), picks)
+        return picks, gains, value, math.inf
+
+    return plain.over_batch(distance.shape[:-2], k, solve, _workers(distance))
+
+
+def threshold_scan(
+    features: Floats, attention: Floats, k: Any, step: Floats, tau_max: float
+) -> tuple[Indices, Indices]:
+    """AgilePruner's scan over a batch, each token compared with those kept before it only."""
+
+    def scan(x: Floats, order: Indices, budget: int, rise: float, limit: float) -> Indices:
+        kept = np.empty(budget, dtype=np.int64)
+        return kept[: _kernels().scan(unit(x), order, budget, rise, limit, kept)]
+
+    return plain.scan_batch(features, attention, k, step, tau_max, scan)
+
+
+def patch_entropy(image: Any, patch: int) -> Floats:
+    """Entropy of the grey values within each patch, O(H W)."""
+    image = plain.checked_image(image)
+    rows, columns = check_image(image, patch)
+    terms = plain.entropy_terms(patch * patch)
+    h = np.empty((*image.shape[:-3], rows, columns))
+    for at in each_row(image.shape[:-3]):
+        _kernels().patch_histograms(np.ascontiguousarray(image[at]), patch, terms, h[at])
+    return h.reshape(*image.shape[:-3], rows * columns)

@@ -383,6 +383,7 @@ def like(values: Any, x: Array, dtype: Any = None) -> Array:
     return xp.asarray(values, dtype=dtype, device=device(x))
 
 
+@operation
 def unit(x: Array) -> Array:
     """Vectors (..., D) scaled to length one; a zero vector stays zero.
 

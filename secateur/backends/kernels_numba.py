@@ -1,0 +1,479 @@
+"""Loops that Numba compiles, cached on disk.
+
+Each is the inner part of an operation of the NumPy driver. None runs threads of its own: all
+release the interpreter's lock, so that images of a batch run side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+EPSILON = float(np.finfo(np.float64).eps)
+
+# Sums may be regrouped into vector lanes; NaN is refused before, infinities stay meaningful.
+regroup = njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "nnan", "contract"})
+exact = njit(cache=True, nogil=True)
+
+
+@regroup
+def first_gains(s: Any, w: Any, g: Any) -> bool:
+    """Set g_j to sum_i w_i r_ij with r = max(0, s); whether r is symmetric but for rounding.
+
+    One pass: r is symmetric if r z = r^T z for a random z in [1, 2), unless entries that differ
+    cancel to 15 digits.
+    """
+    n = len(g)
+    z = np.empty(n)
+    state = np.uint64(1)
+    for j in range(n):
+        state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+        z[j] = 1.0 + (state >> np.uint64(11)) * 2.0**-53
+    by_row = np.empty(n)
+    by_column = np.zeros(n)
+    g[:] = 0.0
+    whole = n - n % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = s[i], s[i + 1], s[i + 2], s[i + 3]
+        wa, wb, wc, wd = w[i], w[i + 1], w[i + 2], w[i + 3]
+        za, zb, zc, zd = z[i], z[i + 1], z[i + 2], z[i + 3]
+        ra = rb = rc = rd = 0.0
+        for j in range(n):
+            sa, sb, sc, sd = max(a[j], 0.0), max(b[j], 0.0), max(c[j], 0.0), max(d[j], 0.0)
+            g[j] += wa * sa + wb * sb + wc * sc + wd * sd
+            by_column[j] += za * sa + zb * sb + zc * sc + zd * sd
+            ra += sa * z[j]
+            rb += sb * z[j]
+            rc += sc * z[j]
+            rd += sd * z[j]
+        by_row[i], by_row[i + 1], by_row[i + 2], by_row[i + 3] = ra, rb, rc, rd
+    for i in range(whole, n):
+        by_row[i] = 0.0
+        for j in range(n):
+            r = max(s[i, j], 0.0)
+            g[j] += w[i] * r
+            by_column[j] += z[i] * r
+            by_row[i] += z[j] * r
+    differ = 0
+    for j in range(n):
+        differ += abs(by_row[j] - by_column[j]) > 64.0 * EPSILON * by_row[j]
+    return differ == 0
+
+
+@regroup
+def fetch_column(s: Any, symmetric: bool, j: int, column: Any) -> None:
+    """Column j, which is row j of a symmetric matrix."""
+    if symmetric:
+        row = s[j]
+        for i in range(len(column)):
+            column[i] = row[i]
+    else:
+        for i in range(len(column)):
+            column[i] = s[i, j]
+
+
+@regroup
+def gain_of(column: Any, m: Any, w: Any) -> float:
+    """sum_i w_i max(0, s_ij - m_i)."""
+    gain = 0.0
+    for i in range(len(m)):
+        gain += w[i] * max(column[i] - m[i], 0.0)
+    return gain
+
+
+@regroup
+def best_of(g: Any) -> float:
+    """The largest gain."""
+    best = -math.inf
+    for j in range(len(g)):
+        best = max(best, g[j])
+    return best
+
+
+@regroup
+def lower_dense(s: Any, rows: Any, low: Any, high: Any, w: Any, g: Any) -> None:
+    """Take from g_j what rows no longer give: w_i (min(max(s_ij, low_i), high_i) - low_i)."""
+    n = len(g)
+    count = len(rows)
+    whole = count - count % 4
+    for start in range(0, whole, 4):
+        a, b, c, d = s[rows[start]], s[rows[start + 1]], s[rows[start + 2]], s[rows[start + 3]]
+        la, lb, lc, ld = low[start], low[start + 1], low[start + 2], low[start + 3]
+        ha, hb, hc, hd = high[start], high[start + 1], high[start + 2], high[start + 3]
+        wa, wb, wc, wd = w[start], w[start + 1], w[start + 2], w[start + 3]
+        for j in range(n):
+            g[j] -= (
+                wa * (min(max(a[j], la), ha) - la)
+                + wb * (min(max(b[j], lb), hb) - lb)
+                + wc * (min(max(c[j], lc), hc) - lc)
+                + wd * (min(max(d[j], ld), hd) - ld)
+            )
+    for each in range(whole, count):
+        row, lo, hi, weight = s[rows[each]], low[each], high[each], w[each]
+        for j in range(n):
+            g[j] -= weight * (min(max(row[j], lo), hi) - lo)
+
+
+@regroup
+def sum_above(g: Any, level: float) -> tuple[int, float]:
+    """How many gains exceed a level, and their sum."""
+    count = 0
+    total = 0.0
+    for j in range(len(g)):
+        above = g[j] > level
+        count += above
+        total += g[j] if above else 0.0
+    return count, total
+
+
+@exact
+def top_sum(g: Any, k: int, level: float, work: Any) -> tuple[float, float]:
+    """The sum of the k largest positive gains, and the k-th, which bounds that of later calls.
+
+    Gains only shrink, so at most k exceed the level of an earlier call; going down from there
+    in growing steps leaves a handful between two levels to choose from.
+    """
+    above, total = sum_above(g, level)
+    step = 1e-3 * level
+    while True:
+        lower = max(level - step, 0.0)
+        count, more = sum_above(g, lower)
+        if count >= k or lower == 0.0:
+            break
+        level, above, total = lower, count, more
+        step *= 4.0
+    if count <= k:
+        return more, (lower if count == k else level)
+    found = 0
+    for j in range(len(g)):
+        work[found] = g[j]
+        found += (g[j] > lower) & (g[j] <= level)
+    wanted = k - above
+    if wanted > 0:
+        select(work, found, wanted)
+        for place in range(wanted):
+            total += work[place]
+            level = min(level, work[place])
+    return total, level
+
+
+@exact
+def select(x: Any, n: int, k: int) -> None:
+    """Bring the k largest of the first n numbers to the front, in no order."""
+    low, high = 0, n - 1
+    while low < high:
+        pivot = x[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while x[i] > pivot:
+                i += 1
+            while x[j] < pivot:
+                j -= 1
+            if i <= j:
+                x[i], x[j] = x[j], x[i]
+                i += 1
+                j -= 1
+        if k - 1 <= j:
+            high = j
+        elif k - 1 >= i:
+            low = i
+        else:
+            return
+
+
+@exact
+def greedy_dense(s: Any, w: Any, k: int, picks: Any, gains: Any) -> tuple[float, float]:
+    """Greedy facility location on a matrix: fills picks and gains; value and upper bound."""
+    n = len(w)
+    g = np.empty(n)
+    m = np.zeros(n)
+    column = np.empty(n)
+    work = np.empty(n + 1)
+    rows = np.empty(n, dtype=np.int64)
+    low = np.empty(n)
+    high = np.empty(n)
+    heavy = np.empty(n)
+    symmetric = first_gains(s, w, g)
+    # The gains last worked out exactly; one that still equals its g_j needs no second look.
+    known = g.copy()
+    largest = best_of(g)
+    level = largest
+    terms = n
+    total = 0.0
+    bound = math.inf
+    for step in range(k):
+        slack = 4.0 * EPSILON * terms * largest
+        top, level = top_sum(g, k, level, work)
+        bound = min(bound, total + k * slack + top)
+        best = best_of(g)
+        least = best - 2.0 * slack - 4.0 * n * EPSILON * abs(best)
+        at_hand = -1
+        best = -math.inf
+        for j in range(n):
+            if g[j] >= least:
+                if g[j] != known[j]:
+                    fetch_column(s, symmetric, j, column)
+                    at_hand = j
+                    g[j] = gain_of(column, m, w)
+                    known[j] = g[j]
+                best = max(best, known[j])
+        least = max(least, best - 4.0 * n * EPSILON * abs(best))
+        pick = 0
+        while g[pick] < least:
+            pick += 1
+        picks[step] = pick
+        gains[step] = g[pick]
+        total += g[pick]
+        g[pick] = -math.inf
+        if at_hand != pick:
+            fetch_column(s, symmetric, pick, column)
+        count = 0
+        for i in range(n):
+            if column[i] > m[i]:
+                rows[count] = i
+                low[count] = m[i]
+                high[count] = column[i]
+                heavy[count] = w[i]
+                m[i] = column[i]
+                count += 1
+        terms += count
+        lower_dense(s, rows[:count], low[:count], high[:count], heavy[:count], g)
+    slack = 4.0 * EPSILON * terms * largest
+    top, level = top_sum(g, k, level, work)
+    bound = min(bound, total + k * slack + top)
+    value = 0.0
+    for i in range(n):
+        value += w[i] * m[i]
+    return value, bound
+
+
+@regroup
+def lower_rows(s: Any, low: Any, high: Any, w: Any, g: Any) -> None:
+    """The same for rows s (M, N) at hand."""
+    lower_dense(s, np.arange(len(low)), low, high, w, g)
+
+
+@exact
+def note_near(s: Any, rows: Any, high: Any, near: Any, level: Any, count: Any) -> None:
+    """List for each of `rows`, if they fit, the candidates whose entries in s exceed high."""
+    room = near.shape[1]
+    for each in range(len(rows)):
+        row, limit, i = s[each], high[each], rows[each]
+        better = 0
+        for j in range(len(row)):
+            better += row[j] > limit
+        if better <= room:
+            found = 0
+            for j in range(len(row)):
+                if row[j] > limit:
+                    near[i, found] = j
+                    level[i, found] = row[j]
+                    found += 1
+            count[i] = found
+
+
+@exact
+def lower_by_lists(
+    g: Any, near: Any, level: Any, starts: Any, count: Any, w: Any, low: Any, high: Any
+) -> None:
+    """Take from gains what rows, listed at `starts` in flat arrays, no longer give."""
+    for each in range(len(starts)):
+        lo, hi, weight = low[each], high[each], w[each]
+        for place in range(starts[each], starts[each] + count[each]):
+            s = level[place]
+            if s > lo:
+                g[near[place]] -= weight * (min(s, hi) - lo)
+
+
+@regroup
+def shift(cosine: Any) -> None:
+    """Write (1 + cos) / 2 over cosines, held within [0, 1] against rounding."""
+    flat = cosine.reshape(-1)
+    half, zero, one = flat.dtype.type(0.5), flat.dtype.type(0.0), flat.dtype.type(1.0)
+    for place in range(len(flat)):
+        flat[place] = min(max(half * flat[place] + half, zero), one)
+
+
+@regroup
+def unit_rows(x: Any, out: Any) -> None:
+    """Rows scaled to length one, by their largest entry first; zero rows stay zero."""
+    for r in range(len(x)):
+        row, to = x[r], out[r]
+        largest = abs(row[0])
+        for d in range(len(row)):
+            largest = max(largest, abs(row[d]))
+        if largest == 0.0:
+            to[:] = row
+            continue
+        squares = 0.0
+        for d in range(len(row)):
+            to[d] = row[d] / largest
+            squares += to[d] * to[d]
+        length = x.dtype.type(math.sqrt(squares))
+        for d in range(len(row)):
+            to[d] /= length
+
+
+@exact
+def explain(kernel: Any, k: int, epsilon: float, picks: Any, gains: Any) -> None:
+    """Greedy log-determinant by incremental Cholesky, in the order of the reference."""
+    n = len(kernel)
+    left = np.empty(n)
+    noise = np.empty(n)
+    opened = np.ones(n, dtype=np.bool_)
+    factor = np.empty((k, n))
+    rank = 0
+    for j in range(n):
+        left[j] = kernel[j, j]
+        noise[j] = 16.0 * epsilon * left[j]
+    for step in range(k):
+        best = -1.0
+        for j in range(n):
+            if opened[j]:
+                best = max(best, left[j] if left[j] > noise[j] else 0.0)
+        least = best * math.exp(-4.0 * n * EPSILON)
+        pick = 0
+        while not opened[pick] or (left[pick] if left[pick] > noise[pick] else 0.0) < least:
+            pick += 1
+        opened[pick] = False
+        picks[step] = pick
+        gains[step] = -math.inf
+        if left[pick] <= noise[pick]:
+            continue
+        gains[step] = math.log(left[pick])
+        row = factor[rank]
+        for j in range(n):
+            row[j] = kernel[pick, j]
+        whole = rank - rank % 4
+        for t in range(0, whole, 4):
+            a, b, c, d = factor[t], factor[t + 1], factor[t + 2], factor[t + 3]
+            pa, pb, pc, pd = a[pick], b[pick], c[pick], d[pick]
+            for j in range(n):
+                row[j] = (((row[j] - a[j] * pa) - b[j] * pb) - c[j] * pc) - d[j] * pd
+        for t in range(whole, rank):
+            a = factor[t]
+            pa = a[pick]
+            for j in range(n):
+                row[j] -= a[j] * pa
+        length = math.sqrt(left[pick])
+        for j in range(n):
+            row[j] /= length
+            left[j] -= row[j] * row[j]
+        rank += 1
+
+
+@regroup
+def nearest_other(distance: Any, nearest: Any) -> None:
+    """The smallest entry of every column but for the diagonal."""
+    n = len(distance)
+    nearest[:] = math.inf
+    for i in range(n):
+        row, own = distance[i], nearest[i]
+        for j in range(n):
+            nearest[j] = min(nearest[j], row[j])
+        nearest[i] = own
+
+
+@regroup
+def farthest(distance: Any, k: int, start: int, picks: Any, gains: Any) -> None:
+    """Farthest-first over a matrix; a negative start stands for none."""
+    n = len(distance)
+    nearest = np.empty(n, dtype=distance.dtype)
+    if start < 0:
+        nearest_other(distance, nearest)
+        start = first_largest(nearest)
+        gain = nearest[start]
+    else:
+        gain = distance.dtype.type(math.inf)
+        for i in range(n):
+            if i != start:
+                gain = min(gain, distance[i, start])
+    nearest[:] = math.inf
+    pick = start
+    for step in range(k):
+        if step > 0:
+            pick = first_largest(nearest)
+            gain = nearest[pick]
+        picks[step] = pick
+        gains[step] = gain
+        for i in range(n):
+            nearest[i] = min(nearest[i], distance[i, pick])
+        for t in range(step + 1):
+            nearest[picks[t]] = -math.inf
+
+
+@regroup
+def first_largest(x: Any) -> int:
+    """The lowest place of the largest number."""
+    best = best_of(x)
+    place = 0
+    while x[place] < best:
+        place += 1
+    return place
+
+
+@regroup
+def cosine_of(x: Any, y: Any) -> float:
+    """The product of two unit vectors."""
+    total = x.dtype.type(0.0)
+    for d in range(len(x)):
+        total += x[d] * y[d]
+    return total
+
+
+@exact
+def scan(x: Any, order: Any, k: int, step: float, tau_max: float, kept: Any) -> int:
+    """AgilePruner's scan: each token is compared with those kept until one drives it away."""
+    found = 0
+    for j in order:
+        if found == k:
+            break
+        near = False
+        for i in range(found):
+            tau = min(tau_max, (i + 1) * step)
+            distance = x.dtype.type(1.0) - cosine_of(x[j], x[kept[i]])
+            if max(distance, 0.0) < tau:
+                near = True
+                break
+        if not near:
+            kept[found] = j
+            found += 1
+    return found
+
+
+RED, GREEN, BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
+BLACK, WHITE = np.float32(0.0), np.float32(255.0)
+
+
+@exact
+def grey_row(pixels: Any, levels: Any) -> None:
+    """Grey values of a row of pixels (W, 3), in float32 and without fused steps."""
+    for x in range(len(levels)):
+        red = RED * np.float32(pixels[x, 0])
+        green = GREEN * np.float32(pixels[x, 1])
+        blue = BLUE * np.float32(pixels[x, 2])
+        levels[x] = np.uint8(min(max((red + green) + blue, BLACK), WHITE))
+
+
+@exact
+def patch_histograms(image: Any, patch: int, terms: Any, h: Any) -> None:
+    """Entropies h (rows, columns) of patches of an image (H, W, 3); terms[n] is p log p."""
+    rows, columns = h.shape
+    levels = np.empty(columns * patch, dtype=np.uint8)
+    counts = np.empty((columns, 256), dtype=np.int32)
+    for row in range(rows):
+        counts[:] = 0
+        for y in range(row * patch, (row + 1) * patch):
+            grey_row(image[y], levels)
+            for column in range(columns):
+                histogram = counts[column]
+                for x in range(column * patch, (column + 1) * patch):
+                    histogram[levels[x]] += 1
+        for column in range(columns):
+            total = 0.0
+            for level in range(256):
+                total -= terms[counts[column, level]]
+            h[row, column] = total
