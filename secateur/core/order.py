@@ -1,0 +1,80 @@
+"""Orders of tokens: who comes first, who is left, who is nearest to whom."""
+
+from __future__ import annotations
+
+from secateur.core.arrays import (
+    Array,
+    descending,
+    device,
+    index_dtype,
+    namespace,
+    rounding,
+    unit,
+    wide,
+)
+from secateur.core.selection import Selection
+
+
+def ranks(scores: Array) -> Array:
+    """The place (..., N) of every token from high to low score; ties in ascending index order.
+
+    >>> import numpy as np
+    >>> ranks(np.array([0.2, 0.9, 0.2]))
+    array([1, 0, 2])
+    """
+    return namespace(scores).argsort(descending(scores), axis=-1, stable=True)
+
+
+def first_of(rank: Array, k: int) -> Array:
+    """The k tokens (..., k) of lowest rank (..., N), lowest first; ties in ascending order."""
+    xp = namespace(rank)
+    return xp.astype(xp.argsort(rank, axis=-1, stable=True)[..., :k], index_dtype(xp))
+
+
+def others(indices: Array, n: int) -> Array:
+    """The tokens (..., N - K) that are not among `indices` (..., K), in ascending order.
+
+    >>> import numpy as np
+    >>> others(np.array([3, 0]), 5)
+    array([1, 2, 4])
+    """
+    xp = namespace(indices)
+    taken = xp.astype(Selection.of(indices, n).mask(), index_dtype(xp))
+    return first_of(taken, n - int(indices.shape[-1]))
+
+
+def settled(x: Array) -> Array:
+    """Numbers of about 1 in the dtype of sums, rounded to a multiple of 2^12 rounding errors.
+
+    What was added up in another order, by another backend or for a duplicate, is then equal,
+    and ties go to the lowest index everywhere.
+    """
+    xp = namespace(x)
+    step = 2.0**12 * rounding(xp)
+    return xp.round(x / step) * step
+
+
+def settled_cosine(x: Array, y: Array) -> Array:
+    """Cosines (..., N, M) of x (..., N, D) with y (..., M, D), `settled`."""
+    xp = namespace(x)
+    x, y = unit(xp.astype(x, wide(xp))), unit(xp.astype(y, wide(xp)))
+    return settled(x @ xp.matrix_transpose(y))
+
+
+def nearest(vectors: Array, targets: Array) -> Array:
+    """For every vector (..., N, C), the one of `targets` (..., K) of largest cosine to it.
+
+    Targets are indices of vectors; -1 stands for none, and there is at least one. Among equals
+    the first target wins.
+    """
+    xp = namespace(vectors)
+    aims = Selection.of(targets, int(vectors.shape[-2])).gather(vectors, ordered=True)
+    cosines = settled_cosine(vectors, aims)
+    absent = xp.full_like(cosines, -xp.inf)
+    best = xp.argmax(xp.where((targets >= 0)[..., None, :], cosines, absent), axis=-1)
+    return xp.take_along_axis(targets, xp.astype(best, targets.dtype), axis=-1)
+
+
+def positions_like(indices: Array, n: int) -> Array:
+    """0 .. n - 1 in the dtype and on the device of `indices`."""
+    return namespace(indices).arange(n, dtype=indices.dtype, device=device(indices))
