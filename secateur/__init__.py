@@ -4,33 +4,64 @@ Algorithms on anybody's arrays, drivers that make them fast, attachments that pu
 vision-language models.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import secateur.backends  # noqa: F401  (registers the drivers, loads none)
 from secateur.core.arrays import backend
 from secateur.core.budget import allocate
+from secateur.core.complexity import Calibration, RunningCalibration
 from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
-from secateur.core.methods import EADP, Method, method, methods
+from secateur.core.methods import (
+    EADP,
+    ERASE,
+    AgilePruner,
+    Cut,
+    FastV,
+    InsideMethod,
+    Method,
+    PyramidDrop,
+    SparseVLM,
+    method,
+    methods,
+)
+from secateur.core.methods.calibrate import calibrate
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant, Objective
 from secateur.core.relevance import dense_relevance, min_max, polarize, smooth
 from secateur.core.selection import Selection
 from secateur.core.threshold import greedy_threshold
 from secateur.core.tokens import MissingInputError, Tokens
 
+if TYPE_CHECKING:
+    from secateur.integrations import UnsupportedModelError as UnsupportedModelError
+    from secateur.integrations import attach as attach
+    from secateur.integrations import prune_inputs as prune_inputs
+
 __version__ = "0.1.0"
 
 __all__ = [
     "EADP",
+    "ERASE",
+    "AgilePruner",
+    "Calibration",
+    "Cut",
     "Dispersion",
     "FacilityLocation",
+    "FastV",
+    "InsideMethod",
     "LogDeterminant",
     "Method",
     "MissingInputError",
     "Objective",
+    "PyramidDrop",
+    "RunningCalibration",
     "Selection",
+    "SparseVLM",
     "Tokens",
     "allocate",
     "attention_entropy",
     "backend",
+    "calibrate",
     "dense_relevance",
     "effective_rank",
     "entropy",
@@ -45,5 +76,17 @@ __all__ = [
 ]
 
 
+_NEED_A_MODEL = ("UnsupportedModelError", "attach", "prune_inputs")
+"""Names that bring PyTorch and Transformers with them: imported when first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEED_A_MODEL:
+        from secateur import integrations
+
+        return getattr(integrations, name)
+    raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+
+
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_NEED_A_MODEL])

@@ -7,13 +7,48 @@ its class under the entry-point group ``secateur.methods``.
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
+from secateur.core.methods.agile import AgilePruner
 from secateur.core.methods.base import Method
+from secateur.core.methods.cdpruner import CDPruner
+from secateur.core.methods.dart import DART
+from secateur.core.methods.divprune import DivPrune
 from secateur.core.methods.eadp import EADP
+from secateur.core.methods.erase import ERASE
+from secateur.core.methods.fps import FPS
+from secateur.core.methods.hiprune import HiPrune
+from secateur.core.methods.inside import Cut, FastV, InsideMethod, PyramidDrop, SparseVLM
+from secateur.core.methods.mixture import Mixture
+from secateur.core.methods.prumerge import PruMergePlus
+from secateur.core.methods.random import Random
+from secateur.core.methods.topk import TopK
+from secateur.core.methods.uniform import UniformGrid
+from secateur.core.methods.visionzip import VisionZip
+from secateur.core.methods.vispruner import VisPruner
+
+GROUP = "secateur.methods"
+"""The entry-point group of methods that other packages bring."""
 
 _OWN: tuple[type[Method], ...] = (
     EADP,
+    AgilePruner,
+    ERASE,
+    Random,
+    UniformGrid,
+    TopK,
+    FPS,
+    DivPrune,
+    CDPruner,
+    HiPrune,
+    VisPruner,
+    VisionZip,
+    PruMergePlus,
+    DART,
+    Mixture,
+    FastV,
+    PyramidDrop,
+    SparseVLM,
 )
 
 
@@ -25,9 +60,15 @@ def methods() -> dict[str, type[Method]]:
     <class 'secateur.core.methods.eadp.EADP'>
     """
     known = {each.name: each for each in _OWN}
-    for point in entry_points(group="secateur.methods"):
-        if point.name not in known:
-            known[point.name] = point.load()
+    for point in entry_points(group=GROUP):
+        if point.name in known:
+            continue
+        found = point.load()
+        if not (isinstance(found, type) and issubclass(found, Method)):
+            raise ValueError(
+                f"{point.value}, registered as the method {point.name!r}, is no Method"
+            )
+        known[point.name] = found
     return known
 
 
@@ -44,4 +85,57 @@ def method(name: str, **parameters: Any) -> Method:
     return known[name](**parameters)
 
 
-__all__ = ["EADP", "Method", "method", "methods"]
+class Row(NamedTuple):
+    """What the table of methods says about one."""
+
+    name: str
+    title: str
+    paper: str
+    needs: str
+    acts: str
+    complexity: str
+    guarantee: str
+    parity: str
+
+
+def table() -> list[Row]:
+    """One row for each of this library's methods, for documents and the command line.
+
+    >>> from secateur.core.methods import table
+    >>> table()[0].name, table()[0].needs
+    ('eadp', 'features, text')
+    """
+    rows = []
+    for kind in _OWN:
+        inside = issubclass(kind, InsideMethod)
+        stages = ["before the language model"] * kind.prunes_before + ["inside it"] * inside
+        rows.append(
+            Row(
+                kind.name,
+                kind.__name__,
+                kind.reference,
+                ", ".join(sorted(kind().needs)) or "queries and keys",
+                " and ".join(stages),
+                kind.complexity,
+                kind.guarantee,
+                kind.parity,
+            )
+        )
+    return rows
+
+
+__all__ = [
+    "EADP",
+    "ERASE",
+    "AgilePruner",
+    "Cut",
+    "FastV",
+    "InsideMethod",
+    "Method",
+    "PyramidDrop",
+    "Row",
+    "SparseVLM",
+    "method",
+    "methods",
+    "table",
+]

@@ -148,7 +148,10 @@ class Method(ABC):
             for place, x in enumerate(given if several else [given]):
                 if name == "text":
                     x = _without_masked(x, tokens.text_mask, place if several else None)
-                checked(x, name, _LAYOUTS[name], non_negative=name in _NON_NEGATIVE)
+                if name == "pixels":
+                    _check_pixels(x)
+                else:
+                    checked(x, name, _LAYOUTS[name], non_negative=name in _NON_NEGATIVE)
 
     def to_dict(self) -> dict[str, Any]:
         """The method as plain values that JSON can hold; `Method.from_dict` reads them."""
@@ -199,6 +202,17 @@ def _rich(x: Any) -> Any:
     if isinstance(x, list):
         return tuple(_rich(each) for each in x)
     return x
+
+
+def _check_pixels(pixels: Array) -> None:
+    xp = namespace(pixels)
+    if pixels.ndim < 3 or not xp.isdtype(pixels.dtype, "unsigned integer"):
+        pixels = checked(pixels, "pixels", _LAYOUTS["pixels"])
+        low, high = float(xp.min(pixels)), float(xp.max(pixels))
+        if low < 0 or high > 255:
+            raise ValueError(
+                f"pixels: expected the image before normalisation, 0..255, got {low:g}..{high:g}"
+            )
 
 
 def _without_masked(text: Array, mask: Any, place: int | None) -> Array:

@@ -130,7 +130,7 @@ class EADP(Method):
     >>> features = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
     >>> tokens = sc.Tokens(features=features, text=np.array([[0.0, 1.0]]))
     >>> sc.EADP(keep=2, sign=1).select(tokens).indices
-    array([3, 0])
+    array([3, 1])
     """
 
     alpha: float = 0.5

@@ -160,6 +160,7 @@ def text_attention(
     Arguments as in `InsideMethod.keep_visual`; masked text tokens neither ask nor are asked.
     O(H L T d) time.
     """
+    _check(queries, keys, visual, text)
     xp = namespace(queries)
     weights = None
     if mask is not None:
@@ -189,9 +190,7 @@ def real(positions: Array, mask: Array | None) -> Array:
     return namespace(positions).take(positions, like(there, positions))
 
 
-def _check(
-    queries: Array, keys: Array, visual: Array, text: Array, needs_text: bool = True
-) -> None:
+def _check(queries: Array, keys: Array, visual: Array, text: Array) -> None:
     if queries.ndim != 3 or keys.ndim != 3 or shape_of(queries)[1:] != shape_of(keys)[1:]:
         raise ValueError(
             f"queries and keys: expected shapes (H, T, d) and (G, T, d), "
@@ -199,7 +198,7 @@ def _check(
         )
     if int(visual.shape[0]) == 0:
         raise ValueError("visual: expected the position of at least one visual token, got none")
-    if needs_text and int(text.shape[0]) == 0:
+    if int(text.shape[0]) == 0:
         raise ValueError("text: expected the position of at least one text token, got none")
 
 
@@ -287,7 +286,6 @@ class FastV(InsideMethod):
         hidden: Array | None = None,
     ) -> Array:
         """Those the last token attends to; see `InsideMethod.keep_visual`."""
-        _check(queries, keys, visual, text, needs_text=False)
         xp = namespace(queries)
         everyone = xp.arange(int(queries.shape[-2]), dtype=visual.dtype, device=device(visual))
         final = real(everyone, mask)[-1:]
@@ -372,7 +370,6 @@ class PyramidDrop(InsideMethod):
         hidden: Array | None = None,
     ) -> Array:
         """Those the last instruction token attends to; see `InsideMethod.keep_visual`."""
-        _check(queries, keys, visual, text)
         final = real(text, mask)[-1:]
         return best(text_attention(queries, keys, visual=visual, text=final, mask=mask), cut.keep)
 

@@ -1,0 +1,210 @@
+"""How complex an image is beside others: the mean over a set, and an image's share of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from secateur.core.arrays import to_numpy
+from secateur.core.measures import attention_entropy, effective_rank
+from secateur.core.tokens import MissingInputError, Tokens
+
+Measure = Literal["erank", "entropy"]
+MEASURES: tuple[Measure, ...] = ("erank", "entropy")
+
+
+def complexity(tokens: Tokens, measure: Measure = "erank") -> np.ndarray[Any, Any]:
+    """The effective rank of the features, or the entropy of the attention, of each image (...).
+
+    On the host in float64: the numbers steer thresholds and budgets.
+    """
+    if measure == "erank":
+        answer = effective_rank(tokens.features, check_finite=False)
+    elif tokens.attention is None:
+        raise MissingInputError("complexity by attention entropy", "attention")
+    else:
+        answer = attention_entropy(tokens.attention, check_finite=False)
+    return to_numpy(answer).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The mean complexity of a set of images.
+
+    Made once for a model with `Calibration.of`, kept as JSON, and given to the methods that
+    adapt to an image: `AgilePruner` and `Mixture`.
+
+    Attributes
+    ----------
+    erank
+        Mean effective rank of the features.
+    entropy
+        Mean entropy of the attention in nats; None where images came without attention.
+    images
+        Over how many images.
+
+    Examples
+    --------
+    >>> import numpy as np, secateur as sc
+    >>> images = [sc.Tokens(features=np.eye(4)), sc.Tokens(features=np.eye(8))]
+    >>> calibration = sc.Calibration.of(images)
+    >>> round(calibration.erank, 6), calibration.images
+    (6.0, 2)
+    """
+
+    erank: float
+    entropy: float | None = None
+    images: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("erank", "entropy"):
+            mean = getattr(self, name)
+            if mean is not None and not (mean > 0 and math.isfinite(mean)):
+                raise ValueError(f"{name}: expected a mean above 0, got {mean!r}")
+        if self.images < 1:
+            raise ValueError(f"images: expected a count of at least 1, got {self.images!r}")
+
+    @classmethod
+    def of(cls, images: Iterable[Tokens]) -> Calibration:
+        """The means over images, one `Tokens` or batch of them after the other.
+
+        Memory stays that of one `Tokens`: pass a generator over a large set.
+        """
+        running = RunningCalibration()
+        for tokens in images:
+            running.see(tokens)
+        if running.so_far is None:
+            raise ValueError("images: expected at least one to calibrate on, got none")
+        return running.so_far
+
+    def mean(self, measure: Measure = "erank") -> float:
+        """The mean of a measure."""
+        if measure == "erank":
+            return self.erank
+        if self.entropy is None:
+            raise ValueError(
+                "entropy: the calibration images came without attention, so that their mean "
+                "attention entropy is not known"
+            )
+        return self.entropy
+
+    def including(self, tokens: Tokens) -> Calibration:
+        """The means with the images of `tokens` counted in."""
+        erank = complexity(tokens, "erank")
+        more = erank.size
+        together = self.images + more
+        entropy = None
+        if self.entropy is not None and tokens.attention is not None:
+            added = float(complexity(tokens, "entropy").sum())
+            entropy = (self.images * self.entropy + added) / together
+        mean = (self.images * self.erank + float(erank.sum())) / together
+        return Calibration(mean, entropy, together)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Calibration:
+        """The calibration that `to_dict` wrote."""
+        return cls(**stored)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to a JSON file."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Calibration:
+        """Read what `save` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+class RunningCalibration:
+    """A calibration that counts in every image it sees, for when there is no set beforehand.
+
+    A method that holds one adapts each image to those before it and itself, so that its answers
+    depend on what came before: start a fresh one to repeat a run.
+
+    Examples
+    --------
+    >>> import numpy as np, secateur as sc
+    >>> running = sc.RunningCalibration()
+    >>> for n in (4, 8):
+    ...     running.see(sc.Tokens(features=np.eye(n)))
+    ...     print(round(running.so_far.erank, 6))
+    4.0
+    6.0
+    """
+
+    def __init__(self, so_far: Calibration | None = None) -> None:
+        self.so_far = so_far
+
+    def see(self, tokens: Tokens) -> None:
+        """Count in the images of `tokens`."""
+        if self.so_far is not None:
+            self.so_far = self.so_far.including(tokens)
+            return
+        erank = complexity(tokens, "erank")
+        entropy = None
+        if tokens.attention is not None:
+            entropy = float(complexity(tokens, "entropy").mean()) or None
+        self.so_far = Calibration(float(erank.mean()), entropy, erank.size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        return {"running": None if self.so_far is None else self.so_far.to_dict()}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunningCalibration) and self.so_far == other.so_far
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"RunningCalibration({self.so_far or ''})"
+
+
+Mean = float | Calibration | RunningCalibration
+"""What a method may take as the mean complexity: a number, or what measured it."""
+
+
+def as_mean(given: Any) -> Mean | None:
+    """A mean as methods hold it; dictionaries that `to_dict` wrote become what they were."""
+    if isinstance(given, Mapping):
+        if "running" in given:
+            before = given["running"]
+            return RunningCalibration(None if before is None else Calibration.from_dict(before))
+        return Calibration.from_dict(given)
+    if given is None or isinstance(given, (Calibration, RunningCalibration)):
+        return given
+    if isinstance(given, bool) or not (float(given) > 0 and math.isfinite(given)):
+        raise ValueError(
+            f"mean_erank: expected a mean above 0, a Calibration or a RunningCalibration, "
+            f"got {given!r}"
+        )
+    return float(given)
+
+
+def relative_complexity(
+    tokens: Tokens, mean: Mean | None, measure: Measure = "erank"
+) -> np.ndarray[Any, Any]:
+    """Each image's complexity (...) as a share of the mean: 1 for an average image.
+
+    A `RunningCalibration` counts the images in first.
+    """
+    if mean is None:
+        raise ValueError(
+            "mean_erank: how complex an image is shows beside others only; pass "
+            "Calibration.of(images), RunningCalibration() or the mean itself"
+        )
+    if isinstance(mean, RunningCalibration):
+        mean.see(tokens)
+        mean = mean.so_far
+    average = mean.mean(measure) if isinstance(mean, Calibration) else mean
+    return complexity(tokens, measure) / average

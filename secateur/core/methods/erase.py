@@ -1,0 +1,239 @@
+"""ERASE: by the entropy of pixels before the language model, by attention inside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from secateur.core.arrays import (
+    Array,
+    descending,
+    device,
+    index_dtype,
+    like,
+    namespace,
+    shape_of,
+    spell,
+    to_numpy,
+)
+from secateur.core.measures import median, patch_entropy
+from secateur.core.methods.base import require_share, require_whole
+from secateur.core.methods.inside import Cut, InsideMethod, best, descending_cuts, text_attention
+from secateur.core.selection import Selection
+from secateur.core.tokens import Tokens
+
+
+class Preset(NamedTuple):
+    """Published settings for one model, found for keeping a quarter of the tokens."""
+
+    patch: int
+    thresholds: tuple[float, ...]
+    ratios: tuple[float, ...]
+    deep: float
+    shallow: int
+
+
+PRESETS = {
+    "qwen2.5-vl-7b": Preset(
+        28,
+        (1.6904912034377264, 1.3471717001563197, 1.1718597959685415),
+        (0.8267523535511546, 0.751410400727526, 0.49466854974609853, 0.4033912240039451),
+        16 / 28,
+        1,
+    ),
+    "qwen3-vl-8b": Preset(
+        32,
+        (1.6102664561128828, 0.2269265653651543, 0.05622356759744964),
+        (0.8450338604820039, 0.7763170296713962, 0.7573556106689442, 0.19399401785935438),
+        21 / 36,
+        3,
+    ),
+}
+"""The settings published with ERASE, by model."""
+
+_QWEN = PRESETS["qwen2.5-vl-7b"]
+
+
+@dataclass(frozen=True)
+class ERASE(InsideMethod):
+    r"""ERASE: keep more of complex images, first by pixels, then by what the text attends to.
+
+    Before the language model, with e the entropies of the grey values of an image's patches and
+    m their median,
+
+    .. math::
+        r = \begin{cases} r_i & \text{first } i \text{ with } m > t_i \\
+        r_n & \text{none} \end{cases}, \qquad
+        \text{count} = \lfloor N \max(r, \text{keep}) \rfloor
+
+    patches of highest entropy stay. Inside, after a layer that is deep for complex images and
+    shallow for the others, the floor(N keep) visual tokens stay to which the instruction pays
+    most attention:
+
+    .. math::
+        \text{score}_j = \sum_{q \in \text{text}} \frac{1}{H} \sum_h
+        \operatorname{softmax}_{j \le q}(\langle Q_{hq}, K_{hj} \rangle / \sqrt{d})
+
+    Parameters
+    ----------
+    keep
+        What remains in the end: a share of all visual tokens, or a count.
+    thresholds
+        Median entropies t_0 > t_1 > ... in nats that separate the levels of complexity.
+    ratios
+        What the first stage keeps at each level, one more than thresholds.
+    patch
+        Pixels on a side of what becomes one visual token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.
+    deep
+        Where the second stage cuts for complex images, as a share of the layers.
+    shallow
+        After how many layers it cuts for the others.
+    complex_levels
+        How many levels count as complex, from the most complex on; half of the thresholds,
+        rounded up, when absent: the levels 0 and 1 of the published three thresholds.
+
+    Notes
+    -----
+    The first stage takes O(H W) time for the pixels and O(N log N) for the patches; the second
+    O(H L T d). `select` is the first stage; its ``info["level"]`` goes to `cuts`, where the
+    lowest level, that of the most complex image, decides for a prompt of several.
+
+    The defaults are the published settings for Qwen2.5-VL-7B at a quarter of the tokens;
+    `ERASE.preset` has all of them and `secateur.calibrate` finds others. The number of patches
+    that stay is that of the authors' program; patches of equal entropy stay in order of their
+    index, there in any order. A flat patch has entropy 0, there 6e-7, which decides nothing.
+    Models of other depths are cut at the same share of their layers. A later revision of that
+    program also weighs edges; this is the method as published in May 2026.
+
+    References
+    ----------
+    Y. Lee, K. Min and Y. Kim, "ERASE: Eliminating Redundant Visual Tokens via Adaptive Two-Stage
+    Token Pruning", 2026, arXiv 2605.09982.
+
+    Examples
+    --------
+    >>> import numpy as np, secateur as sc
+    >>> pixels = np.zeros((28, 112, 3))
+    >>> pixels[:, 84:] = np.arange(28.0)[:, None, None]
+    >>> tokens = sc.Tokens(features=np.ones((4, 2)), pixels=pixels)
+    >>> chosen = sc.ERASE(keep=0.25).select(tokens)
+    >>> chosen.indices, int(chosen.info["level"])
+    (array([3]), 3)
+    """
+
+    keep: int | float = 0.25
+    thresholds: tuple[float, ...] = _QWEN.thresholds
+    ratios: tuple[float, ...] = _QWEN.ratios
+    patch: int = _QWEN.patch
+    deep: float = _QWEN.deep
+    shallow: int = _QWEN.shallow
+    complex_levels: int | None = None
+
+    name: ClassVar[str] = "erase"
+    complexity: ClassVar[str] = "pixels + N log N, then H L T d"
+    reference: ClassVar[str] = "Lee, Min, Kim, 2026, arXiv 2605.09982"
+    guarantee: ClassVar[str] = "none; the patches kept have the largest total entropy"
+    parity: ClassVar[str] = "the authors' program: entropies, level, count and kept patches"
+    prunes_before: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = list(self.thresholds)
+        if not all(math.isfinite(t) for t in steps) or any(
+            high <= low for high, low in pairwise(steps)
+        ):
+            raise ValueError(f"thresholds: expected descending numbers, got {self.thresholds}")
+        if len(self.ratios) != len(steps) + 1:
+            raise ValueError(
+                f"ratios: expected one more than the {len(steps)} thresholds, got {self.ratios}"
+            )
+        for ratio in self.ratios:
+            require_share("ratios", ratio, zero=False)
+        require_whole("patch", self.patch, least=1)
+        require_share("deep", self.deep, zero=False)
+        require_whole("shallow", self.shallow, least=1)
+        if self.complex_levels is not None:
+            require_whole("complex_levels", self.complex_levels)
+
+    @classmethod
+    def preset(cls, model: str, **changes: Any) -> ERASE:
+        """The settings published for a model; keywords replace some of them.
+
+        >>> import secateur as sc
+        >>> sc.ERASE.preset("qwen3-vl-8b", keep=0.15).patch
+        32
+        """
+        if model not in PRESETS:
+            raise ValueError(f"model: expected one of {', '.join(PRESETS)}; got {model!r}")
+        return cls(**{**PRESETS[model]._asdict(), **changes})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The image itself."""
+        return frozenset({"pixels"})
+
+    def choose(self, tokens: Tokens, k: int) -> Selection:
+        """The first stage, on pixels; see `Method.choose`."""
+        height, width = shape_of(tokens.pixels)[-3:-1]
+        rows, columns = height // self.patch, width // self.patch
+        images = shape_of(tokens.pixels)[:-3]
+        if rows * columns != tokens.size or images != tokens.batch_shape:
+            raise ValueError(
+                f"pixels: {spell(shape_of(tokens.pixels))} in patches of {self.patch} are "
+                f"{rows} x {columns} tokens, features have {spell(shape_of(tokens.features))}"
+            )
+        entropy = patch_entropy(tokens.pixels, self.patch)
+        complexity = median(entropy)
+        level = self.level(to_numpy(complexity))
+        shares = np.asarray(self.ratios)[level]
+        counts = np.maximum(np.floor(tokens.size * shares + 1e-9).astype(np.int64), k)
+        xp = namespace(entropy)
+        whole = index_dtype(xp)
+        longest = int(counts.max())
+        order = xp.astype(descending(entropy)[..., :longest], whole)
+        count = like(counts, entropy, dtype=whole)
+        real = xp.arange(longest, dtype=whole, device=device(entropy)) < count[..., None]
+        return Selection(
+            xp.where(real, order, xp.full_like(order, -1)),
+            count,
+            tokens.size,
+            scores=entropy,
+            info={"level": like(level, entropy, dtype=whole), "complexity": complexity},
+        )
+
+    def level(self, complexity: Any) -> np.ndarray[Any, Any]:
+        """The first threshold that each complexity exceeds; how many there are when none."""
+        exceeded = np.asarray(complexity)[..., None] > np.asarray(self.thresholds)
+        return np.where(exceeded.any(-1), exceeded.argmax(-1), len(self.thresholds))
+
+    def cuts(
+        self, depth: int, size: int, *, level: int | None = None, earliest: int = 1
+    ) -> tuple[Cut, ...]:
+        """One cut, deep for complex images and for those of unknown level.
+
+        See `InsideMethod.cuts`.
+        """
+        levels = self.complex_levels
+        if levels is None:
+            levels = (len(self.thresholds) + 1) // 2
+        simple = level is not None and level >= levels
+        after = self.shallow if simple else round(self.deep * depth)
+        return descending_cuts([max(after, earliest)], [self.budget(size)], depth, size)
+
+    def keep_visual(
+        self,
+        cut: Cut,
+        queries: Array,
+        keys: Array,
+        *,
+        visual: Array,
+        text: Array,
+        mask: Array | None = None,
+        hidden: Array | None = None,
+    ) -> Array:
+        """Those the instruction attends to; see `InsideMethod.keep_visual`."""
+        return best(text_attention(queries, keys, visual=visual, text=text, mask=mask), cut.keep)
