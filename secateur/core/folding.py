@@ -36,6 +36,4 @@ def folding(chosen: Selection, joined: Array, weights: Array) -> Selection:
     folded = xp.where(kept, places, xp.astype(joined, places.dtype))
     shares = xp.astype(weights, wide(xp))
     shares = xp.where(folded < 0, xp.zeros_like(shares), shares)
-    return replace(
-        chosen, folded=folded, fold_weights=xp.where(kept, xp.ones_like(shares), shares)
-    )
+    return replace(chosen, folded=folded, fold_weights=xp.where(kept, xp.ones_like(shares), shares))

@@ -53,7 +53,7 @@ class CDPruner(Method):
     Examples
     --------
     >>> import numpy as np, secateur as sc
-    >>> features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    >>> features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
     >>> tokens = sc.Tokens(features=features, text_global=np.array([1.0, 0.5]))
     >>> sc.CDPruner(keep=2, sign=1).select(tokens).indices
     array([1, 2])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, ClassVar
 
-from secateur.core.arrays import Array, constant, device, index_dtype, namespace, to_numpy
-from secateur.core.measures import effective_rank
-from secateur.core.methods.base import Method, require_positive, require_share, rows
+from secateur.core.arrays import Array, device, index_dtype, namespace, to_numpy
+from secateur.core.complexity import MEASURES, Mean, Measure, as_mean, relative_complexity
+from secateur.core.methods.base import Method, require_one_of, require_share, rows
 from secateur.core.methods.divprune import DivPrune
 from secateur.core.methods.topk import TopK
 from secateur.core.order import others
@@ -29,8 +30,9 @@ class Mixture(Method):
     tokens, and the :math:`k - k_a` others by `diversity` from those left. The diversity share d
     is `share`, or with a `mean_erank` the image decides:
 
-    .. math:: d = \operatorname{clip}\left(\text{share} + \text{slope} \left(
-        \frac{\operatorname{erank}(X)}{\text{mean\_erank}} - 1 \right), \, 0, \, 1 \right)
+    .. math::
+        d = \operatorname{clip}(\text{share} + \text{slope} \cdot (c - 1), \, 0, \, 1), \qquad
+        c = \operatorname{erank}(X) / \overline{\operatorname{erank}}
 
     An image of average complexity has d = `share`; a complex one gets more diversity when
     `slope` is positive, less when it is negative (the paper's control, which hurts).
@@ -49,7 +51,11 @@ class Mixture(Method):
     slope
         How fast it grows with the effective rank; counts only with `mean_erank`.
     mean_erank
-        The mean effective rank over a calibration set; None keeps the share fixed.
+        What an image's complexity is compared with: a `secateur.Calibration`, a
+        `secateur.RunningCalibration`, or the mean of `measure` as a number. None keeps the share
+        fixed.
+    measure
+        ``"erank"``, the effective rank of the features; ``"entropy"``, that of the attention.
 
     Notes
     -----
@@ -80,7 +86,8 @@ class Mixture(Method):
     diversity: Method = field(default_factory=DivPrune)
     share: float = 0.5
     slope: float = 0.5
-    mean_erank: float | None = None
+    mean_erank: Mean | None = None
+    measure: Measure = "erank"
 
     name: ClassVar[str] = "mixture"
     complexity: ClassVar[str] = "of the two, and N D min(N, D) where adaptive"
@@ -103,15 +110,16 @@ class Mixture(Method):
                 "of a whole image, and the tokens that are left have none"
             )
         require_share("share", self.share)
-        if self.slope != self.slope or abs(self.slope) == float("inf"):
+        if not isfinite(self.slope):
             raise ValueError(f"slope: expected a finite number, got {self.slope!r}")
-        if self.mean_erank is not None:
-            require_positive("mean_erank", self.mean_erank)
+        object.__setattr__(self, "mean_erank", as_mean(self.mean_erank))
+        require_one_of("measure", self.measure, MEASURES)
 
     @property
     def needs(self) -> frozenset[str]:
         """What the two methods need."""
-        return self.attention.needs | self.diversity.needs | {"features"}
+        own = {"attention"} if self.mean_erank is not None and self.measure == "entropy" else set()
+        return self.attention.needs | self.diversity.needs | {"features"} | own
 
     @property
     def optional(self) -> frozenset[str]:
@@ -122,14 +130,13 @@ class Mixture(Method):
         """One method, then the other on what is left; see `Method.choose`."""
         if self.mean_erank is None:
             return self._mixed(tokens, k, self.share)
-        batch = tokens.batch_shape
-        erank = to_numpy(effective_rank(constant(tokens.features), check_finite=False))
-        line = self.share + self.slope * (erank.reshape(-1) / self.mean_erank - 1.0)
+        relative = relative_complexity(tokens, self.mean_erank, self.measure)
+        shares = (self.share + self.slope * (relative - 1.0)).clip(0.0, 1.0)
         mixed = [
             self._mixed(image, k, float(share))
-            for image, share in zip(rows(tokens), line.clip(0.0, 1.0), strict=True)
+            for image, share in zip(rows(tokens), shares.reshape(-1), strict=True)
         ]
-        return stack(mixed, batch)
+        return stack(mixed, tokens.batch_shape)
 
     def _mixed(self, tokens: Tokens, k: int, share: float) -> Selection:
         size = tokens.size
