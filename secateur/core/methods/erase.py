@@ -208,7 +208,7 @@ class ERASE(InsideMethod):
     def level(self, complexity: Any) -> np.ndarray[Any, Any]:
         """The first threshold that each complexity exceeds; how many there are when none."""
         exceeded = np.asarray(complexity)[..., None] > np.asarray(self.thresholds)
-        return np.where(exceeded.any(-1), exceeded.argmax(-1), len(self.thresholds))
+        return np.asarray(len(self.thresholds) - exceeded.sum(-1))  # thresholds descend
 
     def cuts(
         self, depth: int, size: int, *, level: int | None = None, earliest: int = 1
