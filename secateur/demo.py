@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ WORDS = ((4, 24), (12, 23), (16, 23))
 
 
 class Kept(NamedTuple):
-    """What one way of choosing kept."""
+    """What one way of choosing kept, and how much of the best coverage that is for certain."""
 
     title: str
     how: str
@@ -79,59 +79,45 @@ def choose(pixels: Floats, keep: int) -> list[Kept]:
     """Prune the same patches in several ways, and say how well each choice stands for all."""
     features = patch_features(pixels)
     grid = pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
-    contrast = np.sqrt(np.mean(features**2, axis=-1))
-    words = features[[row * grid[1] + column for row, column in WORDS]]
-
-    relevance = sc.dense_relevance(features, words, words.mean(0), sign=1)
-    weights = sc.polarize(sc.smooth(sc.min_max(relevance), grid), 4.0)
-    worth = sc.FacilityLocation.from_features(features, weights)
-
-    def by(scores: Floats) -> sc.Selection:
-        return sc.Selection.of(np.argsort(-scores, kind="stable")[:keep], len(scores))
-
-    ways: list[tuple[str, str, Callable[[], sc.Selection]]] = [
+    tokens = sc.Tokens(
+        features=features,
+        grid=grid,
+        text=features[[row * grid[1] + column for row, column in WORDS]],
+        attention=np.sqrt(np.mean(features**2, axis=-1)),
+        pixels=pixels,
+    )
+    asked = sc.EADP(keep=keep, beta=4.0, sign=1)
+    average = float(sc.effective_rank(features))
+    ways: list[tuple[sc.Method, str]] = [
+        (asked, "together close to all that resembles the framed patches"),
         (
-            "EADP",
-            "together close to all that resembles the framed patches",
-            lambda: sc.maximize(worth, keep),
-        ),
-        (
-            "AgilePruner",
+            sc.AgilePruner(keep=keep, mean_erank=average),
             "what stands out, each driving away its likes, further with every pick",
-            lambda: sc.greedy_threshold(features, contrast, keep, step=0.01, tau_max=0.3),
         ),
         (
-            "ERASE, first stage",
-            "the patches whose grey values have the most entropy",
-            lambda: by(sc.patch_entropy(pixels, PATCH)),
+            sc.ERASE(keep=keep, thresholds=(), ratios=(min(1.0, keep / tokens.size),), patch=PATCH),
+            "first stage: the patches whose grey values have the most entropy",
         ),
-        (
-            "DivPrune",
-            "each pick the patch farthest from those kept",
-            lambda: sc.maximize(sc.Dispersion.from_features(features), keep),
-        ),
-        (
-            "Random",
-            "what the others have to beat",
-            lambda: by(np.random.default_rng(0).random(len(features))),
-        ),
+        (sc.DivPrune(keep=keep), "each pick the patch farthest from those kept"),
+        (sc.Random(keep=keep), "what the others have to beat"),
     ]
-    best = sc.maximize(worth, keep).upper_bound
-    assert best is not None
+    certified = asked.select(tokens)
+    worth = sc.FacilityLocation.from_features(features, certified.scores)
     kept = []
-    for title, how, run in ways:
-        selection, milliseconds = timed(run)
-        share = float(worth.value(selection.indices) / best)
-        kept.append(Kept(title, how, selection.mask().reshape(grid), share, milliseconds))
+    for method, how in ways:
+        selection, milliseconds = timed(method, tokens)
+        share = float(worth.value(selection.indices) / certified.upper_bound)
+        mask = selection.mask().reshape(grid)
+        kept.append(Kept(type(method).__name__, how, mask, share, milliseconds))
     return kept
 
 
-def timed(run: Callable[[], sc.Selection], repeats: int = 3) -> tuple[sc.Selection, float]:
-    """What `run` returns, and the milliseconds of its fastest call."""
+def timed(method: sc.Method, tokens: sc.Tokens, repeats: int = 3) -> tuple[sc.Selection, float]:
+    """What a method selects, and the milliseconds of its fastest call."""
     fastest = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        selection = run()
+        selection = method.select(tokens)
         fastest = min(fastest, 1e3 * (time.perf_counter() - start))
     return selection, fastest
 
@@ -184,12 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("output", nargs="?", type=Path, default=Path("demo.png"))
     parser.add_argument("--keep", type=int, default=192, help="patches to keep (%(default)s)")
     given = parser.parse_args(arguments)
+    if given.keep < 1:
+        parser.error(f"--keep: at least one patch has to stay, got {given.keep}")
 
     pixels = photograph()
-    try:
-        kept = choose(pixels, given.keep)
-    except ValueError as error:
-        parser.error(str(error))
+    kept = choose(pixels, given.keep)
     print(f"secateur {sc.__version__} keeps {kept[0].mask.sum()} of {kept[0].mask.size} patches by")
     for each in kept:
         print(
