@@ -285,9 +285,10 @@ class FacilityLocation(_ByRow):
         xp = namespace(weights, self.sample)
         shape = shape_of(weights)
         if shape[-1] != self.size or shape[:-1] not in ((), self.batch_shape):
+            each = f" or {spell((self.size,))}" if self.batch_shape else ""
             raise ValueError(
-                f"weights: expected shape {spell((*self.batch_shape, self.size))} or "
-                f"{spell((self.size,))}, got {spell(shape)}"
+                f"weights: expected shape {spell((*self.batch_shape, self.size))}{each}, "
+                f"got {spell(shape)}"
             )
         return constant(xp.broadcast_to(weights, (*self.batch_shape, self.size)))
 
