@@ -141,7 +141,10 @@ class Operation(Generic[P, R]):
         choice = cast("str | None", kwargs.pop("backend", None))
         name = self.reference.__name__
         first: Any = args[0] if args else next(iter(kwargs.values()))
-        for driver in candidates(first, choice):
+        asked = candidates(first, choice)
+        if 0 in getattr(first, "shape", ()):
+            asked = ()  # A batch of no images: nothing for a driver to be fast at.
+        for driver in asked:
             fast = getattr(driver, name, None)
             if fast is not None:
                 answer = fast(*args, **kwargs)

@@ -294,6 +294,7 @@ def test_a_driver_of_another_package_is_asked(own_driver):
     assert doubled(x) == ("fast", 2)
     assert doubled(x=x, times=1) == ("fast", 1)
     assert doubled(x, times=3) == ("reference", 3)
+    assert doubled(x[:0]) == ("reference", 2)
     assert own_driver.asked == [2, 1, 3]
     assert float(tripled(x)[0]) == 3.0
     assert doubled.reference(x) == doubled(x, backend="reference") == ("reference", 2)
