@@ -1,0 +1,369 @@
+"""Pruning whole corpora: tables of images in, tables of kept tokens out.
+
+A row is an image. Its columns are named like the fields of `secateur.Tokens`; each holds nested
+lists or tensors, and images may differ in size. This file works on one batch of rows or one
+shard of a corpus in this process; `secateur.integrations.ray` spreads the same calls over a
+cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from secateur.core.arrays import to_numpy
+from secateur.core.methods import Method
+from secateur.core.selection import Selection
+from secateur.core.tokens import Tokens
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+FIELDS = (
+    "features",
+    "embeds",
+    "text",
+    "text_global",
+    "text_mask",
+    "attention",
+    "attention_shallow",
+    "pixels",
+    "keys",
+)
+"""The fields of `Tokens` that a column can hold as an array; `grid` is a pair of numbers."""
+
+RESULTS = {
+    "kept": pa.list_(pa.int64()),
+    "gains": pa.list_(pa.float64()),
+    "guarantee": pa.float64(),
+    "error": pa.string(),
+}
+"""The columns that every result has. `gains` and `guarantee` are null where a method has none."""
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """How the rows of a table become results; plain data, so that it travels to workers.
+
+    Parameters
+    ----------
+    method
+        Which tokens to keep.
+    columns
+        The column of each input, such as ``{"features": "visual"}``; inputs that are absent here
+        are looked up under their own names.
+    keep_features
+        Whether results also hold the kept features, `kept_features`, in ascending token order.
+    library
+        ``"numpy"``, ``"torch"`` or ``"cupy"``: who computes.
+    device
+        Where, for torch: ``"cpu"`` or ``"cuda"``.
+    """
+
+    method: Method
+    columns: Mapping[str, str] = field(default_factory=dict)
+    keep_features: bool = False
+    library: str = "numpy"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.library not in ("numpy", "torch", "cupy"):
+            raise ValueError(f"library: expected numpy, torch or cupy, got {self.library!r}")
+        unknown = set(self.columns) - {*FIELDS, "grid"}
+        if unknown:
+            raise ValueError(f"columns: expected inputs of a method, got {sorted(unknown)}")
+
+    def column(self, name: str) -> str:
+        """The column that holds an input."""
+        return self.columns.get(name, name)
+
+    def inputs(self) -> list[str]:
+        """The inputs this method reads where a table has them."""
+        wanted = self.method.needs | self.method.optional | {"features", "grid"}
+        return [name for name in (*FIELDS, "grid") if name in wanted]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Results of a batch of rows, in their order; a row that cannot be pruned says why.
+
+        Columns that the method does not read are passed on.
+        """
+        rows = self._read(table)
+        results: list[dict[str, Any]] = [{"error": row} for row in rows]
+        for places in _alike(rows).values():
+            for place, result in self._prune([rows[p] for p in places], places):
+                results[place] = result
+        inputs = {self.column(name) for name in self.inputs()}
+        passed = table.select([c for c in table.column_names if c not in inputs | self._results()])
+        for name, kind in self._schema().items():
+            values = [result.get(name) for result in results]
+            passed = passed.append_column(name, pa.array(values, type=kind))
+        return passed
+
+    def _schema(self) -> dict[str, pa.DataType]:
+        if not self.keep_features:
+            return RESULTS
+        return {**RESULTS, "kept_features": pa.list_(pa.list_(pa.float32()))}
+
+    def _results(self) -> set[str]:
+        return set(self._schema())
+
+    def _read(self, table: pa.Table) -> list[Any]:
+        """For every row its inputs as arrays by name, or the reason why there are none."""
+        columns = {
+            name: table.column(self.column(name))
+            for name in self.inputs()
+            if self.column(name) in table.column_names
+        }
+        missing = [name for name in sorted(self.method.needs) if name not in columns]
+        if missing:
+            raise ValueError(
+                f"{type(self.method).__name__} needs a column {self.column(missing[0])!r}, "
+                f"the table has {', '.join(table.column_names)}"
+            )
+        rows: list[Any] = []
+        for place in range(table.num_rows):
+            try:
+                row = {name: _array(column[place]) for name, column in columns.items()}
+                rows.append({name: x for name, x in row.items() if x is not None})
+            except (ValueError, TypeError, pa.ArrowInvalid) as error:
+                rows.append(f"unreadable: {error}")
+        return rows
+
+    def _prune(
+        self, rows: Sequence[dict[str, Numbers]], places: Sequence[int]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Prune rows of one shape together; when they fail together, one by one."""
+        try:
+            yield from zip(places, self._select(rows), strict=True)
+        except (ValueError, ArithmeticError) as error:
+            if len(rows) == 1:
+                yield places[0], {"error": f"{type(error).__name__}: {error}"}
+                return
+            for row, place in zip(rows, places, strict=True):
+                yield from self._prune([row], [place])
+
+    def _select(self, rows: Sequence[dict[str, Numbers]]) -> list[dict[str, Any]]:
+        first = rows[0]
+        grid = tuple(int(side) for side in first["grid"]) if "grid" in first else None
+        stacked = {
+            name: self._place(np.stack([row[name] for row in rows]))
+            for name in first
+            if name != "grid"
+        }
+        if "features" not in stacked:
+            raise ValueError(f"no features in column {self.column('features')!r}")
+        tokens = Tokens(grid=grid, **stacked)  # type: ignore[arg-type]
+        selection = self.method.select(tokens)
+        kept = to_numpy(selection.gather(tokens.features)) if self.keep_features else None
+        return [_result(selection, place, kept) for place in range(len(rows))]
+
+    def _place(self, x: Numbers) -> Any:
+        if self.library == "torch":
+            import torch
+
+            return torch.from_numpy(x).to(self.device)
+        if self.library == "cupy":
+            import cupy
+
+            return cupy.asarray(x)
+        return x
+
+
+def _array(value: pa.Scalar) -> Numbers | None:
+    """The array in a cell: a tensor, or nested lists of one shape."""
+    if not value.is_valid:
+        return None
+    if isinstance(value, pa.ExtensionScalar) and hasattr(value, "to_numpy"):
+        return np.asarray(value.to_numpy())
+    found = value.as_py()
+    x = np.asarray(found)
+    if x.dtype == object:
+        raise ValueError("rows of unlike length within one image")
+    return x.astype(np.float32) if x.dtype == np.float64 else x
+
+
+def _alike(rows: Sequence[Any]) -> dict[Any, list[int]]:
+    """Places of the readable rows by the shapes of their inputs and their grid."""
+    groups: dict[Any, list[int]] = {}
+    for place, row in enumerate(rows):
+        if isinstance(row, str):
+            continue
+        key = tuple(
+            (name, tuple(x.tolist()) if name == "grid" else (x.shape, str(x.dtype)))
+            for name, x in sorted(row.items())
+        )
+        groups.setdefault(key, []).append(place)
+    return groups
+
+
+def _result(selection: Selection, place: int, kept: Numbers | None) -> dict[str, Any]:
+    one = selection.row(place)
+    result: dict[str, Any] = {"kept": to_numpy(one.sorted()).tolist()}
+    if one.gains is not None:
+        # Gains belong to the picks in order; `kept` is ascending, and so are they.
+        order = np.argsort(to_numpy(one.indices), kind="stable")
+        result["gains"] = to_numpy(one.gains)[order].tolist()
+    if one.guarantee is not None:
+        result["guarantee"] = float(one.guarantee)
+    if kept is not None:
+        result["kept_features"] = kept[place, : len(result["kept"])].astype(np.float32).tolist()
+    return result
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of a corpus that is pruned and written in one go."""
+
+    source: str
+    row_groups: tuple[int, ...]
+    target: str
+    bad: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a shard."""
+
+    target: str
+    images: int
+    bad: int
+    seconds: float
+
+
+def shards(source: str | Path, target: str | Path) -> list[Shard]:
+    """The shards of a corpus: every row group of every Parquet file below `source`.
+
+    A shard's results go to a file of its own below `target`, named after its source, and its
+    bad rows to one below ``target/bad``. Names depend on nothing else, so a run that was
+    interrupted finds what it has finished.
+    """
+    root, out = Path(source), Path(target)
+    files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
+    if not files or not files[0].exists():
+        raise FileNotFoundError(f"{source}: no Parquet file there")
+    found = []
+    for file in files:
+        stem = "-".join((file.relative_to(root) if root.is_dir() else Path(file.name)).parts)
+        stem = stem.removesuffix(".parquet")
+        for group in range(pq.ParquetFile(file).metadata.num_row_groups):
+            name = f"{stem}-{group:05d}.parquet"
+            found.append(Shard(str(file), (group,), str(out / name), str(out / "bad" / name)))
+    return found
+
+
+def open_corpus(
+    source: str | Path, target: str | Path, pruner: Pruner
+) -> tuple[list[Shard], list[Shard]]:
+    """All shards of a corpus, and those still to do.
+
+    The settings are kept beside the results: going on with others is refused, since it would
+    mix results of different methods.
+    """
+    out = Path(target)
+    (out / "bad").mkdir(parents=True, exist_ok=True)
+    settings = {
+        "method": pruner.method.to_dict(),
+        "columns": dict(pruner.columns),
+        "keep_features": pruner.keep_features,
+    }
+    record = out / "secateur.json"
+    if record.exists():
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        if earlier != json.loads(json.dumps(settings)):
+            raise ValueError(
+                f"{out}: holds results of other settings, {json.dumps(earlier)}; "
+                "choose an empty folder"
+            )
+    else:
+        _write_text(record, json.dumps(settings, indent=1))
+    every = shards(source, target)
+    return every, [shard for shard in every if not Path(shard.target).exists()]
+
+
+def prune_shard(shard: Shard, pruner: Pruner, batch_size: int = 64) -> Done:
+    """Prune one shard and write its results, whole or not at all.
+
+    Rows are read `batch_size` at a time, so memory does not grow with the shard. Results are
+    written beside their place and moved there at the end: a worker that dies leaves nothing
+    that counts as done.
+    """
+    from time import perf_counter
+
+    start = perf_counter()
+    images = bad = 0
+    good_path, bad_path = _draft(shard.target), _draft(shard.bad)
+    good_file: pq.ParquetWriter | None = None
+    bad_file: pq.ParquetWriter | None = None
+    try:
+        reader = pq.ParquetFile(shard.source)
+        for batch in reader.iter_batches(batch_size=batch_size, row_groups=list(shard.row_groups)):
+            results = pruner(pa.Table.from_batches([batch]))
+            good, failed = split(results)
+            good_file = good_file or pq.ParquetWriter(good_path, good.schema)
+            good_file.write_table(good)
+            if failed.num_rows:
+                bad_file = bad_file or pq.ParquetWriter(bad_path, failed.schema)
+                bad_file.write_table(failed)
+            images += good.num_rows
+            bad += failed.num_rows
+    finally:
+        for file in (good_file, bad_file):
+            if file is not None:
+                file.close()
+    # Bad rows first: once the results are there the shard is done.
+    if bad_file is not None:
+        os.replace(bad_path, shard.bad)
+    if good_file is not None:
+        os.replace(good_path, shard.target)
+    return Done(shard.target, images, bad, perf_counter() - start)
+
+
+def split(results: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Results without their `error` column, and the rows that could not be pruned with theirs."""
+    failed = pa.compute.is_valid(results["error"])
+    dropped = [name for name in (*RESULTS, "kept_features") if name != "error"]
+    bad = results.filter(failed)
+    return (
+        results.filter(pa.compute.invert(failed)).drop_columns("error"),
+        bad.drop_columns([name for name in dropped if name in bad.column_names]),
+    )
+
+
+def write_bad(rows: pa.Table, folder: str | Path) -> None:
+    """Write bad rows to a file named after what they hold: written twice, they are there once."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows.combine_chunks())
+    name = hashlib.sha256(sink.getvalue()).hexdigest()[:24]
+    path = Path(folder) / f"{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft(str(path))
+    pq.write_table(rows, draft)
+    os.replace(draft, path)
+
+
+def prune_corpus(
+    source: str | Path, target: str | Path, pruner: Pruner, batch_size: int = 64
+) -> Iterator[Done]:
+    """Prune what is left to do of a corpus in this process, shard by shard."""
+    _, todo = open_corpus(source, target, pruner)
+    for shard in todo:
+        yield prune_shard(shard, pruner, batch_size)
+
+
+def _draft(path: str) -> str:
+    return f"{path}.{os.getpid()}.part"
+
+
+def _write_text(path: Path, text: str) -> None:
+    draft = Path(_draft(str(path)))
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

@@ -1,0 +1,190 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+import secateur as sc  # noqa: E402
+from secateur.integrations.corpus import (  # noqa: E402
+    Pruner,
+    open_corpus,
+    prune_corpus,
+    prune_shard,
+    shards,
+    write_bad,
+)
+
+
+def images(count: int, seed: int = 0) -> list[dict[str, object]]:
+    """Images of two sizes with features and attention."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        n = (12, 20)[i % 2]
+        rows.append(
+            {
+                "id": f"image-{i}",
+                "features": rng.normal(size=(n, 5)).astype(np.float32).tolist(),
+                "attention": rng.random(n).astype(np.float32).tolist(),
+            }
+        )
+    return rows
+
+
+def corpus(folder: Path, rows: list[dict[str, object]], files: int = 2, group: int = 4) -> Path:
+    folder.mkdir()
+    for part in range(files):
+        table = pa.Table.from_pylist(rows[part::files])
+        pq.write_table(table, folder / f"part{part}.parquet", row_group_size=group)
+    return folder
+
+
+def results(folder: Path) -> dict[str, dict[str, object]]:
+    found = [row for p in folder.glob("*.parquet") for row in pq.read_table(p).to_pylist()]
+    assert len({row["id"] for row in found}) == len(found)
+    return {str(row["id"]): row for row in found}
+
+
+def alone(row: dict[str, object], method: sc.Method) -> sc.Selection:
+    return method.select(
+        sc.Tokens(
+            features=np.asarray(row["features"], dtype=np.float32),
+            attention=np.asarray(row["attention"], dtype=np.float32),
+        )
+    )
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_batch_of_unlike_images_gets_what_each_gets_alone(library):
+    pytest.importorskip(library)
+    rows = images(7)
+    method = sc.method("divprune", keep=4)
+    out = Pruner(method, library=library, keep_features=True)(pa.Table.from_pylist(rows))
+    assert out.column_names[-5:] == ["kept", "gains", "guarantee", "error", "kept_features"]
+    for row, got in zip(rows, out.to_pylist(), strict=True):
+        expected = alone(row, method)
+        assert got["error"] is None
+        assert got["kept"] == np.sort(expected.indices).tolist()
+        np.testing.assert_array_equal(
+            np.asarray(got["kept_features"], dtype=np.float32),
+            np.asarray(row["features"], dtype=np.float32)[got["kept"]],
+        )
+
+
+def test_gains_and_guarantee_come_along_where_a_method_has_them():
+    rng = np.random.default_rng(0)
+    table = pa.Table.from_pylist(
+        [{"vis": rng.normal(size=(30, 4)).tolist(), "text": rng.normal(size=(3, 4)).tolist()}]
+    )
+    out = Pruner(sc.EADP(keep=5), columns={"features": "vis"})(table).to_pylist()[0]
+    assert len(out["gains"]) == 5
+    assert 1 - 1 / np.e <= out["guarantee"] <= 1
+    assert "vis" not in out
+
+
+def test_bad_rows_say_why_and_do_not_disturb_their_neighbours():
+    rows = images(6)
+    rows[1]["features"] = [[1.0, 2.0], [3.0]]
+    rows[2]["features"] = None
+    rows[4]["features"][0][0] = float("nan")
+    method = sc.method("divprune", keep=3)
+    out = Pruner(method)(pa.Table.from_pylist(rows)).to_pylist()
+    assert "unlike length" in out[1]["error"]
+    assert "no features" in out[2]["error"]
+    assert "NaN" in out[4]["error"]
+    for i in (0, 3, 5):
+        assert out[i]["error"] is None
+        assert out[i]["kept"] == np.sort(alone(rows[i], method).indices).tolist()
+
+
+def test_a_missing_column_is_refused_by_name():
+    table = pa.Table.from_pylist([{"features": [[1.0]], "id": 1}])
+    with pytest.raises(ValueError, match=r"EADP needs a column 'text', the table has features, id"):
+        Pruner(sc.EADP(keep=1))(table)
+
+
+def test_a_corpus_is_pruned_shard_by_shard(tmp_path):
+    rows = images(22)
+    rows[5]["features"] = [[1.0], [2.0, 3.0]]
+    method = sc.method("divprune", keep=3)
+    source = corpus(tmp_path / "in", rows)
+    done = list(prune_corpus(source, tmp_path / "out", Pruner(method), batch_size=3))
+    assert len(done) == len(shards(source, tmp_path / "out")) == 6
+    assert sum(d.images for d in done) == 21
+    assert sum(d.bad for d in done) == 1
+    got = results(tmp_path / "out")
+    assert set(got) == {f"image-{i}" for i in range(22) if i != 5}
+    bad = results(tmp_path / "out" / "bad")
+    assert list(bad) == ["image-5"]
+    assert "unlike length" in str(bad["image-5"]["error"])
+    for i in (0, 1, 21):
+        assert got[f"image-{i}"]["kept"] == np.sort(alone(rows[i], method).indices).tolist()
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    source = corpus(tmp_path / "in", images(16))
+    pruner = Pruner(sc.method("divprune", keep=3))
+    first = next(iter(prune_corpus(source, tmp_path / "out", pruner)))
+    stamp = os.stat(first.target).st_mtime_ns
+    rest = list(prune_corpus(source, tmp_path / "out", pruner))
+    assert len(rest) == 3
+    assert os.stat(first.target).st_mtime_ns == stamp
+    assert len(results(tmp_path / "out")) == 16
+    assert list(prune_corpus(source, tmp_path / "out", pruner)) == []
+
+
+def test_a_shard_that_fails_midway_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    source = corpus(tmp_path / "in", images(4), files=1)
+    pruner = Pruner(sc.method("divprune", keep=3))
+    _, (shard,) = open_corpus(source, tmp_path / "out", pruner)
+    calls = []
+
+    def fails_later(self, table):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return original(self, table)
+
+    original = Pruner.__call__
+    monkeypatch.setattr(Pruner, "__call__", fails_later)
+    with pytest.raises(MemoryError):
+        prune_shard(shard, pruner, batch_size=2)
+    assert not Path(shard.target).exists()
+    monkeypatch.undo()
+    assert prune_shard(shard, pruner, batch_size=2).images == 4
+
+
+def test_a_shard_whose_rows_are_all_bad_is_done(tmp_path):
+    rows = images(2)
+    for row in rows:
+        row["features"] = [[1.0], [2.0, 3.0]]
+    source = corpus(tmp_path / "in", rows, files=1)
+    pruner = Pruner(sc.method("divprune", keep=3))
+    assert [d.bad for d in prune_corpus(source, tmp_path / "out", pruner)] == [2]
+    assert list(prune_corpus(source, tmp_path / "out", pruner)) == []
+
+
+def test_other_settings_on_the_same_results_are_refused(tmp_path):
+    source = corpus(tmp_path / "in", images(4), files=1)
+    list(prune_corpus(source, tmp_path / "out", Pruner(sc.method("divprune", keep=3))))
+    assert json.loads((tmp_path / "out" / "secateur.json").read_text())["method"]["keep"] == 3
+    with pytest.raises(ValueError, match="other settings"):
+        list(prune_corpus(source, tmp_path / "out", Pruner(sc.method("divprune", keep=4))))
+
+
+def test_no_parquet_file_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no Parquet file"):
+        shards(tmp_path, tmp_path / "out")
+
+
+def test_bad_rows_written_twice_are_there_once(tmp_path):
+    rows = pa.Table.from_pylist([{"id": "a", "error": "because"}])
+    write_bad(rows, tmp_path)
+    write_bad(rows, tmp_path)
+    assert [pq.read_table(p).to_pylist() for p in tmp_path.glob("*.parquet")] == [
+        [{"id": "a", "error": "because"}]
+    ]
