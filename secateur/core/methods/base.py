@@ -11,7 +11,15 @@ from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 
-from secateur.core.arrays import Array, checked, each_row, like, namespace, resolve_keep
+from secateur.core.arrays import (
+    Array,
+    checked,
+    constant,
+    each_row,
+    like,
+    namespace,
+    resolve_keep,
+)
 from secateur.core.arrays import backend as backend_choice
 from secateur.core.selection import Selection
 from secateur.core.tokens import Tokens
@@ -125,12 +133,13 @@ class Method(ABC):
         """
         one = isinstance(tokens, Tokens)
         images = [tokens] if isinstance(tokens, Tokens) else list(tokens)
-        for each in images:
+        for place, each in enumerate(images):
             if not isinstance(each, Tokens):
                 raise ValueError(f"tokens: expected Tokens, got {type(each).__name__}")
             each.require(type(self).__name__, *sorted(self.needs))
             if check_finite:
                 self._check(each)
+            images[place] = _without_gradients(each)
         with nullcontext() if backend is None else backend_choice(backend):
             chosen = self.choose_each(images)
         return chosen[0] if one else chosen
@@ -213,6 +222,17 @@ def _check_pixels(pixels: Array) -> None:
             raise ValueError(
                 f"pixels: expected the image before normalisation, 0..255, got {low:g}..{high:g}"
             )
+
+
+def _without_gradients(tokens: Tokens) -> Tokens:
+    """The same numbers without their history: a choice of tokens has no derivative."""
+    changes: dict[str, Any] = {}
+    for item in fields(tokens):
+        x = getattr(tokens, item.name)
+        several = isinstance(x, (list, tuple))
+        if any(getattr(each, "requires_grad", False) for each in (x if several else [x])):
+            changes[item.name] = [constant(each) for each in x] if several else constant(x)
+    return tokens.with_(**changes) if changes else tokens
 
 
 def _without_masked(text: Array, mask: Any, place: int | None) -> Array:

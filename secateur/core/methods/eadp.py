@@ -17,6 +17,7 @@ from secateur.core.arrays import (
     shape_of,
     to_numpy,
     wide,
+    widened,
 )
 from secateur.core.budget import Rounding, allocate
 from secateur.core.maximize import maximize
@@ -215,10 +216,11 @@ class EADP(Method):
                 f"got {shape_of(tokens.features)}"
             )
         r = self.relevance(tokens)
+        features = widened(tokens.features)
         if self.crops == "joint":
-            return _from_one_pool(tokens.features, r, k)
+            return _from_one_pool(features, r, k)
         budget = k if self.crops is None else self._crop_budgets(r, k, tokens.grid)
-        chosen = maximize(_coverage(tokens.features, r), budget)
+        chosen = maximize(_coverage(features, r), budget)
         return replace(chosen, scores=r)
 
     def _crop_budgets(self, r: Array, k: int, grid: tuple[int, int] | None) -> Any:
