@@ -1,0 +1,167 @@
+"""From an encoded image to the tokens that go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur.core.arrays import to_numpy
+from secateur.core.budget import allocate
+from secateur.core.methods.base import Method
+from secateur.core.selection import Selection
+from secateur.core.tokens import Tokens
+from secateur.integrations.family import Family, Indices, Part, Tensor, Visual
+from secateur.integrations.guidance import Text, TextEncoder
+from secateur.integrations.report import Picture
+
+TEXT = frozenset({"text", "text_global", "text_mask"})
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """What was chosen of one image or video."""
+
+    kept: Indices
+    """Ascending places among its features, separators included."""
+    features: Tensor
+    """All its features; kept ones with what was folded into them."""
+    pictures: list[Picture]
+    level: int | None = None
+    """How complex a method found it; see `InsideMethod.cuts`."""
+
+
+def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> frozenset[str]:
+    """The fields of `Tokens` to gather for a method, and nothing more.
+
+    Raises
+    ------
+    ValueError
+        When the method needs something the family does not have.
+    """
+    if not method.prunes_before:
+        return frozenset()
+    offers = family.offers | TEXT | ({"embeds"} if encoder is not None else frozenset())
+    missing = sorted(method.needs - offers)
+    if missing:
+        raise ValueError(
+            f"{type(method).__name__} needs {', '.join(missing)}, which {family.name} does not "
+            f"have (it offers {', '.join(sorted(offers))})"
+        )
+    return (method.needs | method.optional) & offers
+
+
+def keep_all(visual: Visual) -> Chosen:
+    """Nothing is dropped before the language model."""
+    pictures = [
+        Picture(part.grid, part.index, np.ones(len(part.index), dtype=bool))
+        for part in visual.parts
+    ]
+    return Chosen(np.arange(visual.size), visual.features, pictures)
+
+
+@torch.no_grad()
+def choose(method: Method, visual: Visual, wants: frozenset[str], text: Text | None) -> Chosen:
+    """Let a method choose from the parts of an image or video."""
+    tokens = [_tokens(visual, part, wants, text) for part in visual.parts]
+    alike = len({part.grid for part in visual.parts}) == 1
+    if visual.shared and len(tokens) > 1:
+        selections = _crops(method, tokens)
+    elif alike and len(tokens) > 1:
+        together = method.select(_stacked(tokens), check_finite=False)
+        selections = [together.row(frame) for frame in range(len(tokens))]
+    else:
+        selections = method.select(tokens, check_finite=False)
+    kept = np.zeros(visual.size, dtype=bool)
+    features = visual.features
+    pictures, levels = [], []
+    for part, selection in zip(visual.parts, selections, strict=True):
+        own = np.zeros(len(part.index), dtype=bool)
+        own[to_numpy(selection.sorted())] = True
+        kept[part.index] = own
+        scores = None if selection.scores is None else to_numpy(selection.scores)
+        pictures.append(Picture(part.grid, part.index, own, scores))
+        if selection.folded is not None and not own.all():
+            places = torch.from_numpy(part.index).to(features.device)
+            folded = selection.merge(features[places]).to(features.dtype)
+            features = features.index_copy(0, places[torch.from_numpy(own)], folded)
+        if "level" in selection.info:
+            levels.append(int(to_numpy(selection.info["level"])))
+    for place, marked in visual.separators:
+        kept[place] = bool(kept[marked].any())
+    return Chosen(np.flatnonzero(kept), features, pictures, min(levels) if levels else None)
+
+
+def _tokens(visual: Visual, part: Part, wants: frozenset[str], text: Text | None) -> Tokens:
+    places = torch.from_numpy(part.index).to(visual.features.device)
+    features = visual.features.detach()[places]
+    given: dict[str, Any] = {
+        name: getattr(part, name)
+        for name in ("attention", "attention_shallow", "keys", "embeds", "pixels")
+        if name in wants and getattr(part, name) is not None
+    }
+    given = {name: x.to(features.device) for name, x in given.items()}
+    if text is not None:
+        moved = (_moved(x, features) for x in (text.tokens, text.whole, text.mask))
+        given["text"], given["text_global"], given["text_mask"] = moved
+    return Tokens(features=features, grid=part.grid, **given)
+
+
+def _moved(x: Any, like: Tensor) -> Any:
+    if isinstance(x, (list, tuple)):
+        return [_moved(each, like) for each in x]
+    if x is None or x.dtype == torch.bool:
+        return x if x is None else x.to(like.device)
+    return x.to(like.device, like.dtype)
+
+
+def _stacked(tokens: Sequence[Tokens]) -> Tokens:
+    """Frames of one video as a batch."""
+    first = tokens[0]
+    together: dict[str, Any] = {"grid": first.grid}
+    for name in ("features", "attention", "attention_shallow", "keys", "embeds", "pixels"):
+        if getattr(first, name) is not None:
+            together[name] = torch.stack([getattr(each, name) for each in tokens])
+    for name in ("text", "text_global", "text_mask"):
+        together[name] = _repeated(getattr(first, name), len(tokens))
+    return Tokens(**together)
+
+
+def _repeated(x: Any, times: int) -> Any:
+    if isinstance(x, (list, tuple)):
+        return [_repeated(each, times) for each in x]
+    return None if x is None else x.expand(times, *x.shape)
+
+
+def _crops(method: Method, crops: Sequence[Tokens]) -> list[Selection]:
+    """Choose from crops of one picture, which share K times `keep` tokens.
+
+    Crops get tokens in proportion to the sums of the method's scores, as EADP's published
+    "importance"; in proportion to their sizes where a method has no scores, or negative ones.
+    """
+    sizes = np.array([each.size for each in crops])
+    if isinstance(method.keep, float):
+        total = method.budget(int(sizes.sum()))
+    else:
+        total = min(int(method.keep) * len(crops), int(sizes.sum()))
+    total = max(total, len(crops))
+    if total == sizes.sum():
+        return [_with_budget(method, each.size).select(each, check_finite=False) for each in crops]
+    first = method.select(list(crops), check_finite=False)
+    weights = sizes.astype(np.float64)
+    scores = [None if each.scores is None else to_numpy(each.scores) for each in first]
+    known = [each for each in scores if each is not None]
+    if len(known) == len(crops) and all((each >= 0).all() for each in known):
+        weights = np.array([each.sum(dtype=np.float64) for each in known])
+    budgets = allocate(weights, total, minimum=1, maximum=sizes)
+    return [
+        _with_budget(method, int(budget)).select(each, check_finite=False)
+        for each, budget in zip(crops, budgets, strict=True)
+    ]
+
+
+def _with_budget(method: Method, keep: int) -> Method:
+    return replace(method, keep=keep)
