@@ -131,10 +131,10 @@ def sum_above(g: Any, level: float) -> tuple[int, float]:
 
 @exact
 def top_sum(g: Any, k: int, level: float, work: Any) -> tuple[float, float]:
-    """The sum of the k largest positive gains, and the k-th, which bounds that of later calls.
+    """The sum of the k largest positive gains, and a level that at most k gains exceed.
 
-    Gains only shrink, so at most k exceed the level of an earlier call; going down from there
-    in growing steps leaves a handful between two levels to choose from.
+    Gains only shrink, so the level of an earlier call still holds; going down from there in
+    growing steps leaves a handful between two levels to choose from.
     """
     above, total = sum_above(g, level)
     step = 1e-3 * level
@@ -261,7 +261,8 @@ def note_near(s: Any, rows: Any, high: Any, near: Any, level: Any, count: Any) -
     """List for each of `rows`, if they fit, the candidates whose entries in s exceed high."""
     room = near.shape[1]
     for each in range(len(rows)):
-        row, limit, i = s[each], high[each], rows[each]
+        row, i = s[each], rows[each]
+        limit = row.dtype.type(high[each])
         better = 0
         for j in range(len(row)):
             better += row[j] > limit
@@ -295,6 +296,23 @@ def shift(cosine: Any) -> None:
     half, zero, one = flat.dtype.type(0.5), flat.dtype.type(0.0), flat.dtype.type(1.0)
     for place in range(len(flat)):
         flat[place] = min(max(half * flat[place] + half, zero), one)
+
+
+@regroup
+def cosine_of(x: Any, y: Any) -> float:
+    """The product of two unit vectors."""
+    total = x.dtype.type(0.0)
+    for d in range(len(x)):
+        total += x[d] * y[d]
+    return total
+
+
+@regroup
+def similarities_to(x: Any, j: int, column: Any) -> None:
+    """(1 + cos) / 2 of unit vectors (N, D) with the j-th."""
+    half, zero, one = x.dtype.type(0.5), x.dtype.type(0.0), x.dtype.type(1.0)
+    for i in range(len(x)):
+        column[i] = min(max(half * cosine_of(x[i], x[j]) + half, zero), one)
 
 
 @regroup
@@ -413,15 +431,6 @@ def first_largest(x: Any) -> int:
     while x[place] < best:
         place += 1
     return place
-
-
-@regroup
-def cosine_of(x: Any, y: Any) -> float:
-    """The product of two unit vectors."""
-    total = x.dtype.type(0.0)
-    for d in range(len(x)):
-        total += x[d] * y[d]
-    return total
 
 
 @exact

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from secateur.backends import greedy_numpy
 from secateur.backends import numpy as plain
-from secateur.backends.numpy import Floats, Indices
+from secateur.backends.greedy_numpy import Floats, Indices
 from secateur.core.arrays import each_row, is_sparse
 from secateur.core.maximize import Picks
 from secateur.core.measures import check_image
@@ -26,6 +27,9 @@ available = importlib.util.find_spec("numba") is not None
 
 ALONE = 1 << 20
 """Numbers in a batch below which starting threads costs more than they save."""
+
+FEW = 4
+"""Columns of similarities up to which loops beat a threaded matrix product."""
 
 
 @functools.cache
@@ -56,11 +60,27 @@ def cosine_similarity(features: Floats) -> Floats:
     return cosine
 
 
-class _Nearly(plain.NearlyServed):
+class _Cosine(greedy_numpy.Cosine):
+    """(1 + cos) / 2 of features (N, D)."""
+
+    def columns(self, j: Indices) -> Floats:
+        kernels, x = _kernels(), self.directions
+        if len(j) > FEW:
+            cosine: Floats = x[j] @ x.T
+            kernels.shift(cosine)
+            return cosine
+        entries = np.empty((len(j), self.size), dtype=x.dtype)
+        for column, each in zip(entries, j, strict=True):
+            kernels.similarities_to(x, each, column)
+        return entries
+
+    rows = columns
+
+
+class _Nearly(greedy_numpy.NearlyServed):
     """Coverage and gains from features: matrix products by BLAS, the rest in loops."""
 
-    def largest(self, k: int) -> float:
-        return plain.Served.largest(self, k)
+    piece = greedy_numpy.PRODUCT
 
     def _gains(self, columns: Floats) -> Floats:
         kernels = _kernels()
@@ -77,7 +97,7 @@ class _Nearly(plain.NearlyServed):
         kernels.lower_rows(s, low, self.m[i], self.w[i], self.g)
 
 
-class _Listed(plain.Listed):
+class _Listed(greedy_numpy.Listed):
     """Coverage and gains from a CSR matrix."""
 
     def lower(self, i: Indices, low: Floats) -> None:
@@ -103,7 +123,7 @@ def facility_location(similarity: Any, weights: Floats | None, k: Any) -> Picks:
     if is_sparse(similarity):
         matrix = plain.canonical(similarity)
         return plain.over_batch(
-            (), k, lambda _, budget: plain.greedy(_Listed(matrix, weights), budget)
+            (), k, lambda _, budget: greedy_numpy.greedy(_Listed(matrix, weights), budget)
         )
     return plain.over_batch(
         similarity.shape[:-2],
@@ -120,7 +140,7 @@ def facility_location_features(features: Floats, weights: Floats | None, k: Any)
         w = plain.weights_at(weights, at)
         if plain.small_enough(features):
             return _greedy(cosine_similarity(features[at]), w, budget)
-        return plain.greedy(_Nearly(plain.Cosine(features[at]), w), budget)
+        return greedy_numpy.greedy(_Nearly(_Cosine(unit(features[at])), w), budget)
 
     return plain.over_batch(features.shape[:-2], k, solve)
 

@@ -14,6 +14,7 @@ import pytest
 import scipy.sparse
 
 import secateur as sc
+from secateur.backends import greedy_numpy
 from secateur.backends import numpy as plain
 from secateur.core.arrays import unit
 from secateur.core.attention import attention_received
@@ -217,7 +218,7 @@ def test_from_features_with_little_room_to_note_neighbours(
     driver: ModuleType, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     x, w = features(260, 5, seed=4), weights(260)
-    monkeypatch.setattr(plain, "NEAR_BYTES", 260 * 8 * room)
+    monkeypatch.setattr(greedy_numpy, "NEAR", room)
     same(
         driver.facility_location_features(x, w, 90),
         facility_location_features.reference(x, w, 90),

@@ -1,0 +1,146 @@
+"""What is Numba's own: the kernels' shortcuts, threads, and life without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from secateur.backends import numba as driver
+from secateur.core.arrays import candidates
+from secateur.core.maximize import facility_location
+from secateur.core.similarity import cosine_similarity
+
+pytest.importorskip("numba")
+
+from secateur.backends import kernels_numba as kernels
+
+
+def _similar(n: int, seed: int = 0) -> np.ndarray:
+    return cosine_similarity.reference(np.random.default_rng(seed).standard_normal((n, 8)) + 0.5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 64, 151])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_first_gains_and_symmetry(n: int, dtype: str) -> None:
+    s, w, g = _similar(n).astype(dtype), np.random.default_rng(1).random(n), np.empty(n)
+    s = (s + s.T) / 2
+    assert kernels.first_gains(s, w, g)
+    np.testing.assert_allclose(g, w @ s.astype(np.float64), rtol=1e-14)
+    if n > 1:
+        # One entry in n squared, off by the last bit that counts.
+        s[0, n - 1] *= 1 + 1e-6
+        assert not kernels.first_gains(s, w, g)
+
+
+def test_matrices_symmetric_but_for_rounding_count_as_symmetric() -> None:
+    x = np.random.default_rng(0).standard_normal((300, 16))
+    s = x @ x.T.copy() / 100.0
+    s[np.triu_indices(300)] *= 1 + 2.0**-52
+    assert kernels.first_gains(s, np.ones(300), np.empty(300))
+
+
+@pytest.mark.parametrize("count", range(10))
+def test_rows_are_lowered_in_fours_and_ones(count: int) -> None:
+    dice = np.random.default_rng(2)
+    s, w = dice.random((12, 33)), dice.random(count)
+    rows = dice.permutation(12)[:count]
+    low = dice.random(count)
+    high = low + dice.random(count)
+    g = np.full(33, 5.0)
+    expected = g - w @ (np.clip(s[rows], low[:, None], high[:, None]) - low[:, None])
+    kernels.lower_dense(s, rows, low, high, w, g)
+    np.testing.assert_allclose(g, expected, rtol=1e-14)
+
+
+def test_top_sum_follows_gains_that_shrink() -> None:
+    dice = np.random.default_rng(3)
+    for n, k in ((1, 1), (5, 5), (400, 37), (400, 400), (50, 1)):
+        for ties in (False, True):
+            g = dice.integers(0, 9, n).astype(float) if ties else dice.random(n)
+            level = float(g.max())
+            for _ in range(30):
+                total, level = kernels.top_sum(g, k, level, np.empty(n + 1))
+                largest = np.sort(np.maximum(g, 0.0))[::-1][:k]
+                np.testing.assert_allclose(total, largest.sum(), rtol=1e-13, atol=1e-13)
+                assert np.count_nonzero(g > level) <= k
+                g = g - dice.random(n) * g * (dice.random(n) < 0.3)
+                g[dice.integers(n)] = -np.inf
+
+
+def test_top_sum_of_nothing() -> None:
+    assert kernels.top_sum(np.zeros(6), 3, 0.0, np.empty(7))[0] == 0.0
+    assert kernels.top_sum(np.full(6, -np.inf), 3, 1.0, np.empty(7))[0] == 0.0
+
+
+def test_threads_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = np.stack([_similar(120, seed) for seed in range(9)])
+    k = np.arange(1, 10) * 7
+    alone = driver.facility_location(s, None, k)
+    monkeypatch.setattr(driver, "ALONE", 0)
+    assert driver._workers(s) >= 1
+    monkeypatch.setattr(driver, "_workers", lambda _: 4)
+    for _ in range(3):
+        together = driver.facility_location(s, None, k)
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_tie_of_thousands_is_looked_at_once() -> None:
+    # Every gain equal at every pick: looking at all leaders anew each time would take minutes.
+    n = 3000
+    picks = driver.facility_location(np.eye(n), None, n)
+    np.testing.assert_array_equal(picks.indices, np.arange(n))
+    np.testing.assert_array_equal(picks.gains, 1.0)
+    nothing = driver.facility_location(np.zeros((n, n)), None, n)
+    np.testing.assert_array_equal(nothing.indices, np.arange(n))
+
+
+def test_numba_comes_first_and_is_loaded_when_needed() -> None:
+    assert [each.__name__ for each in candidates(np.ones(1))] == [
+        "secateur.backends.numba",
+        "secateur.backends.numpy",
+    ]
+    script = (
+        "import sys, numpy as np, secateur as sc\n"
+        "sc.effective_rank(np.eye(3))\n"
+        "print('numba' in sys.modules)\n"
+        "sc.maximize(sc.FacilityLocation(np.eye(3)), 1)\n"
+        "print('numba' in sys.modules)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "True"]
+
+
+def test_without_numba_numpy_serves() -> None:
+    script = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'numba' else find(name, *a)\n"
+        "sys.modules['numba'] = None\n"
+        "import numpy as np, secateur as sc\n"
+        "from secateur.core.arrays import candidates\n"
+        "print([m.__name__ for m in candidates(np.ones(1))])\n"
+        "f = sc.FacilityLocation(np.array([[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]]))\n"
+        "print(sc.maximize(f, 2).indices)\n"
+        "print(sc.patch_entropy(np.zeros((4, 4, 3), dtype=np.uint8), 2))\n"
+        "try:\n"
+        "    sc.maximize(f, 2, backend='numba')\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [
+        "['secateur.backends.numpy']",
+        "[0 2]",
+        "[0. 0. 0. 0.]",
+        "backend: 'numba' is not installed: pip install 'secateur[numba]'",
+    ]
+
+
+def test_the_default_for_numpy_arrays_is_exact() -> None:
+    s = _similar(80).astype(np.float32)
+    expected = facility_location.reference(s, None, 40)
+    np.testing.assert_array_equal(facility_location(s, None, 40).indices, expected.indices)
