@@ -23,6 +23,7 @@ from secateur.core.arrays import (
     Array,
     device,
     each_row,
+    eager,
     index_dtype,
     like,
     namespace,
@@ -52,6 +53,7 @@ class Picks(NamedTuple):
     bound: Array
 
 
+@eager
 def maximize(
     f: Objective,
     k: Any,
@@ -239,7 +241,7 @@ class _Certificate:
 
     def see(self, value: float, gains: Array) -> None:
         xp = namespace(gains)
-        largest = xp.flip(xp.sort(gains))[: self._k]
+        largest = xp.flip(xp.sort(gains))[: min(self._k, int(gains.shape[0]))]
         self.bound = min(self.bound, value + float(xp.sum(xp.clip(largest, 0.0, None))))
 
 
