@@ -38,6 +38,7 @@ Namespace = Any
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _drivers: dict[str, tuple[str, ...]] = {}
 _modules: dict[str, str] = {}
@@ -156,6 +157,27 @@ class Operation(Generic[P, R]):
 def operation(reference: Callable[P, R]) -> Operation[P, R]:
     """Declare a function as the reference version of an operation that drivers may offer."""
     return Operation(reference)
+
+
+def eager(function: F) -> F:
+    """Keep PyTorch's compiler out: in compiled code the call is one break of the graph.
+
+    Choosing tokens loops over the data, which a compiler could only take to pieces.
+    """
+    whole: list[Any] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        compiler = sys.modules.get("torch._dynamo")
+        if compiler is None:
+            return function(*args, **kwargs)
+        if not whole:
+            whole.append(compiler.disable(function))
+        return whole[0](*args, **kwargs)
+
+    # The compiler looks for this mark before it looks inside.
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return cast(F, call)
 
 
 def namespace(*arrays: Array) -> Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -115,7 +116,7 @@ class Selection:
         # One comparison a place and pick, in slices: never more than a few megabytes at once.
         kept = xp.zeros((*self.batch_shape, n), dtype=xp.bool, device=device(self.indices))
         picks = int(self.indices.shape[-1])
-        step = max(1, (1 << 22) // max(1, n * int(np.prod(self.batch_shape, dtype=np.int64))))
+        step = max(1, (1 << 22) // max(1, n * math.prod(self.batch_shape)))
         for start in range(0, picks, step):
             part = self.indices[..., start : min(start + step, picks)]
             kept = kept | xp.any(part[..., None, :] == places[:, None], axis=-1)
@@ -155,7 +156,7 @@ class Selection:
             chosen = like(to_numpy(chosen), x)
         safe = xp.where(chosen < 0, xp.zeros_like(chosen), chosen)
         k, rest = int(safe.shape[-1]), shape_of(x)[axis + 1 :]
-        rows = int(np.prod(batch, dtype=np.int64))
+        rows = math.prod(batch)
         flat = xp.reshape(x, (rows * self.size, *rest))
         start = xp.arange(rows, dtype=safe.dtype, device=device(x)) * self.size
         places = xp.reshape(xp.reshape(safe, (rows, k)) + start[:, None], (rows * k,))

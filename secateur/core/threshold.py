@@ -14,6 +14,7 @@ from secateur.core.arrays import (
     descending,
     device,
     each_row,
+    eager,
     epsilon,
     index_dtype,
     like,
@@ -28,6 +29,7 @@ from secateur.core.arrays import (
 from secateur.core.selection import Selection
 
 
+@eager
 def greedy_threshold(
     features: Array,
     attention: Array,

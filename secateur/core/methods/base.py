@@ -16,6 +16,7 @@ from secateur.core.arrays import (
     checked,
     constant,
     each_row,
+    eager,
     like,
     namespace,
     resolve_keep,
@@ -102,6 +103,7 @@ class Method(ABC):
         self, tokens: Sequence[Tokens], *, check_finite: bool = ..., backend: str | None = ...
     ) -> list[Selection]: ...
 
+    @eager
     def select(
         self,
         tokens: Tokens | Sequence[Tokens],
