@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log2
+
 from secateur.core.arrays import (
     Array,
     descending,
@@ -44,13 +46,13 @@ def others(indices: Array, n: int) -> Array:
 
 
 def settled(x: Array) -> Array:
-    """Numbers of about 1 in the dtype of sums, rounded to a multiple of 2^12 rounding errors.
+    """Numbers of about 1 in the dtype of sums, rounded to three quarters of its bits.
 
     What was added up in another order, by another backend or for a duplicate, is then equal,
     and ties go to the lowest index everywhere.
     """
     xp = namespace(x)
-    step = 2.0**12 * rounding(xp)
+    step = 2.0 ** round(0.75 * log2(rounding(xp)))
     return xp.round(x / step) * step
 
 

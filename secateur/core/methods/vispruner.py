@@ -64,8 +64,8 @@ class VisPruner(Method):
     the last round.
 
     Each round orders by the scores of the one before, so that rounding anywhere changes
-    everything after: cosines are taken in float64 whatever the features' dtype, and those that
-    agree to 12 decimals are equal. The authors' program runs in the model's dtype, so the two
+    everything after: cosines are taken in float64 whatever the features' dtype, and compared
+    after rounding to 39 binary places. The authors' program runs in the model's dtype, so the two
     agree when it is run in float64 on features cast up. It fails where a round has an odd number
     of tokens; here the even places are then one more.
 
