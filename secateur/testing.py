@@ -390,7 +390,7 @@ def assert_selection(selection: Selection, k: Any = None) -> None:
         real, padding = indices[position][:kept], indices[position][kept:]
         if not (len(set(real.tolist())) == kept and (padding == -1).all()):
             raise AssertionError(
-                f"row {position}: expected {kept} distinct tokens, then -1: {real}"
+                f"row {position}: expected {kept} distinct tokens, then -1, got {indices[position]}"
             )
         if kept and not (0 <= real.min() and real.max() < selection.size):
             raise AssertionError(f"row {position}: {real} leave 0 .. {selection.size - 1}")
