@@ -15,7 +15,7 @@ SHELL := bash
 help:
 	@echo "make demo      prune the patches of a photograph, write demo.png"
 	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on)"
-	@echo "make test-all  run the slow tests too"
+	@echo "make test-all  run the slow tests too, and every test on JAX arrays"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
 	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
 	@echo "make docs      build the site into site/"
@@ -29,7 +29,7 @@ test: $(VENV)/.dev
 	@echo "== tests (without those marked slow) =="
 	@$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev $(VENV)/.jax
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 coverage: $(VENV)/.dev

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -56,11 +57,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many tests were skipped for which reason, one line a reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+MARKS = {
+    "jax": [pytest.mark.slow],  # compiles every operation for every shape: minutes in all
+    "cupy": [pytest.mark.gpu],
+}
+
+
 @pytest.fixture(
     scope="session",
-    params=[
-        pytest.param(name, marks=[pytest.mark.gpu] if name == "cupy" else []) for name in NAMESPACES
-    ],
+    params=[pytest.param(name, marks=MARKS.get(name, [])) for name in NAMESPACES],
 )
 def xp(request: pytest.FixtureRequest) -> Any:
     """The array API namespace of each array library in turn."""
