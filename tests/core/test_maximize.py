@@ -395,17 +395,3 @@ def test_sparse_rows_give_the_picks_of_the_matrix(algorithm):
     picks = sc.maximize(sc.FacilityLocation(sparse.csr_array(s), w), 8, algorithm)
     assert picks.indices.tolist() == dense.indices.tolist()
     assert float(picks.value) == pytest.approx(float(dense.value))
-
-
-@pytest.mark.slow
-def test_many_tokens_within_a_gigabyte(computed_by):
-    if computed_by == "reference":
-        pytest.skip("the reference needs many minutes for this; its memory is that of a block")
-    resource = pytest.importorskip("resource", reason="reads the peak memory as Linux counts it")
-    x = np.random.default_rng(11).normal(size=(50_000, 64)).astype(np.float32)
-    sc.maximize(sc.FacilityLocation.from_features(x[:100]), 2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    picks = sc.maximize(sc.FacilityLocation.from_features(x), 100)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20
-    assert_selection(picks, 100)
-    assert float(picks.guarantee) >= 1 - 1 / math.e
