@@ -445,7 +445,7 @@ class SparseVLM(InsideMethod):
         for layers in self.after:
             require_whole("after", layers, least=1)
         require_positive("scale", self.scale)
-        require_one_of("count", self.count, ("limit", "rank"))
+        require_one_of("count", self.count, ("rank", "limit"))
 
     def cuts(
         self, depth: int, size: int, *, level: int | None = None, earliest: int = 1
