@@ -1,5 +1,37 @@
-"""The lab: scenes drawn by a seed, and a small vision-language model that answers about them."""
+"""The lab: scenes drawn by a seed, and a small vision-language model that answers about them.
 
-from secateur.lab.scene import scenes
+>>> from secateur.lab import scenes
+>>> scene = next(scenes(1, seed=1, kind="count"))
+>>> scene.questions[0].text
+'how many shapes are there?'
 
-__all__ = ["scenes"]
+The model is a `LlavaForConditionalGeneration` of 1.3 million parameters that sees 96 pixels in
+144 patches. Its weights come with the package (`load`), so does the CLIP twin whose text tower
+guides methods that need one (`text_encoder`); ``python -m secateur.lab.train`` makes both anew.
+`scenes` needs NumPy alone; the rest imports PyTorch and Transformers when it is called.
+"""
+
+from secateur.lab.answers import HELD_OUT, answer, answers, ask_all, evaluate, prompt
+from secateur.lab.packaged import load, text_encoder
+from secateur.lab.questions import DESCRIBE, mentioned
+from secateur.lab.scene import COMPLEXITIES, KINDS, TEXTURES, Object, Question, Scene, scenes
+
+__all__ = [
+    "COMPLEXITIES",
+    "DESCRIBE",
+    "HELD_OUT",
+    "KINDS",
+    "TEXTURES",
+    "Object",
+    "Question",
+    "Scene",
+    "answer",
+    "answers",
+    "ask_all",
+    "evaluate",
+    "load",
+    "mentioned",
+    "prompt",
+    "scenes",
+    "text_encoder",
+]

@@ -9,12 +9,30 @@ from secateur.lab.scene import PATCH, SIZE
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 SPECIAL = (PAD, BOS, EOS, UNKNOWN, IMAGE)
+START, END = "<|startoftext|>", "<|endoftext|>"
 WIDTH = 128
 LAYERS = 4
 HEADS = 4
 HIDDEN = 256
 # Longest prompt with its answer, the patches not counted.
 WORDS_AT_MOST = 112
+# Longest text of the CLIP twin: the caption of nine objects and the two end marks.
+TEXT_AT_MOST = 56
+
+
+def _words(vocabulary: tuple[str, ...], template: str, specials: tuple[str, ...]) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+
+    words = {word: index for index, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[(word, words[word]) for word in specials]
+    )
+    return tokenizer
 
 
 def build_tokenizer() -> Any:
@@ -23,20 +41,10 @@ def build_tokenizer() -> Any:
     A WordPiece model over `secateur.lab.questions.VOCABULARY` whose only continuations are
     digits, so that ``"47"`` is two tokens and decodes to ``"47"`` again.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    words = {word: index for index, word in enumerate((*SPECIAL, *VOCABULARY))}
-    tokenizer = Tokenizer(models.WordPiece(words, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, words[BOS])]
-    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=_words((*SPECIAL, *VOCABULARY), f"{BOS} $A", (BOS,)),
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
@@ -142,3 +150,62 @@ def _lay_out_places(model: Any) -> None:
     table = model.model.vision_tower.embeddings.position_embedding.weight
     with torch.no_grad():
         table[1:] = 0.3 * places
+
+
+def build_text_tokenizer() -> Any:
+    """Return the tokeniser of the CLIP twin: the same words between CLIP's two end marks.
+
+    As in CLIP the end mark pads too and has the highest id, where the text tower pools.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_words(
+            (UNKNOWN, *VOCABULARY, START, END), f"{START} $A {END}", (START, END)
+        ),
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token=UNKNOWN,
+        padding_side="right",
+        model_max_length=TEXT_AT_MOST,
+    )
+
+
+def build_clip(model: Any, seed: int = 0) -> Any:
+    """Return a `CLIPModel` whose vision tower is a copy of the LLaVA's and whose text is untrained.
+
+    Parameters
+    ----------
+    model
+        From `build_model`.
+    seed
+        Of the text tower and the projections.
+    """
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
+
+    size = len(VOCABULARY) + 3
+    text = CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=WIDTH,
+        intermediate_size=HIDDEN,
+        num_hidden_layers=3,
+        num_attention_heads=HEADS,
+        max_position_embeddings=TEXT_AT_MOST,
+        projection_dim=WIDTH,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
+    torch.manual_seed(seed)
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config=text.to_dict(),
+            vision_config=model.config.vision_config.to_dict(),
+            projection_dim=WIDTH,
+        )
+    )
+    clip.vision_model.load_state_dict(model.model.vision_tower.state_dict())
+    clip.vision_model.requires_grad_(False)
+    return clip

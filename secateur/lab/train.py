@@ -1,6 +1,9 @@
 """Train the lab's model: ``python -m secateur.lab.train --out build/lab``.
 
-First the vision tower learns to name what every patch shows, then the whole model learns to answer.
+First the vision tower learns to name what every patch shows, then the whole model learns to answer,
+then the CLIP twin's text tower learns against the vision tower. What is shipped is written to the
+folder ``weights`` in ``--out``, and the accuracy on held-out scenes to ``accuracy.json``.
+
 A run that was stopped goes on with ``--resume``: model, optimiser and place in the stream of scenes
 are in ``checkpoint.pt``. The same arguments draw the same scenes in the same order.
 """
@@ -10,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from secateur.lab.answers import evaluate
 from secateur.lab.batches import (
     NOT_ASKED,
     PATCHES,
@@ -33,7 +37,10 @@ from secateur.lab.batches import (
     pixels,
     prompt_start,
 )
-from secateur.lab.model import WIDTH, build_model
+from secateur.lab.contrast import TextSettings, train_text
+from secateur.lab.journal import Journal
+from secateur.lab.model import WIDTH, build_model, build_processor
+from secateur.lab.packaged import TEXT, WEIGHTS, save
 from secateur.lab.scene import KINDS
 
 
@@ -90,12 +97,19 @@ class Probes(nn.Module):  # type: ignore[misc]
 
 
 class _Stream(IterableDataset):  # type: ignore[misc]
-    def __init__(self, settings: Settings, start: int) -> None:
-        self.settings, self.start = settings, start
+    """Batches with their numbers; whoever shares the counter shares the stream."""
 
-    def __iter__(self) -> Iterator[Batch]:
-        for step in range(self.start, self.settings.steps):
-            yield batch(self.settings.seed, step, self.settings.size, self.settings.room)
+    def __init__(self, settings: Settings, counter: Any) -> None:
+        self.settings, self.counter = settings, counter
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        while True:
+            with self.counter.get_lock():
+                step = self.counter.value
+                self.counter.value += 1
+            if step >= self.settings.steps:
+                return
+            yield step, batch(self.settings.seed, step, self.settings.size, self.settings.room)
 
 
 def see(model: Any, images: Any) -> tuple[Any, Any]:
@@ -159,90 +173,188 @@ def rate_at(step: int, settings: Settings) -> float:
     return settings.rate * risen * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def train(out: Path, settings: Settings, resume: bool, init: Path | None, save_every: int) -> Any:
-    """Run from the start, from `init` or from the checkpoint in `out`; return the model."""
-    out.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = out / "checkpoint.pt"
-    model = build_model(settings.seed)
-    if init is not None:
-        from transformers import LlavaForConditionalGeneration
+@dataclass
+class Run:
+    """A model in training: everything that a checkpoint holds."""
 
-        model = LlavaForConditionalGeneration.from_pretrained(init, dtype=torch.float32)
-    probes = Probes()
-    model.to(device).train()
-    probes.to(device)
-    learnt = [*model.parameters(), *probes.parameters()]
-    optimizer = torch.optim.AdamW(
-        [
+    model: Any
+    probes: Probes
+    optimizer: Any
+    settings: Settings
+    step: int = 0
+
+    @classmethod
+    def begin(cls, settings: Settings, init: Path | None, device: Any) -> Run:
+        """Start from random weights, or from those that were saved in the folder `init`."""
+        model = build_model(settings.seed)
+        if init is not None:
+            model = type(model).from_pretrained(init, dtype=torch.float32)
+        model.to(device).train()
+        probes = Probes().to(device)
+        learnt = [*model.parameters(), *probes.parameters()]
+        groups = [
             {"params": [p for p in learnt if p.ndim >= 2], "weight_decay": settings.decay},
             {"params": [p for p in learnt if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=settings.rate,
-        betas=(0.9, 0.98),
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98))
+        return cls(model, probes, optimizer, settings)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        saved = torch.load(path, map_location=self.model.device)
+        self.model.load_state_dict(saved["model"])
+        self.probes.load_state_dict(saved["probes"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step = saved["step"]
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; one that was there stays until the new one is whole."""
+        state = {
+            "model": self.model.state_dict(),
+            "probes": self.probes.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "settings": asdict(self.settings),
+        }
+        torch.save(state, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+
+    def share(self) -> None:
+        """Move everything that learns into memory that forked processes share."""
+        self.model.share_memory()
+        self.probes.share_memory()
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                # What AdamW would make at a parameter's first step, in every process its own.
+                if parameter not in self.optimizer.state:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.zeros(()),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.share_memory_()
+
+
+def train(
+    out: Path,
+    settings: Settings,
+    *,
+    resume: bool = False,
+    init: Path | None = None,
+    processes: int = 1,
+    save_every: int = 250,
+) -> Run:
+    """Train, and keep a checkpoint and a log in `out`.
+
+    On a CPU several processes of one thread each may learn on the same weights: each works out a
+    gradient of a batch of its own and takes its step when the lock is free, on weights that the
+    others may have moved meanwhile. None waits for another, so it is robust against neighbours
+    that take a core, where threads of one process would all wait for the slowest.
+
+    Parameters
+    ----------
+    out
+        Folder for ``checkpoint.pt`` and ``train.log``.
+    settings
+        Of the run.
+    resume
+        Go on from the checkpoint in `out` if there is one.
+    init
+        Folder of a saved model to start from.
+    processes
+        How many; 1 on a GPU.
+    save_every
+        Steps between checkpoints.
+
+    Returns
+    -------
+    Run
+        The trained model with all that was learnt beside it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run.begin(settings, init, device)
+    if resume and (out / "checkpoint.pt").exists():
+        run.load(out / "checkpoint.pt")
+    context = multiprocessing.get_context("fork")
+    counter, lock = context.Value("q", run.step), context.Lock()
+    others = []
+    if processes > 1:
+        run.share()
+        others = [
+            context.Process(target=_learn, args=(run, counter, lock), daemon=True)
+            for _ in range(processes - 1)
+        ]
+    for process in others:
+        process.start()
+    journal = Journal(
+        out / "train.log",
+        start=run.step,
+        device=str(device),
+        processes=processes,
+        **asdict(settings),
     )
-    start = 0
-    if resume and checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device)
-        model.load_state_dict(saved["model"])
-        probes.load_state_dict(saved["probes"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
-    log = (out / "train.log").open("a")
-    log.write(json.dumps({"start": start, "device": str(device), **asdict(settings)}) + "\n")
-    loader = DataLoader(_Stream(settings, start), batch_size=None, num_workers=1, prefetch_factor=8)
-    totals = {"answers": 0.0, "patches": 0.0, "present": 0.0}
-    counts: dict[str, list[int]] = {kind: [0, 0] for kind in KINDS}
-    since, began = start, time.perf_counter()
-    bar = tqdm(loader, initial=start, total=settings.steps, unit="step", mininterval=5)
-    for step, target in enumerate(bar, start):
-        target = _to(target, device)
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, settings)
+    _learn(run, counter, lock, out, journal, save_every)
+    for process in others:
+        process.join()
+    run.step = settings.steps
+    run.save(out / "checkpoint.pt")
+    return run
+
+
+def _learn(
+    run: Run,
+    counter: Any,
+    lock: Any,
+    out: Path | None = None,
+    journal: Journal | None = None,
+    save_every: int = 0,
+) -> None:
+    """Take steps until the counter has reached the last; with `out`, keep the books too."""
+    settings, model, probes = run.settings, run.model, run.probes
+    device = model.device
+    loaders = 0 if device.type == "cpu" else min(12, os.cpu_count() or 1)
+    loader = DataLoader(_Stream(settings, counter), batch_size=None, num_workers=loaders)
+    bar = tqdm(
+        initial=run.step, total=settings.steps, unit="step", mininterval=5, disable=journal is None
+    )
+    due = run.step
+    for step, drawn in loader:
+        target = _to(drawn, device)
+        counts = {}
         with torch.autocast(device.type, dtype=torch.bfloat16):
             features, pooled = see(model, target.images)
             shown, there = probes(features, pooled, target)
             loss = settings.patch_weight * shown + settings.present_weight * there
+            losses = {"patches": shown.item(), "present": there.item()}
             if step >= settings.tower_steps:
                 logits, wanted = read(model, features, target)
-                answers = functional.cross_entropy(logits, wanted)
-                loss = loss + answers
-                totals["answers"] += answers.item()
-                for kind, (right, asked) in score(logits, target).items():
-                    counts[kind][0] += right
-                    counts[kind][1] += asked
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(learnt, 1.0)
-        optimizer.step()
-        totals["patches"] += shown.item()
-        totals["present"] += there.item()
-        done = step + 1
-        if done % 50 == 0 or done == settings.steps:
-            span = done - since
-            line = {
-                "step": done,
-                "seconds": round((time.perf_counter() - began) / span, 3),
-                **{name: round(total / span, 4) for name, total in totals.items()},
-                **{k: round(right / asked, 3) for k, (right, asked) in counts.items() if asked},
-            }
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            bar.set_postfix(answers=line["answers"], patches=line["patches"], refresh=False)
-            totals = dict.fromkeys(totals, 0.0)
-            counts = {kind: [0, 0] for kind in KINDS}
-            since, began = done, time.perf_counter()
-        if done % save_every == 0 or done == settings.steps:
-            state = {
-                "model": model.state_dict(),
-                "probes": probes.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": done,
-                "settings": asdict(settings),
-            }
-            torch.save(state, checkpoint.with_suffix(".part"))
-            os.replace(checkpoint.with_suffix(".part"), checkpoint)
-    return model
+                told = functional.cross_entropy(logits, wanted)
+                loss = loss + told
+                losses["answers"] = told.item()
+                counts = score(logits, target)
+        learnt = [p for group in run.optimizer.param_groups for p in group["params"]]
+        gradients = torch.autograd.grad(loss, learnt, allow_unused=True)
+        with lock:
+            for parameter, gradient in zip(learnt, gradients, strict=True):
+                parameter.grad = gradient
+            nn.utils.clip_grad_norm_(learnt, 1.0)
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate_at(step, settings)
+            run.optimizer.step()
+            run.step = step + 1
+            if out is not None and run.step - due >= save_every:
+                due = run.step
+                run.save(out / "checkpoint.pt")
+        if journal is not None:
+            journal.note(losses, counts)
+            bar.update(run.step - bar.n)
+            if journal.steps == 50:
+                journal.write(run.step)
+                bar.set_postfix(losses, refresh=False)
+    bar.close()
 
 
 def _to(target: Batch, device: Any) -> Batch:
@@ -263,15 +375,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/lab"), help="checkpoint and log")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--init", type=Path, help="start from the weights of this folder")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=1, help="on a CPU: one thread each")
+    parser.add_argument("--text-steps", type=int, default=TextSettings.steps, help="CLIP twin")
     parser.add_argument("--save-every", type=int, default=250)
     for name, value in asdict(Settings()).items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
     chosen = vars(parser.parse_args(arguments))
-    torch.set_num_threads(chosen["threads"])
     settings = Settings(**{name: chosen[name] for name in asdict(Settings())})
-    train(chosen["out"], settings, chosen["resume"], chosen["init"], chosen["save_every"])
+    if chosen["processes"] > 1:
+        torch.set_num_threads(1)
+    run = train(
+        chosen["out"],
+        settings,
+        resume=chosen["resume"],
+        init=chosen["init"],
+        processes=chosen["processes"],
+        save_every=chosen["save_every"],
+    )
+    text = TextSettings(steps=chosen["text_steps"])
+    model = run.model.eval()
+    clip = train_text(model, chosen["out"], text, chosen["init"] and chosen["init"] / TEXT)
+    save(model, clip, chosen["out"] / WEIGHTS)
+    reached = evaluate(model.float(), build_processor(), progress=True)
+    (chosen["out"] / "accuracy.json").write_text(json.dumps(reached, indent=1) + "\n")
+    for kind, share in reached.items():
+        print(f"{kind:10} {100 * share:5.1f} %")
 
 
 if __name__ == "__main__":

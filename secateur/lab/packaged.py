@@ -1,0 +1,94 @@
+"""The weights that come with the package, loaded offline by `from_pretrained`."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = "weights"
+TEXT = "clip"
+
+
+def _folder() -> Path:
+    with as_file(files("secateur.lab") / WEIGHTS) as folder:
+        return folder
+
+
+def save(model: Any, clip: Any, folder: Path) -> None:
+    """Write the model, its CLIP twin and what reads their input, as `load` finds them.
+
+    Parameters
+    ----------
+    model, clip
+        Trained; they are moved to bfloat16.
+    folder
+        Where to; the twin goes into its folder ``clip``.
+    """
+    import torch
+
+    from secateur.lab.model import build_processor, build_text_tokenizer
+
+    model.to(torch.bfloat16).save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    clip.to(torch.bfloat16).save_pretrained(folder / TEXT)
+    build_text_tokenizer().save_pretrained(folder / TEXT)
+
+
+def load(dtype: Any = "float32", device: Any = None) -> tuple[Any, Any]:
+    """Load the lab's model and processor.
+
+    Parameters
+    ----------
+    dtype
+        As `from_pretrained` takes it. The weights are stored in bfloat16.
+    device
+        Where the model goes; None for the processor's memory.
+
+    Returns
+    -------
+    model : transformers.LlavaForConditionalGeneration
+        In evaluation mode; 144 visual tokens an image of 96 pixels.
+    processor : transformers.LlavaProcessor
+        Takes images of any size; the prompt is ``"<image>"`` and the question right after it.
+
+    Examples
+    --------
+    >>> from secateur.lab import answer, load, scenes
+    >>> model, processor = load()
+    >>> scene = next(scenes(1, seed=1, kind="colour"))
+    >>> said = answer(model, processor, scene.image, scene.questions[0].text)
+    """
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    folder = _folder()
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    processor = LlavaProcessor.from_pretrained(folder)
+    return model.to(device or "cpu").eval(), processor
+
+
+def text_encoder(dtype: Any = "float32", device: Any = None) -> tuple[Any, Any]:
+    """Load the CLIP twin of the lab's model, for guidance by text.
+
+    Its vision tower equals the LLaVA's weight for weight. In its joint space lie
+    ``text_projection(states)`` of words and
+    ``visual_projection(vision_model.post_layernorm(states))`` of patches, where the states of
+    patches are those that LLaVA takes: after the last layer but one.
+
+    Parameters
+    ----------
+    dtype, device
+        As for `load`.
+
+    Returns
+    -------
+    model : transformers.CLIPModel
+    tokenizer : transformers.PreTrainedTokenizerFast
+        The pair that ``secateur.attach(..., text_encoder=)`` takes.
+    """
+    from transformers import CLIPModel, PreTrainedTokenizerFast
+
+    folder = _folder() / TEXT
+    model = CLIPModel.from_pretrained(folder, dtype=dtype)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return model.to(device or "cpu").eval(), tokenizer

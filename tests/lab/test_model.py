@@ -1,0 +1,131 @@
+"""The lab's model: its words, its eyes, and that many questions at once are one at a time."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from secateur.lab import scenes
+from secateur.lab.batches import batch, pixels
+from secateur.lab.model import build_clip, build_model, build_processor, build_text_tokenizer
+from secateur.lab.scene import KINDS
+from secateur.lab.train import read, score, see
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(seed=3).eval()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor()
+
+
+def test_tokeniser_gives_every_text_back(processor):
+    tokenizer = processor.tokenizer
+    texts = {t for s in scenes(60, seed=1) for q in s.questions for t in (q.text, q.answer)}
+    for text in texts:
+        ids = tokenizer(text).input_ids
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_tokeniser_reads_capitals_and_flags_what_it_does_not_know(processor):
+    tokens = processor.tokenizer.convert_ids_to_tokens(
+        processor.tokenizer("What COLOUR is number 47, giraffe?").input_ids
+    )
+    assert tokens[1:] == ["what", "colour", "is", "number", "4", "##7", ",", "<unk>", "?"]
+
+
+def test_processor_sees_what_training_sees(processor):
+    image = next(scenes(1, seed=2)).image
+    seen = processor(images=image, text="<image>how many stars are there?", return_tensors="pt")
+    torch.testing.assert_close(seen["pixel_values"], pixels(torch.from_numpy(image)[None]))
+    assert seen["input_ids"].shape == (1, 1 + 144 + 6)
+
+
+def test_chat_template_is_the_prompt(processor):
+    content = [{"type": "image"}, {"type": "text", "text": "how many stars are there?"}]
+    told = processor.apply_chat_template([{"role": "user", "content": content}])
+    assert told == "<image>how many stars are there?"
+
+
+def test_questions_packed_on_a_picture_read_as_if_each_were_alone(model, processor):
+    """Training's mask and positions give the logits of one ordinary prompt after another."""
+    target = batch(seed=7, step=0, size=2, room=80)
+    with torch.no_grad():
+        logits, wanted = read(model, see(model, target.images)[0], target)
+    drawn = list(scenes(2, seed=7))
+    texts = [[(q.text, q.answer) for q in scene.questions] for scene in drawn]
+    start = 0
+    for row, scene in enumerate(drawn):
+        for turn in range(int(target.turns[row].max()) + 1):
+            mine = target.turns[row] == turn
+            said = processor.tokenizer.decode(target.tokens[row][mine])
+            answer = next(a for q, a in texts[row] if said == f"{q} {a}")
+            inputs = processor(images=scene.image, text=f"<image>{said}", return_tensors="pt")
+            with torch.no_grad():
+                alone = model(**inputs).logits[0, 145:]
+            asked = target.targets[row][mine] != -100
+            count = int(asked.sum())
+            torch.testing.assert_close(
+                logits[start : start + count], alone[asked], rtol=1e-4, atol=1e-4
+            )
+            ids = processor.tokenizer(answer, add_special_tokens=False).input_ids
+            end = processor.tokenizer.eos_token_id
+            assert wanted[start : start + count].tolist() == [*ids, end]
+            start += count
+    assert start == len(logits)
+
+
+def test_score_counts_whole_answers():
+    target = batch(seed=7, step=0, size=2, room=80)
+    asked = target.targets != -100
+    logits = torch.nn.functional.one_hot(target.targets[asked], 200).float()
+    kinds = [KINDS[i] for i in target.kinds.flatten().tolist() if i >= 0]
+    assert score(logits, target) == {k: (kinds.count(k), kinds.count(k)) for k in KINDS}
+    logits[0] = 0
+    first = KINDS[int(target.kinds[0, 0])]
+    assert score(logits, target)[first] == (kinds.count(first) - 1, kinds.count(first))
+
+
+def test_probes_are_told_what_patches_show():
+    target = batch(seed=7, step=0, size=4, room=60)
+    for row, scene in enumerate(scenes(4, seed=7)):
+        shown = {int(i) for i in np.flatnonzero(target.patches["name"][row])}
+        covered = {patch for thing in scene.objects for patch in thing.patches}
+        assert shown <= covered
+        assert len(shown) > len(covered) / 2
+        assert int(target.patches["middle"][row].sum()) == len(scene.objects)
+
+
+def test_twin_has_the_same_eyes_and_pools_at_the_end(model):
+    twin = build_clip(model).eval()
+    ours, theirs = model.model.vision_tower.state_dict(), twin.vision_model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    tokenizer = build_text_tokenizer()
+    inputs = tokenizer(
+        ["a red star", "what colour is the star?"], padding=True, return_tensors="pt"
+    )
+    ends = (inputs["input_ids"] == tokenizer.eos_token_id).int().argmax(dim=1)
+    assert ends.tolist() == [4, 7]
+    with torch.no_grad():
+        out = twin.text_model(**inputs)
+    torch.testing.assert_close(out.pooler_output, out.last_hidden_state[[0, 1], ends])
+
+
+def test_drawing_needs_neither_torch_nor_transformers():
+    program = (
+        "import json, sys; import secateur; lazy = 'secateur.lab' not in sys.modules;"
+        "import secateur.lab; next(secateur.lab.scenes(1, 0));"
+        "print(json.dumps([lazy, 'torch' in sys.modules, 'transformers' in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [True, False, False]

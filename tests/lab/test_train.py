@@ -1,0 +1,77 @@
+"""Training: it learns, goes on where it stopped, and writes what the package loads."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import CLIPModel, LlavaForConditionalGeneration
+
+from secateur.lab.contrast import TextSettings, train_text
+from secateur.lab.model import build_model
+from secateur.lab.packaged import save
+from secateur.lab.train import Run, Settings, rate_at, train
+
+SMALL = Settings(steps=4, tower_steps=1, size=2, room=64, warmup=2)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    save_one = Run.save
+
+    def save_each(run, path):
+        save_one(run, path)
+        shutil.copy(path, path.with_name(f"{run.step}.pt"))
+
+    monkeypatch.setattr(Run, "save", save_each)
+    whole = train(tmp_path / "whole", SMALL, save_every=2)
+    (tmp_path / "stopped").mkdir()
+    shutil.copy(tmp_path / "whole" / "2.pt", tmp_path / "stopped" / "checkpoint.pt")
+    again = train(tmp_path / "stopped", SMALL, resume=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    (first, *_) = lines(tmp_path / "stopped" / "train.log")
+    assert first["start"] == 2
+    assert first["seed"] == SMALL.seed
+
+
+def test_several_processes_take_every_step_between_them(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run = train(tmp_path, SMALL, processes=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert run.step == 4
+    taken = run.optimizer.state[run.model.model.multi_modal_projector.linear_1.weight]["step"]
+    assert int(taken) == SMALL.steps - SMALL.tower_steps
+
+
+def test_the_tower_learns_to_name_patches(tmp_path):
+    train(tmp_path, Settings(steps=100, tower_steps=100, size=2, warmup=10))
+    _, early, late = lines(tmp_path / "train.log")
+    assert late["patches"] < 0.6 * early["patches"]
+
+
+def test_rate_rises_and_falls():
+    settings = Settings(steps=1000, warmup=100, rate=1.0)
+    rates = [rate_at(step, settings) for step in (0, 49, 99, 500, 1000)]
+    assert rates == pytest.approx([0.01, 0.4971, 0.9763, 0.505, 0.01], abs=1e-3)
+
+
+def test_what_is_saved_loads_again_and_can_be_gone_on_from(tmp_path):
+    model = build_model(seed=5)
+    twin = train_text(model, tmp_path, TextSettings(steps=2, size=4))
+    save(model, twin, tmp_path / "weights")
+    loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path / "weights")
+    clip = CLIPModel.from_pretrained(tmp_path / "weights" / "clip")
+    assert loaded.dtype == clip.dtype == torch.bfloat16
+    tower = loaded.model.vision_tower.state_dict()
+    assert all(torch.equal(tower[k], v) for k, v in clip.vision_model.state_dict().items())
+    run = Run.begin(SMALL, tmp_path / "weights", "cpu")
+    assert torch.equal(
+        run.model.lm_head.weight, build_model(seed=5).lm_head.weight.bfloat16().float()
+    )
