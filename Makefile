@@ -58,7 +58,7 @@ doctests: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q --doctest-modules secateur
 
 docs: $(VENV)/.docs
-	@$(BIN)/mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	@echo "The site is in site/: open site/index.html."
 
 bench: $(VENV)/.bench
