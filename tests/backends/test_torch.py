@@ -418,3 +418,40 @@ def test_no_pick_waits_for_the_device() -> None:
         driver.threshold_scan(x, x[:, 0], k, np.asarray(0.01), 0.5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected", "ignore:The .grad attribute")
+@pytest.mark.parametrize("device", DEVICES)
+def test_selection_breaks_a_compiled_graph_once(device: str) -> None:
+    x, a = tensor(features(30), device), tensor(weights(30), device)
+    objective, method = sc.FacilityLocation(cosine_similarity(x), a), sc.TopK(keep=4)
+
+    def maximized(x: Any) -> Any:
+        x = 2.0 * x
+        return sc.maximize(objective, 4).gather(x) + 1.0
+
+    def scanned(x: Any) -> Any:
+        x = 2.0 * x
+        return sc.greedy_threshold(x, a, 4).gather(x) + 1.0
+
+    def selected(x: Any) -> Any:
+        x = 2.0 * x
+        return method.select(sc.Tokens(features=x, attention=a)).gather(x) + 1.0
+
+    for run in (maximized, scanned, selected):
+        torch._dynamo.reset()
+        graphs: list[str] = []
+
+        def compiler(graph: Any, _: Any, graphs: list[str] = graphs) -> Any:
+            graphs.append(" ".join(str(node.target) for node in graph.graph.nodes))
+            return graph
+
+        x.requires_grad_()
+        kept = torch.compile(run, backend=compiler)(x)
+        assert len(graphs) == 2, graphs
+        assert "mul" in graphs[0]
+        assert "add" in graphs[1]
+        torch.testing.assert_close(kept, run(x), rtol=0, atol=0)
+        (gradient,) = torch.autograd.grad(kept.sum(), x)
+        assert float(gradient.sum()) == 2.0 * kept.numel()
+    torch._dynamo.reset()
