@@ -68,8 +68,8 @@ def choose(method: Method, visual: Visual, wants: frozenset[str], text: Text | N
     """Let a method choose from the parts of an image or video."""
     tokens = [_tokens(visual, part, wants, text) for part in visual.parts]
     alike = len({part.grid for part in visual.parts}) == 1
-    if visual.shared and len(tokens) > 1:
-        selections = _crops(method, tokens)
+    if visual.crops:
+        selections = _crops(method, tokens, visual.crops)
     elif alike and len(tokens) > 1:
         together = method.select(_stacked(tokens), check_finite=False)
         selections = [together.row(frame) for frame in range(len(tokens))]
@@ -136,8 +136,8 @@ def _repeated(x: Any, times: int) -> Any:
     return None if x is None else x.expand(times, *x.shape)
 
 
-def _crops(method: Method, crops: Sequence[Tokens]) -> list[Selection]:
-    """Choose from crops of one picture, which share K times `keep` tokens.
+def _crops(method: Method, crops: Sequence[Tokens], pictures: int) -> list[Selection]:
+    """Choose from crops of one image, which share K times `keep` tokens, K the `pictures`.
 
     Crops get tokens in proportion to the sums of the method's scores, as EADP's published
     "importance"; in proportion to their sizes where a method has no scores, or negative ones.
@@ -146,7 +146,7 @@ def _crops(method: Method, crops: Sequence[Tokens]) -> list[Selection]:
     if isinstance(method.keep, float):
         total = method.budget(int(sizes.sum()))
     else:
-        total = min(int(method.keep) * len(crops), int(sizes.sum()))
+        total = min(int(method.keep) * pictures, int(sizes.sum()))
     total = max(total, len(crops))
     if total == sizes.sum():
         return [_with_budget(method, each.size).select(each, check_finite=False) for each in crops]

@@ -83,8 +83,9 @@ class Visual:
         tokens it marks. It stays as long as one of those does, and counts in no budget.
     planes
         Features (n, D) that the language model adds in its first layers, one a layer.
-    shared
-        Whether the parts are crops of one picture, which share its budget; frames do not.
+    crops
+        How many pictures the parts were cut from, overview included, when these share a budget;
+        0 for parts with one of their own, such as frames.
     """
 
     modality: Modality
@@ -92,7 +93,7 @@ class Visual:
     parts: list[Part]
     separators: list[tuple[int, Indices]] = field(default_factory=list)
     planes: Sequence[Tensor] = ()
-    shared: bool = False
+    crops: int = 0
 
     @property
     def size(self) -> int:

@@ -131,8 +131,8 @@ class Report:
     def __repr__(self) -> str:
         before, after = self.prompt_length
         told = ", ".join(
-            f"{len(kept)} of {sum(h * w for h, w in grids)}"
-            for kept, grids in zip(self.kept[:4], self.grids[:4], strict=True)
+            f"{sum(part.budget for part in parts)} of {sum(part.kept.size for part in parts)}"
+            for parts in self.pictures[:4]
         )
         more = f" and {len(self.kept) - 4} more" if len(self.kept) > 4 else ""
         spent = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.milliseconds.items())

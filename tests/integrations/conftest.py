@@ -184,7 +184,284 @@ class LlavaCase(Case):
         )
 
 
-CASES: dict[str, type[Case]] = {case.name: case for case in (LlavaCase,)}
+class QwenProcessor:
+    """The image processor and tokenizer of Qwen; its own processor needs torchvision for videos."""
+
+    chat_template = CHATML
+
+    def __init__(self, patch: int, **how: Any) -> None:
+        self.image_processor = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
+            patch_size=patch,
+            merge_size=2,
+            temporal_patch_size=2,
+            size={"shortest_edge": 16, "longest_edge": 4096},
+            **how,
+        )
+        self.tokenizer = tokenizer()
+        self.tokenizer.chat_template = CHATML
+
+    def apply_chat_template(self, messages: Any, **how: Any) -> Any:
+        return self.tokenizer.apply_chat_template(messages, **{"tokenize": False, **how})
+
+    def __call__(self, text, images=None, padding=True, return_tensors="pt", videos=None):
+        found = {}
+        counts = {"<|image_pad|>": [], "<|video_pad|>": []}
+        if images:
+            seen = self.image_processor(images=images, return_tensors="pt")
+            found |= dict(seen)
+            counts["<|image_pad|>"] = (seen["image_grid_thw"].prod(-1) // 4).tolist()
+        if videos is not None:
+            found |= videos
+            counts["<|video_pad|>"] = (videos["video_grid_thw"].prod(-1) // 4).tolist()
+        filled = []
+        for each in text:
+            for mark, sizes in counts.items():
+                while f" {mark} " in each and sizes:
+                    each = each.replace(f" {mark} ", " " + f"{mark}! " * sizes.pop(0), 1)
+                each = each.replace(f"{mark}!", mark)
+            filled.append(each)
+        out = self.tokenizer(filled, padding=padding, return_tensors="pt")
+        ids = out["input_ids"]
+        kinds = (ids == 10).int() + 2 * (ids == 11).int()
+        return {
+            "input_ids": ids,
+            "attention_mask": out["attention_mask"],
+            "mm_token_type_ids": kinds,
+            **found,
+        }
+
+
+class Qwen25Case(Case):
+    name = "qwen2_5_vl"
+    videos = True
+    sizes = ((32, 48), (40, 24), (24, 64))
+    patch = 4
+
+    def processor(self):
+        return QwenProcessor(self.patch)
+
+    def text_config(self):
+        return {
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 128,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        }
+
+    def tokens(self):
+        return {
+            "image_token_id": 10,
+            "video_token_id": 11,
+            "vision_start_token_id": 8,
+            "vision_end_token_id": 9,
+        }
+
+    def build(self, **config):
+        vision = {
+            "depth": 4,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "patch_size": self.patch,
+            "window_size": 16,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1, 3],
+        }
+        return transformers.Qwen2_5_VLForConditionalGeneration(
+            transformers.Qwen2_5_VLConfig(
+                vision_config=vision, text_config={**self.text_config(), **config}, **self.tokens()
+            )
+        )
+
+    def video(self, words: str = "what is this ?", frames: int = 3, seed: int = 0) -> dict[str, Any]:
+        """A prompt with one video, whose frames are pairs of pictures."""
+        processor = self.processor()
+        pictures = [
+            processor.image_processor(images=[picture(seed + n, 32, 24)], return_tensors="pt")
+            for n in range(frames)
+        ]
+        grid = pictures[0]["image_grid_thw"].clone()
+        grid[:, 0] = frames
+        videos = {
+            "pixel_values_videos": torch.cat([each["pixel_values"] for each in pictures]),
+            "video_grid_thw": grid,
+        }
+        text = self.text(words, images=0, videos=1)
+        return self.filled(processor, text, videos)
+
+    def filled(self, processor, text, videos):
+        return processor(text=[text], videos=videos)
+
+
+class Qwen3Case(Qwen25Case):
+    name = "qwen3_vl"
+    layers = 5
+
+    def processor(self):
+        return QwenProcessor(self.patch, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+    def build(self, **config):
+        vision = {
+            "depth": 4,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "patch_size": self.patch,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1, 2],
+        }
+        text = {**self.text_config(), "head_dim": 16, **config}
+        text["rope_parameters"] = {**text["rope_parameters"], "mrope_interleaved": True}
+        return transformers.Qwen3VLForConditionalGeneration(
+            transformers.Qwen3VLConfig(vision_config=vision, text_config=text, **self.tokens())
+        )
+
+    def filled(self, processor, text, videos):
+        """Every frame between its own marks, with its time before it."""
+        frames, height, width = videos["video_grid_thw"][0].tolist()
+        tokens = "<|video_pad|> " * (height * width // 4)
+        one = [f"{n} <|vision_start|> {tokens}<|vision_end|> " for n in range(frames)]
+        text = text.replace("<|vision_start|> <|video_pad|> <|vision_end|> ", "".join(one))
+        made = processor(text=[text])
+        return {**made, **videos}
+
+
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96]]
+
+
+class LlavaNextCase(LlavaCase):
+    name = "llava_next"
+    sizes = ((40, 60), (64, 30), (25, 80))
+
+    def build(self, **config):
+        base = super().build(**config).config
+        return transformers.LlavaNextForConditionalGeneration(
+            transformers.LlavaNextConfig(
+                vision_config=base.vision_config,
+                text_config=base.text_config,
+                image_token_id=4,
+                image_grid_pinpoints=PINPOINTS,
+            )
+        )
+
+    def processor(self):
+        images = transformers.models.llava_next.image_processing_pil_llava_next
+        return transformers.LlavaNextProcessor(
+            image_processor=images.LlavaNextImageProcessorPil(
+                size={"shortest_edge": 32},
+                crop_size={"height": 32, "width": 32},
+                image_grid_pinpoints=PINPOINTS,
+            ),
+            tokenizer=tokenizer(bos_token="<s>"),
+            patch_size=8,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=CHAT,
+        )
+
+
+class OneVisionProcessor:
+    """LLaVA-OneVision's, without its video side, which needs torchvision."""
+
+    chat_template = CHAT
+
+    def __init__(self) -> None:
+        images = transformers.models.llava_onevision.image_processing_pil_llava_onevision
+        self.image_processor = images.LlavaOnevisionImageProcessorPil(
+            size={"height": 32, "width": 32}, image_grid_pinpoints=PINPOINTS
+        )
+        self.tokenizer = tokenizer(bos_token="<s>")
+        kind = transformers.LlavaOnevisionProcessor
+        self.counter = kind.__new__(kind)
+        self.counter.image_processor, self.counter.image_token = self.image_processor, "<image>"
+        self.counter.num_image_tokens, self.counter.vision_aspect_ratio = 16, "anyres_max_3"
+        self.counter.vision_feature_select_strategy = "full"
+
+    def apply_chat_template(self, messages: Any, **how: Any) -> Any:
+        how = {"tokenize": False, "chat_template": CHAT, **how}
+        return self.tokenizer.apply_chat_template(messages, **how)
+
+    def __call__(self, text, images=None, padding=True, return_tensors="pt"):
+        found, counts = {}, []
+        if images:
+            groups = [each.count("<image>") for each in text]
+            starts = np.cumsum([0, *groups])
+            nested = [
+                images[start : start + n] for start, n in zip(starts, groups, strict=False) if n
+            ]
+            found = dict(self.image_processor(images=nested, return_tensors="pt"))
+            counts = [
+                self.counter.replace_image_token(found, n).count("<image>")
+                for n in range(len(images))
+            ]
+        filled = []
+        for each in text:
+            while "<image> " in each:
+                each = each.replace("<image> ", "<image>! " * counts.pop(0), 1)
+            filled.append(each.replace("<image>!", "<image>"))
+        return {**self.tokenizer(filled, padding=padding, return_tensors="pt"), **found}
+
+
+class OneVisionCase(LlavaNextCase):
+    name = "llava_onevision"
+    videos = True
+    sizes = ((40, 60), (64, 64), (64, 30), (25, 80))
+
+    def build(self, **config):
+        vision = transformers.SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+            vision_use_head=False,
+        )
+        text = transformers.Qwen2Config(
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=self.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=128,
+            max_position_embeddings=2048,
+            **config,
+        )
+        return transformers.LlavaOnevisionForConditionalGeneration(
+            transformers.LlavaOnevisionConfig(
+                vision_config=vision,
+                text_config=text,
+                image_token_id=4,
+                video_token_id=5,
+                image_grid_pinpoints=PINPOINTS,
+                vision_aspect_ratio="anyres_max_3",
+            )
+        )
+
+    def processor(self):
+        return OneVisionProcessor()
+
+    def video(self, words: str = "what is this ?", frames: int = 3, seed: int = 0) -> dict[str, Any]:
+        """A prompt with one video."""
+        processor = self.processor()
+        pictures = [
+            processor.image_processor(images=[[picture(seed + n, 32, 32)]], return_tensors="pt")
+            for n in range(frames)
+        ]
+        values = torch.stack([each["pixel_values"][0, 0] for each in pictures])[None]
+        text = self.text(words, images=0, videos=1)
+        text = text.replace("<video> ", "<video> " * (4 * frames + 1))
+        return {**processor(text=[text]), "pixel_values_videos": values}
+
+
+CASES: dict[str, type[Case]] = {
+    case.name: case for case in (LlavaCase, LlavaNextCase, OneVisionCase, Qwen25Case, Qwen3Case)
+}
 
 
 @pytest.fixture(scope="session", params=list(CASES))
@@ -229,10 +506,10 @@ def decoder_calls(model: Any):
     seen: list[dict[str, Any]] = []
     decoder = model.model.language_model
 
-    def note(_module, args, kwargs):
+    def note(_module, args, kwargs, output):
         seen.append(kwargs)
 
-    handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    handle = decoder.register_forward_hook(note, with_kwargs=True)
     try:
         yield seen
     finally:
