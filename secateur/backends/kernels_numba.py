@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 EPSILON = float(np.finfo(np.float64).eps)
+TINY = float(np.finfo(np.float64).tiny)
 
 # Sums may be regrouped into vector lanes; NaN is refused before, infinities stay meaningful.
 regroup = njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "nnan", "contract"})
@@ -137,7 +138,7 @@ def top_sum(g: Any, k: int, level: float, work: Any) -> tuple[float, float]:
     growing steps leaves a handful between two levels to choose from.
     """
     above, total = sum_above(g, level)
-    step = 1e-3 * level
+    step = max(1e-3 * level, TINY)
     while True:
         lower = max(level - step, 0.0)
         count, more = sum_above(g, lower)
@@ -146,7 +147,7 @@ def top_sum(g: Any, k: int, level: float, work: Any) -> tuple[float, float]:
         level, above, total = lower, count, more
         step *= 4.0
     if count <= k:
-        return more, (lower if count == k else level)
+        return more, lower
     found = 0
     for j in range(len(g)):
         work[found] = g[j]

@@ -203,8 +203,10 @@ def threshold_scan(
     if not _cuda(features):
         answer = _on_host(threshold.threshold_scan, features, scores, k, step, tau_max)
         return cast("tuple[Tensor, Tensor]", answer)
+    solver = _solver(features) if _fits(features) else greedy
     with full_precision():
-        return greedy.threshold_scan(unit(features.detach()), scores.detach(), k, step, tau_max)
+        answer = solver.threshold_scan(unit(features.detach()), scores.detach(), k, step, tau_max)
+    return cast("tuple[Tensor, Tensor]", answer)
 
 
 def singular_values(features: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def budgets(k: Any, batch: tuple[int, ...], device: torch.device) -> tuple[Tenso
     longest = int(np.max(k, initial=0))
     if np.ndim(k) == 0:
         return torch.full((host.size,), longest, device=device), longest
-    return _on_device(host, device), longest
+    return on_device(host, device), longest
 
 
 def flat(x: Tensor, axes: int) -> Tensor:
@@ -204,14 +204,12 @@ def farthest_first(distance: Tensor, k: Any, start: int | None) -> Picks:
     itself = torch.eye(n, dtype=torch.bool, device=d.device)
     nearest = d.masked_fill(itself, math.inf).amin(-2)
 
-    def between(place: Tensor) -> Tensor:
-        rows = d.gather(1, place[:, :, None].expand(-1, -1, n))
-        return rows.gather(2, place[:, None, :].expand(-1, place.shape[1], -1))
-
     def column(place: Tensor) -> Tensor:
         return d.gather(2, place[:, None, None].expand(-1, n, 1))[..., 0]
 
-    return _farthest(batch, nearest, column, between, k, start, 0.0)
+    return _farthest(
+        batch, nearest, column, lambda picks: smallest_between(d, picks), k, start, 0.0
+    )
 
 
 def farthest_first_features(directions: Tensor, k: Any, start: int | None) -> Picks:
@@ -231,10 +229,11 @@ def farthest_first_features(directions: Tensor, k: Any, start: int | None) -> Pi
     def column(place: Tensor) -> Tensor:
         return _distances(x @ chosen(place[:, None]).mT)[..., 0]
 
-    def between(place: Tensor) -> Tensor:
-        return _distances(chosen(place) @ chosen(place).mT)
+    def value(indices: Tensor) -> Tensor:
+        picks = chosen(indices.clamp(min=0))
+        return _smallest(_distances(picks @ picks.mT), indices)
 
-    return _farthest(batch, torch.cat(nearest, -1), column, between, k, start, 16 * EPSILON)
+    return _farthest(batch, torch.cat(nearest, -1), column, value, k, start, 16 * EPSILON)
 
 
 def _distances(cosine: Tensor) -> Tensor:
@@ -247,7 +246,7 @@ def _farthest(
     batch: tuple[int, ...],
     nearest: Tensor,
     column: Callable[[Tensor], Tensor],
-    between: Callable[[Tensor], Tensor],
+    value: Callable[[Tensor], Tensor],
     k: Any,
     start: int | None,
     margin: float,
@@ -261,11 +260,18 @@ def _farthest(
         record.pick(step, place, nearest.double())
         d = column(place)
         nearest = d if step == 0 else torch.minimum(nearest, d)
-    return record.picks(_smallest(between(record.indices.clamp(min=0)), record.indices))
+    return record.picks(value(record.indices))
+
+
+def smallest_between(d: Tensor, indices: Tensor) -> Tensor:
+    """The smallest of distances d (B, N, N) between two picks of an image, in float64 (B,)."""
+    picks = indices.clamp(min=0)
+    rows = d.gather(1, picks[:, :, None].expand(-1, -1, d.shape[-1]))
+    return _smallest(rows.gather(2, picks[:, None, :].expand(-1, picks.shape[1], -1)), indices)
 
 
 def _smallest(d: Tensor, indices: Tensor) -> Tensor:
-    """The smallest distance (B,) between two picks, of distances (B, K, K) between them."""
+    """The smallest of distances (B, K, K) between picks (B, K), padded with -1."""
     there = indices >= 0
     pairs = there[:, :, None] & there[:, None, :]
     pairs = pairs & ~torch.eye(indices.shape[1], dtype=torch.bool, device=d.device)
@@ -280,9 +286,9 @@ def threshold_scan(
 ) -> tuple[Tensor, Tensor]:
     """AgilePruner's scan on unit vectors (..., N, D), a product of a matrix and a vector a pick."""
     batch, n = tuple(directions.shape[:-2]), int(directions.shape[-2])
-    x, order = _by_score(directions, scores)
+    x, order = by_score(directions, scores)
     budget, longest = budgets(k, batch, x.device)
-    slope = _on_device(step, x.device)
+    slope = on_device(step, x.device)
     rounding = 8 * torch.finfo(x.dtype).eps
     places = torch.arange(n, device=x.device)
     remains = torch.ones(len(x), n, dtype=torch.bool, device=x.device)
@@ -300,13 +306,13 @@ def threshold_scan(
     return filled_up(kept, order, budget, longest, batch)
 
 
-def _by_score(directions: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+def by_score(directions: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     order = flat(scores, 1).argsort(dim=-1, descending=True, stable=True)
     x = flat(directions, 2)
     return x.gather(1, order[:, :, None].expand(-1, -1, x.shape[-1])), order
 
 
-def _on_device(x: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+def on_device(x: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     """Numbers (B,) of the host on the device, without waiting for what it is busy with."""
     host = torch.from_numpy(x.reshape(-1).copy())
     if device.type == "cuda":

@@ -70,6 +70,15 @@ def test_top_sum_follows_gains_that_shrink() -> None:
                 g[dice.integers(n)] = -np.inf
 
 
+def test_top_sum_goes_down_to_the_smallest_numbers() -> None:
+    g = np.asarray([1.0, 1e-3, 1e-300, 5e-324])
+    for k in (1, 2, 3, 4):
+        level = 1.0
+        for _ in range(3):
+            total, level = kernels.top_sum(g, k, level, np.empty(5))
+            assert total == g[:k].sum()
+
+
 def test_top_sum_of_nothing() -> None:
     assert kernels.top_sum(np.zeros(6), 3, 0.0, np.empty(7))[0] == 0.0
     assert kernels.top_sum(np.full(6, -np.inf), 3, 1.0, np.empty(7))[0] == 0.0
