@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from secateur.core.arrays import to_numpy
@@ -61,7 +62,8 @@ class Pruner:
         The column of each input, such as ``{"features": "visual"}``; inputs that are absent here
         are looked up under their own names.
     keep_features
-        Whether results also hold the kept features, `kept_features`, in ascending token order.
+        Whether results also hold the kept features, `kept_features`, in ascending token order and
+        as float32.
     library
         ``"numpy"``, ``"torch"`` or ``"cupy"``: who computes.
     device
@@ -178,16 +180,30 @@ class Pruner:
 
 
 def _array(value: pa.Scalar) -> Numbers | None:
-    """The array in a cell: a tensor, or nested lists of one shape."""
+    """The array in a cell: a tensor, or nested lists of one shape. None where the cell is null."""
     if not value.is_valid:
         return None
-    if isinstance(value, pa.ExtensionScalar) and hasattr(value, "to_numpy"):
-        return np.asarray(value.to_numpy())
-    found = value.as_py()
-    x = np.asarray(found)
-    if x.dtype == object:
-        raise ValueError("rows of unlike length within one image")
-    return x.astype(np.float32) if x.dtype == np.float64 else x
+    if isinstance(value, pa.ExtensionScalar):
+        return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value.as_py())
+    if not hasattr(value, "values"):
+        return np.asarray(value.as_py())
+    level, shape = value.values, [len(value.values)]
+    while _is_list(level.type):
+        lengths = pa.compute.unique(pa.compute.list_value_length(level)).to_pylist()
+        if len(lengths) != 1 or lengths[0] is None:
+            raise ValueError("rows of unlike length within one image")
+        shape.append(lengths[0])
+        level = level.flatten()
+    if level.null_count:
+        raise ValueError("a number is missing")
+    x: Numbers = level.to_numpy(zero_copy_only=False).reshape(shape)
+    return x
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _alike(rows: Sequence[Any]) -> dict[Any, list[int]]:

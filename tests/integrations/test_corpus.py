@@ -91,12 +91,14 @@ def test_bad_rows_say_why_and_do_not_disturb_their_neighbours():
     rows[1]["features"] = [[1.0, 2.0], [3.0]]
     rows[2]["features"] = None
     rows[4]["features"][0][0] = float("nan")
+    rows[3]["features"][1][2] = None
     method = sc.method("divprune", keep=3)
     out = Pruner(method)(pa.Table.from_pylist(rows)).to_pylist()
     assert "unlike length" in out[1]["error"]
     assert "no features" in out[2]["error"]
     assert "NaN" in out[4]["error"]
-    for i in (0, 3, 5):
+    assert "missing" in out[3]["error"]
+    for i in (0, 5):
         assert out[i]["error"] is None
         assert out[i]["kept"] == np.sort(alone(rows[i], method).indices).tolist()
 
