@@ -56,6 +56,14 @@ def attention_received(
     -----
     O(H Q T d) time; the weights are held for a block of queries at a time, so memory is
     O(H T) beyond the inputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from secateur.core.attention import attention_received
+    >>> queries, keys = np.ones((1, 2, 4)), np.ones((1, 3, 4))
+    >>> attention_received(queries, keys, positions=np.array([1, 2])).round(3)
+    array([0.833, 0.833, 0.333])
     """
     xp = namespace(queries)
     *batch, _, _, _ = shape_of(queries)

@@ -21,7 +21,10 @@ def allocate(
     rounding: Rounding = "exact",
     check_finite: bool = True,
 ) -> Array:
-    """A budget of tokens shared out in proportion to scores.
+    r"""A budget of tokens shared out in proportion to scores.
+
+    .. math:: k_c \approx \operatorname{clip}(t R_c, \text{minimum}_c, \text{maximum}_c)
+        \quad\text{with } t \text{ such that } \textstyle\sum_c k_c = \text{total}
 
     Parameters
     ----------
@@ -49,7 +52,12 @@ def allocate(
     -----
     Exact: the sum is `total`; a part with a larger score never gets fewer than another with
     the same bounds. Where a bound bites, the others share what it leaves, in proportion. All
-    shares are worked out on the host: O(C^2) a row.
+    shares are worked out on the host: O(C^2) time a row.
+
+    References
+    ----------
+    EADP, ECCV 2026, arXiv 2607.02484, for ``"floor"``; M. Balinski and H. Young, "Fair
+    Representation", 1982, for largest remainders.
 
     Examples
     --------

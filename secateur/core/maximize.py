@@ -29,7 +29,6 @@ from secateur.core.arrays import (
     namespace,
     operation,
     resolve_budget,
-    shape_of,
     wide,
 )
 from secateur.core.arrays import backend as backend_choice
@@ -434,11 +433,3 @@ def _track(f: Objective, k: int, start: int | None = None) -> Picks:
         picks.append(pick)
         gains.append(float(current[pick]))
     return _answer(f, picks, gains, math.inf)
-
-
-def as_picks(indices: Array, gains: Array, value: Array, bound: Array | None = None) -> Picks:
-    """Picks from arrays a driver computed; without a bound, infinity."""
-    xp = namespace(indices)
-    if bound is None:
-        bound = xp.full(shape_of(value), math.inf, dtype=wide(xp), device=device(value))
-    return Picks(indices, gains, value, bound)

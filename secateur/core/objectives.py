@@ -240,10 +240,26 @@ class FacilityLocation(_ByRow):
     def from_features(
         cls, features: Array, weights: Array | None = None, *, check_finite: bool = True
     ) -> Self:
-        """Facility location on the similarities (1 + cos) / 2 of features (..., N, D).
+        """Facility location on the similarities (1 + cos) / 2 of features.
 
         The N x N matrix is never built: memory stays O(N D), at the price of working
         similarities out again for the rows that a pick improves.
+
+        Parameters
+        ----------
+        features
+            Features (..., N, D) of the tokens.
+        weights
+            Non-negative weights (..., N) of the rows; all 1 when absent.
+        check_finite
+            Whether to refuse NaN and infinity.
+
+        Examples
+        --------
+        >>> import numpy as np, secateur as sc
+        >>> f = sc.FacilityLocation.from_features(np.array([[1.0, 0.0], [0.0, 2.0]]))
+        >>> float(f.value([0]))
+        1.5
         """
         features = checked(features, "features", "(..., N, D)", check_finite=check_finite)
         self = cls.__new__(cls)
@@ -565,7 +581,22 @@ class Dispersion(_ByRow):
 
     @classmethod
     def from_features(cls, features: Array, *, check_finite: bool = True) -> Self:
-        """Dispersion under 1 - cos of features (..., N, D), in O(N D) memory."""
+        """Dispersion under 1 - cos of features, in O(N D) memory.
+
+        Parameters
+        ----------
+        features
+            Features (..., N, D) of the tokens.
+        check_finite
+            Whether to refuse NaN and infinity.
+
+        Examples
+        --------
+        >>> import numpy as np, secateur as sc
+        >>> f = sc.Dispersion.from_features(np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]))
+        >>> float(f.value([0, 2]))
+        2.0
+        """
         features = checked(features, "features", "(..., N, D)", check_finite=check_finite)
         self = cls.__new__(cls)
         self._begin(None, features, shape_of(features))

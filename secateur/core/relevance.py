@@ -45,6 +45,14 @@ def min_max(scores: Array, axis: int | tuple[int, ...] = -1, *, check_finite: bo
     Array
         The same shape. Equal scores all become 1.
 
+    Notes
+    -----
+    O(N) time and memory.
+
+    References
+    ----------
+    EADP, ECCV 2026, arXiv 2607.02484, first stage.
+
     Examples
     --------
     >>> import numpy as np, secateur as sc
@@ -66,7 +74,10 @@ def smooth(
     *,
     check_finite: bool = True,
 ) -> Array:
-    """Scores blurred over their grid by a Gaussian window.
+    r"""Scores blurred over their grid by a Gaussian window.
+
+    .. math:: \tilde R_{yx} = \sum_{u, v} g_u g_v R_{y + u, x + v}, \qquad
+        g_u \propto e^{-u^2 / 2 \sigma^2}, \quad \textstyle\sum_u g_u = 1
 
     Parameters
     ----------
@@ -87,7 +98,11 @@ def smooth(
     Notes
     -----
     The border reflects (the edge token is not repeated); a side of one token repeats itself.
-    Two passes of one dimension each, O(N size).
+    Two passes of one dimension each, O(N size) time, O(N) memory.
+
+    References
+    ----------
+    EADP, ECCV 2026, arXiv 2607.02484, first stage: size 3, sigma 1.
 
     Examples
     --------
@@ -135,9 +150,29 @@ def _reflected(n: int, offset: int) -> np.ndarray[tuple[int], np.dtype[np.int64]
 
 
 def polarize(scores: Array, beta: float, *, check_finite: bool = True) -> Array:
-    """Scores in [0, 1] raised to the power `beta`: above 1 it deepens the contrast.
+    r"""Scores raised to a power: above 1 it deepens the contrast, below 1 it flattens it.
 
-    The order of scores stays as it is. ``beta=0`` makes all scores equal.
+    .. math:: R_i \mapsto R_i^{\beta}
+
+    Parameters
+    ----------
+    scores
+        Non-negative scores (..., N), in [0, 1] as `min_max` leaves them.
+    beta
+        The power, at least 0; 0 makes all scores equal.
+
+    Returns
+    -------
+    Array
+        The same shape, in the same order.
+
+    Notes
+    -----
+    O(N) time and memory.
+
+    References
+    ----------
+    EADP, ECCV 2026, arXiv 2607.02484, first stage: 1 for LLaVA, 2 for Qwen-VL and video.
 
     Examples
     --------
@@ -376,7 +411,7 @@ def text_relevance(
     """The formula of `dense_relevance` on unit vectors, for texts of one shape.
 
     `visual` (..., N, C), `text` (..., L, C), `text_global` (..., C), `mask` (..., L); masked
-    text tokens are zero vectors.
+    text tokens are zero vectors. O(N L C) time, O(N L) memory.
     """
     xp = namespace(visual)
     s = sign * (visual @ xp.matrix_transpose(text))

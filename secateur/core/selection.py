@@ -53,6 +53,18 @@ class Selection:
         Merging methods only: its weight (..., N) in the token it went into.
     info
         Counts and measures a method reports, e.g. ``{"filled": 3}``.
+
+    Examples
+    --------
+    >>> import numpy as np, secateur as sc
+    >>> kept = sc.maximize(sc.FacilityLocation(np.eye(4), np.array([1.0, 4.0, 2.0, 3.0])), 2)
+    >>> kept
+    Selection(2 of 4 tokens, value=7, guarantee=1)
+    >>> kept.indices, kept.sorted(), kept.mask()
+    (array([1, 3]), array([1, 3]), array([False,  True, False,  True]))
+    >>> kept.gather(np.array([[0.0], [10.0], [20.0], [30.0]]))
+    array([[10.],
+           [30.]])
     """
 
     indices: Array

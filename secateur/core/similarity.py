@@ -137,9 +137,36 @@ def cosine(x: Array, y: Array | None = None, *, check_finite: bool = True) -> Ar
 
 @operation
 def cosine_similarity(features: Array) -> Array:
-    """Similarities (1 + cos) / 2, shape (..., N, N), of features (..., N, D).
+    r"""Similarities of features with each other.
 
-    In [0, 1]; the similarity that EADP's facility location uses. O(N^2 D) time, O(N^2) memory.
+    .. math:: s_{ij} = (1 + \cos(x_i, x_j)) / 2 \in [0, 1]
+
+    Parameters
+    ----------
+    features
+        Features (..., N, D); zero vectors have similarity 1/2 with everything.
+
+    Returns
+    -------
+    Array
+        Similarities (..., N, N).
+
+    Notes
+    -----
+    O(N^2 D) time, O(N^2) memory.
+
+    References
+    ----------
+    EADP, ECCV 2026, arXiv 2607.02484, second stage.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from secateur.core.similarity import cosine_similarity
+    >>> cosine_similarity(np.array([[3.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+    array([[1. , 0.5, 0. ],
+           [0.5, 1. , 0.5],
+           [0. , 0.5, 1. ]])
     """
     return shifted(cosine(features, check_finite=False))
 

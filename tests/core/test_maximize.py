@@ -7,7 +7,6 @@ import pytest
 
 import secateur as sc
 from secateur.core.arrays import library
-from secateur.core.maximize import as_picks
 from secateur.core.objectives import Objective
 from secateur.testing import assert_algorithms_agree, assert_greedy_guarantee, assert_selection
 
@@ -342,14 +341,6 @@ def test_maximize_refuses(to_xp, arguments, words):
 
 def test_a_share_of_the_tokens(to_xp):
     assert int(sc.maximize(sc.FacilityLocation(to_xp(np.eye(8))), 0.25).count) == 2
-
-
-def test_as_picks_knows_no_bound_unless_told(xp, to_xp):
-    indices, gains, value = to_xp(np.zeros((2, 1), int)), to_xp([[1.0], [1.0]]), to_xp([1.0, 1.0])
-    assert as_picks(indices, gains, value, value).bound is value
-    bound = as_picks(indices, gains, value).bound
-    assert bool(xp.all(xp.isinf(bound)))
-    assert bound.shape == (2,)
 
 
 def test_tensors_with_gradients_and_inference_tensors(computed_by):
