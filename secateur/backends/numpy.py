@@ -172,7 +172,7 @@ class Distances(Protocol):
 
     size: int
     margin: float
-    """Distances that differ by less than this share of the larger count as equal."""
+    """Distances that differ by less than this count as equal."""
 
     def to(self, j: int) -> Floats:
         """Distances (N,) of all tokens to one."""
@@ -211,12 +211,12 @@ class GivenDistances:
 
 
 class CosineDistances:
-    """1 - cos of unit vectors (N, D)."""
+    """1 - cos of unit vectors (N, D), in float64: cosines decide picks."""
 
     def __init__(self, directions: Floats) -> None:
         self._x = directions
         self.size = len(directions)
-        self.margin = 8 * float(np.finfo(directions.dtype).eps)
+        self.margin = 16 * EPSILON
 
     def to(self, j: int) -> Floats:
         return _apart(self._x @ self._x[j])
@@ -259,7 +259,7 @@ def farthest(distances: Distances, k: int, start: int | None) -> tuple[Indices, 
         else:
             masked = np.where(opened, nearest, -math.inf)
             best = float(masked.max())
-            least = best if math.isinf(best) else best - distances.margin * best
+            least = best if math.isinf(best) else best - distances.margin
             pick = int(np.argmax(masked >= least))
             gains[step] = nearest[pick]
         picks[step] = pick
@@ -293,7 +293,7 @@ def farthest_first_features(features: Floats, k: Any, start: int | None = None) 
         features.shape[:-2],
         k,
         lambda at, budget: (
-            *farthest(CosineDistances(unit(features[at])), budget, start),
+            *farthest(CosineDistances(unit(features[at].astype(np.float64))), budget, start),
             math.inf,
         ),
     )
