@@ -347,8 +347,8 @@ def _checked_text(
         mask = xp.broadcast_to(mask, text.shape[:-1])
     text = checked(text, "text", "(..., L, C)", check_finite=check_finite)
     if text_global is None:
-        count = xp.sum(xp.astype(mask, text.dtype), axis=-1)
-        text_global = xp.sum(text, axis=-2) / count[..., None]
+        # Only its direction counts, and that of the mean is that of the sum.
+        text_global = xp.sum(text, axis=-2)
     text_global = checked(
         text_global, "text_global", "(..., C)", check_finite=check_finite, beside=visual
     )
