@@ -71,6 +71,13 @@ def test_each_image_of_a_batch_has_its_own_threshold(image, row):
         assert together.row(one).indices.tolist() == alone.indices.tolist()
 
 
+def test_takes_part_in_a_mixture(image):
+    agile = sc.AgilePruner(mean_erank=4.0, step=0.05)
+    mixed = sc.Mixture(keep=10, attention=agile, diversity=sc.DivPrune()).select(image())
+    alone = sc.AgilePruner(keep=5, mean_erank=4.0, step=0.05).select(image())
+    assert mixed.indices[:5].tolist() == alone.indices.tolist()
+
+
 class TestCounts:
     """Complex images may keep more."""
 

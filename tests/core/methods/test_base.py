@@ -79,6 +79,8 @@ def test_masked_text_may_hold_anything(image):
     assert chosen.indices.tolist() == without.indices.tolist()
     with pytest.raises(ValueError, match=r"^text: contains NaN"):
         sc.EADP(keep=5).select(tokens.with_(text=spoilt))
+    listed = tokens.with_(text=spoilt, text_mask=mask.tolist())
+    assert sc.EADP(keep=5).select(listed).indices.tolist() == chosen.indices.tolist()
     several = tokens.with_(text=[tokens.text, spoilt], text_global=None, text_mask=[None, mask])
     assert int(sc.EADP(keep=5).select(several).count) == 5
 
@@ -212,3 +214,10 @@ def test_every_docstring_is_a_reference(name):
 def test_parameter_checks_name_the_parameter(check, arguments):
     with pytest.raises(ValueError, match=r"^x: expected .* got "):
         check(*arguments)
+
+
+def test_names_that_need_a_model_come_when_asked_for():
+    assert {"attach", "prune_inputs", "UnsupportedModelError"} <= set(dir(sc))
+    assert "attach" not in sc.__all__
+    with pytest.raises(AttributeError, match=r"module 'secateur' has no attribute 'prune'"):
+        sc.prune  # noqa: B018

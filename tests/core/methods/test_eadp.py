@@ -200,6 +200,16 @@ class TestCrops:
                 expected = alone.row(crop).indices.tolist()
                 assert together.row(one, crop).indices.tolist() == expected
 
+    def test_several_texts_beside_crops(self, image):
+        dice = np.random.default_rng(4)
+        tokens = image(batch=(5,))
+        texts = [tokens.text, dice.normal(size=(9, 8))]
+        both = tokens.with_(text=texts, text_global=None, text_mask=[None, [True] * 9])
+        raw = [sc.dense_relevance(tokens.features, text) for text in texts]
+        expected = sc.smooth(sc.min_max((raw[0] + raw[1]) / 2, axis=(-2, -1)), tokens.grid)
+        chosen = sc.EADP(keep=4, crops="importance").select(both)
+        np.testing.assert_allclose(chosen.scores, expected, rtol=1e-12)
+
     def test_torch_answers_in_torch(self, image):
         torch = pytest.importorskip("torch")
         for crops in ("importance", "guided", "joint"):
