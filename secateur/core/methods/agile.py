@@ -99,6 +99,7 @@ class AgilePruner(Method):
     complexity: ClassVar[str] = "N D min(N, D) + k N D"
     reference: ClassVar[str] = "Baek, Song, Kim, Kong, ICLR 2026, arXiv 2603.01236"
     guarantee: ClassVar[str] = "kept tokens lie apart by their thresholds, but for those filled up"
+    parity: ClassVar[str] = "its definition, token by token; no program is published"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,7 +64,7 @@ class Method(ABC):
     """Authors, venue, year, arXiv number."""
     guarantee: ClassVar[str] = "none"
     """What is certain about the chosen set, for the table of methods."""
-    parity: ClassVar[str] = "none: no program to compare with"
+    parity: ClassVar[str] = "none"
     """What it was checked against, for the table of methods."""
     prunes_before: ClassVar[bool] = True
     """Whether `select` chooses before the language model; False for methods that act inside."""

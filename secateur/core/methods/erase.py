@@ -137,7 +137,9 @@ class ERASE(InsideMethod):
     complexity: ClassVar[str] = "pixels + N log N, then H L T d"
     reference: ClassVar[str] = "Lee, Min, Kim, 2026, arXiv 2605.09982"
     guarantee: ClassVar[str] = "none; the patches kept have the largest total entropy"
-    parity: ClassVar[str] = "the authors' program: entropies, level, count and kept patches"
+    parity: ClassVar[str] = (
+        "the authors' program: entropies, level, count and kept patches; stage 2: its formulas"
+    )
     prunes_before: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

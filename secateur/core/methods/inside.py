@@ -67,6 +67,7 @@ class InsideMethod(Method):
     """A method that drops visual tokens between layers of the language model."""
 
     prunes_before: ClassVar[bool] = False
+    parity: ClassVar[str] = "its formulas on the whole attention matrix"
     wants_hidden: ClassVar[bool] = False
     """Whether `keep_visual` needs the hidden states."""
 
