@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.lab.model import BOS, EOS, SPECIAL, build_tokenizer
-from secateur.lab.scene import COLOURS, GRID, KINDS, PATCH, SHAPES, WORDS, Object, Scene, draw
+from secateur.lab.scene import (
+    BOARD,
+    COLOURS,
+    GRID,
+    KINDS,
+    PATCH,
+    SHAPES,
+    WORDS,
+    Object,
+    Question,
+    Scene,
+    draw,
+)
 
 PATCHES = GRID * GRID
 NOT_ASKED = -100
@@ -49,6 +61,10 @@ class Batch:
         int64, shape ``(B, T)``: how far a token is from the start of its question.
     targets
         int64, shape ``(B, T)``: the token that must follow where it is one of an answer, else -100.
+    looks
+        bool, shape ``(B, T, 9)``: the places that the answer's token to follow speaks of.
+    cover
+        bool, shape ``(B, 9, 144)``: the patches of each place's object, or of the empty place.
     kinds
         int64, shape ``(B, Q)``: index in `KINDS` of each question, -1 where there is none.
     patches
@@ -62,6 +78,8 @@ class Batch:
     turns: Any
     offsets: Any
     targets: Any
+    looks: Any
+    cover: Any
     kinds: Any
     patches: dict[str, Any]
     present: Any
@@ -95,6 +113,8 @@ def batch(seed: int, step: int, size: int, room: int) -> Batch:
         turns=_padded([row[1] for row in packed], -1),
         offsets=_padded([row[2] for row in packed], 0),
         targets=_padded([row[3] for row in packed], NOT_ASKED),
+        looks=_unpacked([row[5] for row in packed]),
+        cover=torch.from_numpy(np.stack([_cover(scene) for scene in drawn])),
         kinds=_padded([row[4] for row in packed], -1),
         patches={
             name: torch.from_numpy(np.stack([labels[name] for labels in map(_labels, drawn)]))
@@ -114,6 +134,7 @@ def _pack(rng: np.random.Generator, scene: Scene, room: int) -> tuple[list[int],
     offsets: list[int] = []
     targets: list[int] = []
     kinds: list[int] = []
+    looks: list[int] = []
     for question in chosen:
         asked = encode(question.text)
         told = (*encode(question.answer), SPECIAL.index(EOS))
@@ -124,8 +145,48 @@ def _pack(rng: np.random.Generator, scene: Scene, room: int) -> tuple[list[int],
         turns += [len(kinds)] * length
         offsets += range(length)
         targets += [NOT_ASKED] * (len(asked) - 1) + list(told)
+        looks += [0] * (len(asked) - 1) + _looks(scene, question, told)
         kinds.append(KINDS.index(question.kind))
-    return tokens, turns, offsets, targets, kinds
+    return tokens, turns, offsets, targets, kinds, looks
+
+
+def _looks(scene: Scene, question: Question, told: Sequence[int]) -> list[int]:
+    """For each token of an answer the places it speaks of, a bit each; none for the end."""
+    if question.kind not in ("caption", "places"):
+        places = {patch // (4 * GRID) * BOARD + patch % GRID // 4 for patch in question.patches}
+        return [sum(1 << place for place in places)] * (len(told) - 1) + [0]
+    (comma,) = encode(",")
+    listed = [thing.row * BOARD + thing.column for thing in scene.objects]
+    if question.kind == "places":
+        listed = list(range(BOARD * BOARD))
+    part = 0
+    looks = []
+    for token in told[:-1]:
+        looks.append(1 << listed[part])
+        part += token == comma
+    return [*looks, 0]
+
+
+def _cover(scene: Scene) -> NDArray[np.bool_]:
+    row, column = np.divmod(np.arange(PATCHES), GRID)
+    place = row // 4 * BOARD + column // 4
+    cover: NDArray[np.bool_] = place == np.arange(BOARD * BOARD)[:, None]
+    for thing in scene.objects:
+        mine = thing.row * BOARD + thing.column
+        cover[mine] = np.isin(np.arange(PATCHES), thing.patches)
+    return cover
+
+
+def _unpacked(rows: Sequence[Sequence[int]]) -> Any:
+    """Bits as booleans, (B, T, 9)."""
+    bits = _padded(rows, 0)
+    return (bits[..., None] >> _tensor(range(BOARD * BOARD))) % 2 == 1
+
+
+def _tensor(values: Iterable[int]) -> Any:
+    import torch
+
+    return torch.tensor(list(values))
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Any:

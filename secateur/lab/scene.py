@@ -1,7 +1,7 @@
 """Scenes drawn by a seed: coloured shapes and small print on plain or textured grounds.
 
 A scene is 96 pixels square, a board of three rows and three columns of places. Each place holds
-one object or none: a shape of one of eight colours and eighteen to twenty-eight pixels, or a label
+one object or none: a shape of one of eight colours and twenty to thirty pixels, or a label
 that prints a word or a number five pixels wide and seven high a letter. Objects know the patches
 of eight pixels that they cover, so that a question knows which patches its answer needs.
 """
@@ -315,7 +315,7 @@ _Y, _X = np.mgrid[:PLACE, :PLACE].astype(np.float32) + 0.5
 
 def _shape(rng: np.random.Generator, name: str, colour: str) -> Tile:
     """Draw a shape somewhere in its place: colours, opacity (anti-aliased) and box."""
-    radius = float(rng.uniform(9, 14))
+    radius = float(rng.uniform(10, 15))
     middle = rng.uniform(radius + 0.5, PLACE - radius - 0.5, 2)
     x, y = _X - np.float32(middle[0]), _Y - np.float32(middle[1])
     opacity = np.clip(0.5 - _distance(name, x, y, radius), 0, 1).astype(np.float32)
@@ -356,10 +356,11 @@ def _distance(
 
 
 def _label(rng: np.random.Generator, text: str) -> Tile:
-    """Print dark letters on a light plate somewhere in its place."""
+    """Print dark letters on a light plate; its lines and its start keep to the grid of patches."""
     ink = render(text)
     height, width = ink.shape[0] + 4, ink.shape[1] + 4
-    left, top = int(rng.integers(0, PLACE - width + 1)), int(rng.integers(6, PLACE - height - 5))
+    left = PATCH * int(rng.integers(0, (PLACE - width) // PATCH + 1))
+    top = PATCH * int(rng.integers(1, 3)) - 2
     paper = rng.uniform(225, 250) + rng.uniform(-5, 5, 3)
     dark = rng.uniform(10, 60, 3)
     tile = np.zeros((PLACE, PLACE, 3), dtype=np.float32)

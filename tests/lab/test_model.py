@@ -58,7 +58,7 @@ def test_questions_packed_on_a_picture_read_as_if_each_were_alone(model, process
     """Training's mask and positions give the logits of one ordinary prompt after another."""
     target = batch(seed=7, step=0, size=2, room=80)
     with torch.no_grad():
-        logits, wanted = read(model, see(model, target.images)[0], target)
+        logits, wanted, _ = read(model, see(model, target.images)[0], target)
     drawn = list(scenes(2, seed=7))
     texts = [[(q.text, q.answer) for q in scene.questions] for scene in drawn]
     start = 0
