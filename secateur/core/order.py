@@ -70,6 +70,8 @@ def nearest(vectors: Array, targets: Array) -> Array:
     the first target wins.
     """
     xp = namespace(vectors)
+    if int(targets.shape[-1]) == 0:  # a batch without images
+        return xp.zeros(vectors.shape[:-1], dtype=targets.dtype, device=device(targets))
     aims = Selection.of(targets, int(vectors.shape[-2])).gather(vectors, ordered=True)
     cosines = settled_cosine(vectors, aims)
     absent = xp.full_like(cosines, -xp.inf)

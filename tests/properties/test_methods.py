@@ -195,6 +195,19 @@ def test_a_batch_is_its_images_one_by_one(name, image, data):
         assert together.row(row).indices.tolist() == one.indices.tolist()
 
 
+@pytest.mark.parametrize("name", CHOOSING)
+@given(image=images())
+@settings(max_examples=3)
+def test_a_batch_without_images_is_ordinary(name, image):
+    none = {
+        key: x if key in ("grid", "text", "text_global") else np.empty((0, *x.shape), x.dtype)
+        for key, x in image.items()
+    }
+    chosen = method_of(name, 1).select(tokens_of(none))
+    assert chosen.batch_shape == chosen.count.shape == (0,)
+    assert method_of(name, 1).select([]) == []
+
+
 def poisoned(image: dict, name: str, bad: float) -> sc.Tokens:
     x = image[name].astype(np.float64)
     x[(-1,) * x.ndim] = bad

@@ -154,7 +154,7 @@ class AgilePruner(Method):
         shares: Sequence[np.ndarray[Any, Any]],
     ) -> list[Any]:
         """How many tokens each image keeps: one number, or one for each row of a batch."""
-        if self.count == "fixed":
+        if self.count == "fixed" or not any(share.size for share in shares):
             return list(budgets)
         k = np.concatenate([np.full(s.size, b) for b, s in zip(budgets, shares, strict=True)])
         sizes = np.concatenate(

@@ -20,6 +20,7 @@ from secateur.core.arrays import (
     like,
     namespace,
     resolve_keep,
+    shape_of,
 )
 from secateur.core.arrays import backend as backend_choice
 from secateur.core.selection import Selection
@@ -219,6 +220,8 @@ def _check_pixels(pixels: Array) -> None:
     xp = namespace(pixels)
     if pixels.ndim < 3 or not xp.isdtype(pixels.dtype, "unsigned integer"):
         pixels = checked(pixels, "pixels", _LAYOUTS["pixels"])
+        if 0 in shape_of(pixels):
+            return
         low, high = float(xp.min(pixels)), float(xp.max(pixels))
         if low < 0 or high > 255:
             raise ValueError(

@@ -264,7 +264,7 @@ def _from_one_pool(features: Array, r: Array, k: int) -> Selection:
     chosen = maximize(_coverage(pool, xp.reshape(r, (*batch, crops * size))), k * crops)
     picks, gains = to_numpy(chosen.indices), to_numpy(chosen.gains)
     counts = np.stack([(picks // size == crop).sum(axis=-1) for crop in range(crops)], axis=-1)
-    longest = int(counts.max())
+    longest = int(counts.max(initial=0))
     indices = np.full((*batch, crops, longest), -1, dtype=np.int64)
     added = np.zeros((*batch, crops, longest), dtype=gains.dtype)
     for position in each_row((*batch, crops)):

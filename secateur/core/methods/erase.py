@@ -195,7 +195,7 @@ class ERASE(InsideMethod):
         counts = np.maximum(np.floor(tokens.size * shares + 1e-9).astype(np.int64), k)
         xp = namespace(entropy)
         whole = index_dtype(xp)
-        longest = int(counts.max())
+        longest = int(counts.max(initial=0))
         order = xp.astype(descending(entropy)[..., :longest], whole)
         count = like(counts, entropy, dtype=whole)
         real = xp.arange(longest, dtype=whole, device=device(entropy)) < count[..., None]
