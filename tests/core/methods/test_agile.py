@@ -43,6 +43,20 @@ def test_the_definition(image, k, tau_max, measure):
     np.testing.assert_allclose(float(chosen.info["relative_complexity"]), share, rtol=1e-12)
 
 
+@pytest.mark.parametrize("count", ["fixed", "balanced"])
+@pytest.mark.parametrize("measure", ["erank", "entropy"])
+def test_every_array_library(image, xp, to_xp, to_numpy, measure, count):
+    method = sc.AgilePruner(
+        keep=8, mean_erank=3.0, measure=measure, count=count, step=0.05, least=0.1
+    )
+    chosen = method.select(image(batch=(3,), convert=to_xp))
+    expected = method.select(image(batch=(3,)))
+    assert to_numpy(chosen.indices).tolist() == expected.indices.tolist()
+    assert to_numpy(chosen.info["filled"]).tolist() == expected.info["filled"].tolist()
+    shares = to_numpy(chosen.info["relative_complexity"])
+    np.testing.assert_allclose(shares, expected.info["relative_complexity"], rtol=1e-9)
+
+
 def test_the_count_of_the_filled_up_is_told(image):
     tokens = image().with_(features=np.ones((36, 4)))
     chosen = sc.AgilePruner(keep=10, mean_erank=1.0).select(tokens)

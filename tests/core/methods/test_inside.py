@@ -71,8 +71,10 @@ EXPECTED = {
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_those_of_highest_score_stay(layer, name, to_xp, xp):
     parameters = {"count": "limit"} if name == "sparsevlm" else {}
-    stays = kept(sc.method(name, **parameters), layer, convert=to_xp)
-    assert stays == best(EXPECTED[name](layer), 7)
+    method = sc.method(name, **parameters)
+    assert kept(method, layer, convert=to_xp) == best(EXPECTED[name](layer), 7)
+    mask = np.arange(T) != 30
+    assert kept(method, layer, convert=to_xp, mask=mask) == kept(method, layer, mask=mask)
 
 
 def test_the_methods_differ(layer):
