@@ -1,0 +1,270 @@
+"""Pruning inside the language model, against one pass over the whole prompt with masks.
+
+The reference drops nothing. Tokens that were dropped after a layer are hidden by masks: from the
+prompt in the layers above, from new tokens in all layers.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+import secateur as sc
+from secateur.integrations.attach import attach, prune_inputs
+from secateur.integrations.family import UnsupportedModelError
+
+MANY = {"words": ("compare both", "how many red dog and cat does this show ?"), "images": (2, 1)}
+STEPS = 32
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+
+
+def methods():
+    return {
+        "fastv": sc.FastV(keep=0.5, after=3),
+        "pyramiddrop": sc.PyramidDrop(keep=0.6, stages=(0.75, 0.85)),
+        "sparsevlm": sc.SparseVLM(keep=5, after=(24, 28)),
+    }
+
+
+def masked_pass(model, call, row, cuts, new, steps):
+    """Logits of the prompt's last token and of each new token, without dropping anything."""
+    decoder = model.model.language_model
+    real = call["attention_mask"][row].bool() if call["attention_mask"] is not None else None
+    embeds = call["inputs_embeds"][row]
+    positions = call["position_ids"].expand(*call["position_ids"].shape[:-2], len(new), -1)
+    positions = positions[..., row, :]
+    real = torch.ones(len(embeds), dtype=torch.bool) if real is None else real
+    planes = []
+    if call.get("deepstack_visual_embeds") is not None:
+        where = call["visual_pos_masks"]
+        for plane in call["deepstack_visual_embeds"]:
+            laid = torch.zeros_like(call["inputs_embeds"])
+            laid[where] = plane.to(laid)
+            planes.append(laid[row][real])
+    embeds, positions = embeds[real], positions[..., real]
+    prompt = len(embeds)
+    following = positions[..., -1:] + 1 + torch.arange(steps - 1)
+    positions = torch.cat([positions, following], dim=-1)
+    hidden = torch.cat([embeds, model.get_input_embeddings()(new[row, : steps - 1])])[None]
+    total = hidden.shape[1]
+    angles = positions[..., None, :]
+    if angles.ndim == 3 and len(angles) == 4:
+        angles = angles[1:]
+    cos_sin = decoder.rotary_emb(hidden, angles)
+    final = np.ones(prompt, dtype=bool)
+    for alive in cuts.values():
+        final &= alive
+    causal = torch.ones(total, total, dtype=torch.bool).tril()
+    now = np.ones(prompt, dtype=bool)
+    for number, layer in enumerate(decoder.layers):
+        now = now & cuts.get(number, now)
+        mask = causal.clone()
+        mask[:prompt, :prompt] &= torch.from_numpy(now)[None]
+        mask[prompt:, :prompt] &= torch.from_numpy(final)[None]
+        mask |= torch.eye(total, dtype=torch.bool)
+        hidden = layer(
+            hidden,
+            attention_mask=mask[None, None],
+            position_embeddings=cos_sin,
+            position_ids=None,
+            past_key_values=None,
+        )
+        if number < len(planes):
+            hidden[0, :prompt] += planes[number]
+    return model.lm_head(decoder.norm(hidden))[0, prompt - 1 :]
+
+
+def alive_by_layer(report, row, columns):
+    """For each cut the prompt's tokens that are left: all but the visual ones it dropped."""
+    found = {}
+    for after, kept in report.inside[row]:
+        found[after] = kept
+    out = {}
+    for after, kept in found.items():
+        out[after] = np.isin(columns, kept)
+    return out
+
+
+@pytest.mark.parametrize("name", list(methods()))
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_decoding_equals_one_masked_pass(case, model, calls, name, attention):
+    if attention == "eager" and name != "fastv":
+        pytest.skip("one method is enough for a second implementation of attention")
+    inputs = case.inputs(**MANY)
+    model.set_attn_implementation(attention)
+    try:
+        with attach(model, methods()[name], case.processor()) as att, calls(model) as seen:
+            out = model.generate(
+                **inputs,
+                max_new_tokens=STEPS,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+    finally:
+        model.set_attn_implementation("sdpa")
+    report = att.last
+    assert report.prompt_length[0] == report.prompt_length[1] > report.final_length
+    lengths = {int(layer.keys.shape[2]) for layer in out.past_key_values.layers}
+    assert lengths == {report.final_length + STEPS - 1}
+    new = out.sequences[:, inputs["input_ids"].shape[1] :]
+    visual = placeholders(model, inputs)
+    for row in range(2):
+        columns = report.positions[row][report.positions[row] >= 0]
+        assert report.inside[row], "every prompt is cut"
+        cuts = {
+            after: ~visual[row, columns] | np.isin(columns, kept)
+            for after, kept in report.inside[row]
+        }
+        # Newlines are no part of any choice.
+        for after, alive in cuts.items():
+            alive |= np.isin(columns, separators(report, visual, row))
+        expected = masked_pass(model, seen[0], row, cuts, new, STEPS)
+        for step, logits in enumerate(out.logits):
+            torch.testing.assert_close(logits[row], expected[step], rtol=1e-3, atol=1e-3)
+
+
+def placeholders(model, inputs):
+    ids = inputs["input_ids"].numpy()
+    tokens = [model.config.image_token_id, getattr(model.config, "video_token_id", -1)]
+    return np.isin(ids, tokens)
+
+
+def separators(report, visual, row):
+    """Columns of the placeholders that belong to no grid."""
+    columns = np.flatnonzero(visual[row])
+    start, found = 0, []
+    for kept, parts, own in zip(report.kept, report.pictures, report.rows, strict=True):
+        if own != row:
+            continue
+        inside = np.concatenate([part.index for part in parts])
+        size = int(kept.max()) + 1
+        found += [columns[start + n] for n in range(size) if n not in set(inside.tolist())]
+        start += size
+    return found
+
+
+def test_fastv_keeps_what_the_last_token_attends_to(case, calls):
+    """Scores by eager attention's own weights."""
+    model = case.model("eager")
+    inputs = case.inputs()
+    with torch.no_grad():
+        weights = model(**inputs, output_attentions=True).attentions[2]
+    visual = np.flatnonzero(placeholders(model, inputs)[0])
+    with attach(model, sc.FastV(keep=6, after=3)) as att:
+        model(**inputs)
+    dropped = separators(att.last, placeholders(model, inputs), 0)
+    choosable = np.setdiff1d(visual, dropped)
+    scores = weights[0].mean(dim=0)[-1, torch.from_numpy(choosable)]
+    best = np.sort(choosable[scores.topk(6).indices.numpy()])
+    ((after, kept),) = att.last.inside[0]
+    assert after == 3
+    assert np.array_equal(kept, best)
+
+
+@pytest.mark.parametrize("name", list(methods()))
+def test_a_batch_equals_each_prompt_alone(case, model, name):
+    method = methods()[name]
+    with attach(model, method, case.processor()) as att:
+        both = model.generate(**case.inputs(**MANY), **GREEDY)
+        inside, first = att.last.inside, 0
+        for row, (words, count) in enumerate(zip(MANY["words"], MANY["images"], strict=True)):
+            alone = model.generate(
+                **case.inputs(words=(words,), images=(count,), seed=first), **GREEDY
+            )
+            assert [(after, len(kept)) for after, kept in att.last.inside[0]] == [
+                (after, len(kept)) for after, kept in inside[row]
+            ]
+            assert torch.equal(both[row, -6:], alone[0, -6:])
+            first += count
+
+
+def test_full_keep_is_bit_equal(case, model):
+    inputs = case.inputs(**MANY)
+    logits, tokens = model(**inputs).logits, model.generate(**inputs, **GREEDY)
+    with attach(model, sc.FastV(keep=1.0)) as att:
+        assert torch.equal(model(**inputs).logits, logits)
+        assert torch.equal(model.generate(**inputs, **GREEDY), tokens)
+    assert att.last.inside == [[], []]
+
+
+def test_static_cache_and_beams(case, model):
+    inputs = case.inputs(**MANY)
+    with attach(model, methods()["fastv"]) as att:
+        dynamic = model.generate(**inputs, **GREEDY)
+        static = model.generate(**inputs, **GREEDY, cache_implementation="static")
+        assert torch.equal(static, dynamic)
+        beams = model.generate(**inputs, **GREEDY, num_beams=3)
+        assert len(att.last.inside) == 2
+        alone = case.inputs(words=MANY["words"][:1], images=(2,))
+        assert torch.equal(
+            model.generate(**alone, **GREEDY, num_beams=3)[0, -6:], beams[0, -6:]
+        )
+
+
+def test_right_padding_and_no_cache(case, model):
+    prompts = {"words": MANY["words"], "images": (1, 1)}
+    found = {}
+    with attach(model, methods()["fastv"]):
+        for side in ("left", "right"):
+            for use_cache in (True, False):
+                inputs = case.inputs(**prompts, side=side)
+                counted = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+                more = {}
+                if "mm_token_type_ids" not in inputs:
+                    more["position_ids"] = counted
+                out = model(**inputs, **more, use_cache=use_cache).logits
+                last = -1 if side == "left" else None
+                found[side, use_cache] = out[:, -1] if last else out
+    for side in ("left", "right"):
+        torch.testing.assert_close(found[side, True], found[side, False], rtol=1e-4, atol=1e-4)
+    for row, logits in enumerate(found["left", True]):
+        matches = (found["right", True][row] - logits).abs().amax(-1) < 1e-3
+        assert matches.any()
+
+
+def test_erase_runs_both_stages(case, model):
+    method = sc.ERASE(
+        keep=0.25, thresholds=(5.0, 1.0), ratios=(0.9, 0.7, 0.5), patch=8, shallow=3, deep=0.8
+    )
+    inputs = case.inputs(**MANY)
+    if "pixels" not in attach_offers(model):
+        with pytest.raises(ValueError, match="ERASE needs pixels, which"):
+            attach(model, method)
+        return
+    with attach(model, method, case.processor()) as att:
+        out = model.generate(**inputs, **GREEDY)
+    report = att.last
+    assert report.prompt_length[1] < report.prompt_length[0]
+    assert report.final_length < report.prompt_length[1]
+    for row in range(2):
+        size = sum(
+            h * w
+            for grids, own in zip(report.grids, report.rows, strict=True)
+            if own == row
+            for h, w in grids
+        )
+        (cut,) = report.inside[row]
+        assert len(cut[1]) == size // 4
+    assert out.shape[1] == inputs["input_ids"].shape[1] + 6
+
+
+def attach_offers(model):
+    from secateur.integrations.family import family_of
+
+    return family_of(model).offers
+
+
+def test_what_cannot_be_done_is_refused(case, model):
+    with pytest.raises(ValueError, match="FastV prunes inside the language model; use attach"):
+        prune_inputs(model, case.inputs(), sc.FastV())
+    text = model.config.get_text_config()
+    kinds = list(getattr(text, "layer_types", None) or [])
+    text.layer_types = ["sliding_attention"] * text.num_hidden_layers
+    try:
+        with pytest.raises(UnsupportedModelError, match="sliding-window layers"):
+            attach(model, sc.FastV())
+    finally:
+        text.layer_types = kinds
+    with attach(model, sc.FastV(keep=3, after=3)):
+        with pytest.raises(ValueError, match="shortens dynamic and static caches, not"):
+            model.generate(**case.inputs(), **GREEDY, cache_implementation="offloaded")
