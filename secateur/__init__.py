@@ -106,9 +106,9 @@ _NEED_A_MODEL = ("UnsupportedModelError", "attach", "prune_inputs")
 
 def __getattr__(name: str) -> Any:
     if name in _NEED_A_MODEL:
-        from secateur import integrations
+        from secateur.integrations import attach as attachments
 
-        return getattr(integrations, name)
+        return getattr(attachments, name)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")
 
 
