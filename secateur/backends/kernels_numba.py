@@ -435,7 +435,9 @@ def first_largest(x: Any) -> int:
 
 
 @exact
-def scan(x: Any, order: Any, k: int, step: float, tau_max: float, kept: Any) -> int:
+def scan(
+    x: Any, order: Any, k: int, step: float, tau_max: float, rounding: float, kept: Any
+) -> int:
     """AgilePruner's scan: each token is compared with those kept until one drives it away."""
     found = 0
     for j in order:
@@ -445,7 +447,7 @@ def scan(x: Any, order: Any, k: int, step: float, tau_max: float, kept: Any) -> 
         for i in range(found):
             tau = min(tau_max, (i + 1) * step)
             distance = x.dtype.type(1.0) - cosine_of(x[j], x[kept[i]])
-            if max(distance, 0.0) < tau:
+            if max(distance, 0.0) < tau - rounding:
                 near = True
                 break
         if not near:

@@ -179,7 +179,8 @@ def threshold_scan(
 
     def scan(x: Floats, order: Indices, budget: int, rise: float, limit: float) -> Indices:
         kept = np.empty(budget, dtype=np.int64)
-        return kept[: _kernels().scan(unit(x), order, budget, rise, limit, kept)]
+        rounding = 8 * float(np.finfo(x.dtype).eps)
+        return kept[: _kernels().scan(unit(x), order, budget, rise, limit, rounding, kept)]
 
     return plain.scan_batch(features, attention, k, step, tau_max, scan)
 

@@ -330,13 +330,14 @@ def scan_batch(
 def scan(x: Floats, order: Indices, k: int, step: float, tau_max: float) -> Indices:
     """Tokens kept, at most k, in order; as many at a time are compared as may be kept."""
     x = unit(x)
+    rounding = 8 * float(np.finfo(x.dtype).eps)
     kept = np.empty(0, dtype=np.int64)
     start = 0
     while start < len(order) and len(kept) < k:
         part = order[start : start + max(32, k - len(kept))]
         start += len(part)
         tau = np.minimum(tau_max, np.arange(1, len(kept) + 1) * step)
-        near = distances_between(x[part], x[kept]) < tau
+        near = distances_between(x[part], x[kept]) < tau - rounding
         part = part[~near.any(axis=1)]
         among = distances_between(x[part], x[part])
         remains = np.ones(len(part), dtype=bool)
@@ -344,7 +345,8 @@ def scan(x: Floats, order: Indices, k: int, step: float, tau_max: float) -> Indi
         for place in range(len(part)):
             if remains[place] and len(kept) + len(chosen) < k:
                 chosen.append(place)
-                remains &= among[place] >= min(tau_max, (len(kept) + len(chosen)) * step)
+                tau_next = min(tau_max, (len(kept) + len(chosen)) * step)
+                remains &= among[place] >= tau_next - rounding
         kept = np.concatenate([kept, part[chosen]])
     return kept
 
