@@ -39,9 +39,9 @@ def allocate(
         each part (C,), or None.
     rounding
         ``"exact"`` spends the whole budget: shares are rounded down and what is left goes to
-        the largest remainders (ties to the lower index). ``"floor"`` is the published
-        EADP rule, floor(total * score / (sum + 1e-6)) and at least `minimum`; it loses up to a
-        token a part, or, through `minimum`, may exceed `total`.
+        the largest remainders (ties: the larger score, then the lower index). ``"floor"`` is
+        the published EADP rule, floor(total * score / (sum + 1e-6)) and at least `minimum`; it
+        loses up to a token a part, or, through `minimum`, may exceed `total`.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def _bounds(given: Any, parts: int, name: str) -> Numbers:
 
 def _exact(scores: Numbers, total: int, low: Numbers, high: Numbers) -> Numbers:
     share = _proportional(scores, total, low, high)
-    counts = np.floor(share + 1e-9).astype(np.int64)
+    counts = np.floor(share).astype(np.int64)
     left = total - int(counts.sum())
     # Largest remainder first; between equal remainders the larger score, then the lower index.
     order = np.lexsort((np.arange(len(scores)), -scores, -np.round(share - counts, 9)))

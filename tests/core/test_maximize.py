@@ -10,6 +10,7 @@ from secateur.core.arrays import library
 from secateur.core.objectives import Objective
 from secateur.testing import assert_algorithms_agree, assert_greedy_guarantee, assert_selection
 
+EPSILON = 2.0**-52
 ALGORITHMS = ("naive", "lazy", "incremental", "auto")
 
 pytestmark = pytest.mark.usefixtures("computed_by")
@@ -75,6 +76,34 @@ def test_duplicate_features_tie(to_xp, to_numpy, algorithm, dtype):
     picks = to_numpy(sc.maximize(f, 9, algorithm).indices)
     assert set(picks[:4].tolist()) == {0, 1, 2, 6}
     assert picks[4:].tolist() == [3, 4, 5, 7, 8]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gains_that_differ_by_rounding_tie(to_xp, to_numpy, algorithm):
+    more = np.diag([1.0, 1.0 + 4 * EPSILON, 1.0 + 8 * EPSILON, 2.0])
+    for f in (sc.FacilityLocation(to_xp(more)), sc.LogDeterminant(to_xp(more))):
+        assert to_numpy(sc.maximize(f, 4, algorithm).indices).tolist() == [3, 0, 1, 2]
+    # 0.1 + 0.2 + 0.3 is one rounding error above 0.3 + 0.2 + 0.1.
+    s = np.zeros((3, 3))
+    s[:, 0], s[:, 1] = [0.3, 0.2, 0.1], [0.1, 0.2, 0.3]
+    f = sc.FacilityLocation(to_xp(s))
+    assert to_numpy(sc.maximize(f, 1, algorithm).indices).tolist() == [0]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parallel_features_tie(to_xp, to_numpy, algorithm, dtype):
+    """All point the same way but for rounding, so every pick after the first adds nothing."""
+    dice = np.random.default_rng(12)
+    x = dice.uniform(0.1, 9.0, size=(12, 1)) * dice.normal(size=(1, 33))
+    if dtype == "float32":
+        x = np.repeat(x[:1], 12, axis=0)
+    kinds = [sc.FacilityLocation]
+    if algorithm != "lazy":
+        kinds.append(sc.Dispersion)
+    for kind in kinds:
+        f = kind.from_features(to_xp(x, dtype))
+        assert to_numpy(sc.maximize(f, 12, algorithm).indices).tolist() == list(range(12))
 
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, "stochastic"])

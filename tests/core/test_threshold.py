@@ -61,12 +61,22 @@ def test_a_threshold_grows_with_every_token_kept(to_xp, to_numpy):
 
 
 def test_duplicates_are_not_below_a_threshold_of_zero(to_xp, to_numpy):
-    x = np.repeat(np.random.default_rng(2).normal(size=(2, 7)), 4, axis=0)
-    a = np.array([1.0, 1, 1, 1, 3, 3, 3, 3])
+    """Of forty unit vectors many have a square above 1, that is a distance to itself below 0."""
+    x = np.repeat(np.random.default_rng(2).normal(size=(40, 7)), 2, axis=0)
+    a = np.repeat(np.arange(40.0), 2)
     for dtype in ("float32", "float64"):
-        picks = sc.greedy_threshold(to_xp(x, dtype), to_xp(a, dtype), 6, step=0.0)
-        assert to_numpy(picks.indices).tolist() == [4, 5, 6, 7, 0, 1]
+        picks = sc.greedy_threshold(to_xp(x, dtype), to_xp(a, dtype), 60, step=0.0)
+        expected = [2 * j + i for j in range(39, 9, -1) for i in range(2)]
+        assert to_numpy(picks.indices).tolist() == expected
         assert int(picks.info["filled"]) == 0
+
+
+def test_a_distance_within_rounding_of_the_threshold_is_not_below_it(to_xp, to_numpy):
+    """1 - cos of the first two is 0.2, and 0.19999999999999996 in float64."""
+    x = to_xp([[1.0, 0.0], [0.8, 0.6], [1.0, 0.1]])
+    picks = sc.greedy_threshold(x, to_xp([0.3, 0.2, 0.1]), 2, step=0.2)
+    assert to_numpy(picks.indices).tolist() == [0, 1]
+    assert int(picks.info["filled"]) == 0
 
 
 def test_what_was_removed_fills_up_by_attention(to_xp, to_numpy):
