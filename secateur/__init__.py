@@ -45,9 +45,9 @@ from secateur.core.threshold import greedy_threshold
 from secateur.core.tokens import MissingInputError, Tokens
 
 if TYPE_CHECKING:
-    from secateur.integrations import UnsupportedModelError as UnsupportedModelError
-    from secateur.integrations import attach as attach
-    from secateur.integrations import prune_inputs as prune_inputs
+    from secateur.integrations.attach import attach as attach
+    from secateur.integrations.attach import prune_inputs as prune_inputs
+    from secateur.integrations.family import UnsupportedModelError as UnsupportedModelError
 
 __version__ = "0.1.0"
 
@@ -106,7 +106,7 @@ _NEED_A_MODEL = ("UnsupportedModelError", "attach", "prune_inputs")
 
 def __getattr__(name: str) -> Any:
     if name in _NEED_A_MODEL:
-        from secateur.integrations import attach as attachments
+        from secateur.integrations.attach import attach as attachments
 
         return getattr(attachments, name)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")
