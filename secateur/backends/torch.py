@@ -29,8 +29,8 @@ from secateur.core.maximize import Picks
 
 Tensor = Any
 
-MATRIX = 1 << 30
-"""Bytes of a float64 matrix of similarities below which it is built from features at once."""
+MATRIX = 1 << 31
+"""Bytes of the float64 matrices that may be built from features on a CUDA device at once."""
 BLOCK = 1 << 24
 """Attention weights held at once."""
 
@@ -152,14 +152,14 @@ def facility_location(similarity: Tensor, weights: Tensor | None, k: Any) -> Pic
 def facility_location_features(features: Tensor, weights: Tensor | None, k: Any) -> Picks:
     """Greedy facility location on (1 + cos) / 2 of features (..., N, D).
 
-    On CUDA the similarities are those of float64, as the reference takes them. A batch whose
-    matrices exceed `MATRIX` bytes goes image by image; an image that does so alone is left to
-    the reference, which stays in O(N D) memory and waits for the device at each pick.
+    On CUDA the similarities are those of float64, as the reference takes them, in a matrix: of
+    as many images at a time as `MATRIX` has room for. An image without room is left to the
+    reference, which stays in O(N D) memory and waits for the device at each pick.
     """
     if not _cuda(features):
         return cast(Picks, _on_host(maximize.facility_location_features, features, weights, k))
     if not _fits(features):
-        return NotImplemented
+        return cast(Picks, NotImplemented)
 
     def solve(x: Tensor, w: Tensor | None, budget: Any) -> Picks:
         s = cosine_similarity(x.double())
@@ -190,10 +190,22 @@ def farthest_first(distance: Tensor, k: Any, start: int | None = None) -> Picks:
 
 
 def farthest_first_features(features: Tensor, k: Any, start: int | None = None) -> Picks:
-    """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
+    """Farthest-first under 1 - cos of features (..., N, D).
+
+    On CUDA in float64, from matrices of distances where `MATRIX` has room for them, otherwise
+    in O(N D) memory with a product of a matrix and a vector a pick.
+    """
     if not _cuda(features):
         return cast(Picks, _on_host(maximize.farthest_first_features, features, k, start))
-    return greedy.farthest_first_features(unit(features.detach().double()), k, start)
+    if not _fits(features):
+        return greedy.farthest_first_features(unit(features.detach().double()), k, start)
+
+    def solve(x: Tensor, _: None, budget: Any) -> Picks:
+        d = cosine_similarity(x.double()).neg_().add_(1.0).mul_(2.0)
+        picks: Picks = _solver(x).farthest_first(d, budget, start, greedy.DISTANCE_ROUNDING)
+        return picks
+
+    return greedy.in_parts(features.detach(), None, k, MATRIX, solve)
 
 
 def threshold_scan(

@@ -20,6 +20,8 @@ from secateur.core.maximize import Picks
 Tensor = Any
 
 EPSILON = torch.finfo(torch.float64).eps
+DISTANCE_ROUNDING = 16 * EPSILON
+"""How well 1 - cos is known, in float64."""
 BLOCK = 1 << 22
 """Numbers that a block of similarities may hold while it is worked on."""
 
@@ -197,8 +199,8 @@ def determinant(kernel: Tensor, k: Any) -> Picks:
     return record.picks(record.gains.sum(-1))
 
 
-def farthest_first(distance: Tensor, k: Any, start: int | None) -> Picks:
-    """Farthest-first over distances (..., N, N)."""
+def farthest_first(distance: Tensor, k: Any, start: int | None, rounding: float = 0.0) -> Picks:
+    """Farthest-first over distances (..., N, N) known to `rounding`."""
     batch, n = tuple(distance.shape[:-2]), int(distance.shape[-1])
     d = flat(distance, 2)
     itself = torch.eye(n, dtype=torch.bool, device=d.device)
@@ -208,7 +210,7 @@ def farthest_first(distance: Tensor, k: Any, start: int | None) -> Picks:
         return d.gather(2, place[:, None, None].expand(-1, n, 1))[..., 0]
 
     return _farthest(
-        batch, nearest, column, lambda picks: smallest_between(d, picks), k, start, 0.0
+        batch, nearest, column, lambda picks: smallest_between(d, picks), k, start, rounding
     )
 
 
@@ -233,7 +235,7 @@ def farthest_first_features(directions: Tensor, k: Any, start: int | None) -> Pi
         picks = chosen(indices.clamp(min=0))
         return _smallest(_distances(picks @ picks.mT), indices)
 
-    return _farthest(batch, torch.cat(nearest, -1), column, value, k, start, 16 * EPSILON)
+    return _farthest(batch, torch.cat(nearest, -1), column, value, k, start, DISTANCE_ROUNDING)
 
 
 def _distances(cosine: Tensor) -> Tensor:

@@ -413,6 +413,7 @@ def farthest_steps(  # type: ignore[no-untyped-def]
     n,
     longest,
     forced,
+    ROUNDING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """All picks of farthest-first, the first one `forced` unless negative. Grid: images.
@@ -430,12 +431,12 @@ def farthest_steps(  # type: ignore[no-untyped-def]
         for start in range(0, n, BLOCK):
             column = start + tl.arange(0, BLOCK)
             best = tl.maximum(best, tl.load(nearest_ptr + column, mask=column < n, other=MINUS))
-        most = tl.max(best, 0)
+        least = tl.max(best, 0) - ROUNDING * EPSILON
         first = tl.zeros((BLOCK,), tl.int32) + n
         for start in range(0, n, BLOCK):
             column = start + tl.arange(0, BLOCK)
             apart = tl.load(nearest_ptr + column, mask=column < n, other=MINUS)
-            level = (apart >= most) & (column < n)
+            level = (apart >= least) & (column < n)
             first = tl.minimum(first, tl.where(level, column, n))
         pick = tl.minimum(tl.min(first, 0), n - 1)
         if (t == 0) & (forced >= 0):
@@ -703,15 +704,10 @@ def facility_location(
                 BLOCK=min(block, 1024),
                 **_launch(4),
             )
-    return Picks(
-        indices.view(*batch, longest),
-        gains.view(*batch, longest),
-        value.view(batch),
-        bound.view(batch),
-    )
+    return _answer(batch, indices, gains, value, bound)
 
 
-def farthest_first(distance: Tensor, k: Any, start: int | None) -> Picks:
+def farthest_first(distance: Tensor, k: Any, start: int | None, rounding: float = 0.0) -> Picks:
     """Farthest-first over distances (..., N, N), as `torch_greedy.farthest_first`."""
     batch, n = tuple(distance.shape[:-2]), int(distance.shape[-1])
     d = plain.flat(distance, 2).contiguous()
@@ -730,6 +726,7 @@ def farthest_first(distance: Tensor, k: Any, start: int | None) -> Picks:
                 n,
                 longest,
                 -1 if start is None else start,
+                ROUNDING=round(rounding / plain.EPSILON),
                 BLOCK=_block(n),
                 **_launch(8),
             )
@@ -799,12 +796,21 @@ def _blank(images: int, longest: int, device: torch.device) -> tuple[Tensor, Ten
     return indices, torch.zeros(images, longest, dtype=torch.float64, device=device)
 
 
-def _answer(batch: tuple[int, ...], indices: Tensor, gains: Tensor, value: Tensor) -> Picks:
+def _answer(
+    batch: tuple[int, ...],
+    indices: Tensor,
+    gains: Tensor,
+    value: Tensor,
+    bound: Tensor | None = None,
+) -> Picks:
+    if bound is None:
+        bound = torch.full_like(value, math.inf)
+    longest = indices.shape[1]
     return Picks(
-        indices.view(*batch, -1) if batch else indices[0],
-        gains.view(*batch, -1) if batch else gains[0],
+        indices.view(*batch, longest),
+        gains.view(*batch, longest),
         value.view(batch),
-        torch.full_like(value, math.inf).view(batch),
+        bound.view(batch),
     )
 
 
