@@ -13,8 +13,8 @@ class Pixels:
     """Undoes an image processor's normalisation.
 
     A processor maps the 8-bit value v of a channel to (v * scale - mean) / std. The way back is
-    rounded, so that values come out exact, from float32 and from half precision alike: the
-    largest error there, 2^-9 of |x| <= 2.7 for bfloat16, is less than half a value.
+    rounded, so that values come out exact from float32 and float16. bfloat16 tells 8-bit values
+    apart up to |x| = 2; CLIP's brightest values, up to 2.15, may come out off by one.
 
     Attributes
     ----------

@@ -464,6 +464,12 @@ CASES: dict[str, type[Case]] = {
 }
 
 
+@pytest.fixture(scope="session")
+def cases() -> dict[str, type[Case]]:
+    """All families by name."""
+    return CASES
+
+
 @pytest.fixture(scope="session", params=list(CASES))
 def case(request: pytest.FixtureRequest) -> Case:
     """Each model family in turn."""

@@ -1,0 +1,251 @@
+"""What is observed of an encoder: the right numbers, of the right tokens, at little cost."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import secateur as sc
+from secateur.integrations.attach import attach
+from secateur.integrations.family import family_of
+from secateur.integrations.pixels import Pixels
+
+MANY = {"words": ("compare both", "how many red dog ?"), "images": (2, 1)}
+HELD = 1 << 24
+EVERYTHING = frozenset({"attention", "attention_shallow", "keys", "pixels"})
+
+
+def encoded(model, inputs, wants=EVERYTHING, processor=None):
+    family = family_of(model)
+    pixels = Pixels.of(family, processor)
+    return family.encode(model, inputs, wants & family.offers, None, pixels)
+
+
+def own_attention(model, inputs):
+    """Attention of every picture's tokens (P, N), from the encoder's own eager weights.
+
+    For Qwen one row an image, in the prompt's order.
+    """
+    if hasattr(model.model, "visual"):
+        return qwen_attention(model, inputs)
+    values = inputs["pixel_values"]
+    if values.ndim == 5:
+        counts = [int(own.flatten(1).any(dim=1).sum()) for own in values]
+        values = torch.cat([own[:n] for own, n in zip(values, counts, strict=True)])
+    tower = model.model.vision_tower
+    chosen = model.config.vision_feature_layer
+    weights = tower(values, output_attentions=True).attentions[chosen]
+    if model.config.vision_config.model_type == "clip_vision_model":
+        return weights.mean(dim=1)[:, 0, 1:]
+    return weights.mean(dim=1).mean(dim=1)
+
+
+def qwen_attention(model, inputs):
+    """From the layer's inputs, with every patch found again by its rotary angles."""
+    tower, merge = model.model.visual, model.model.visual.spatial_merge_size
+    seen = {}
+
+    def note(module, args, kwargs):
+        seen.update(kwargs, hidden=args[0] if args else kwargs["hidden_states"])
+
+    handle = tower.blocks[-1].attn.register_forward_pre_hook(note, with_kwargs=True)
+    model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+    handle.remove()
+    attn = tower.blocks[-1].attn
+    q, k, _ = attn.qkv(seen["hidden"]).reshape(len(seen["hidden"]), 3, attn.num_heads, -1).unbind(1)
+    cos, sin = (x[:, None] for x in seen["position_embeddings"])
+
+    def turned(x):
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+    q, k = turned(q), turned(k)
+    bounds = seen["cu_seqlens"].tolist()
+    found = []
+    for (_, height, width), start, stop in zip(
+        inputs["image_grid_thw"].tolist(), bounds[:-1], bounds[1:], strict=True
+    ):
+        logits = torch.einsum("qhd,khd->hqk", q[start:stop], k[start:stop])
+        weights = (logits / q.shape[-1] ** 0.5).softmax(-1).mean(dim=0).mean(dim=0)
+        places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+        angles, _ = tower.rotary_pos_emb(seen["hidden"], places)
+        here = seen["position_embeddings"][0][start:stop]
+        at = torch.cdist(angles.double(), here.double()).argmin(dim=1)
+        laid = weights[at].reshape(height // merge, merge, width // merge, merge)
+        found.append(laid.mean(dim=(1, 3)).flatten())
+    return found
+
+
+@pytest.fixture(scope="module")
+def eager(case):
+    return case.model("eager")
+
+
+def test_attention_is_the_encoders_own(case, model, eager):
+    inputs = case.inputs(**MANY)
+    with torch.no_grad():
+        expected = own_attention(eager, inputs)
+        visuals = encoded(model, inputs)
+    pictures = 0
+    for visual in visuals:
+        for number, part in enumerate(visual.parts[:1]):
+            own = expected[pictures + number]
+            assert part.attention.shape == (len(part.index),)
+            torch.testing.assert_close(part.attention.float(), own.float(), rtol=1e-4, atol=1e-6)
+        pictures += max(visual.crops, 1)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_crops_are_where_the_model_puts_them(case, model):
+    """Each token of a crop is found again in the projector's output, by its value."""
+    if case.name != "llava_next":
+        return
+    inputs = case.inputs(**MANY)
+    seen = []
+    handle = model.model.multi_modal_projector.register_forward_hook(
+        lambda module, args, output: seen.append(output)
+    )
+    with torch.no_grad():
+        visuals = encoded(model, inputs, frozenset({"attention", "keys"}))
+    handle.remove()
+    raw, first = seen[0], 0
+    for visual in visuals:
+        covered = np.concatenate([part.index for part in visual.parts])
+        marks = [place for place, _ in visual.separators]
+        assert sorted([*covered, *marks]) == list(range(visual.size))
+        assert torch.equal(
+            visual.features[marks], model.model.image_newline.expand(len(marks), -1)
+        )
+        pictures = raw[first : first + visual.crops]
+        used = set()
+        for part in visual.parts:
+            same = torch.cdist(visual.features[part.index], pictures.flatten(0, 1)).argmin(dim=1)
+            assert torch.equal(pictures.flatten(0, 1)[same], visual.features[part.index])
+            crops = (same // pictures.shape[1]).unique()
+            assert len(crops) == 1
+            used.add(int(crops))
+            side = int(pictures.shape[1] ** 0.5)
+            places = same % pictures.shape[1]
+            rows, columns = places // side, places % side
+            grid = (rows - rows.min()) * part.grid[1] + columns - columns.min()
+            assert torch.equal(grid, torch.arange(len(part.index)))
+        assert used == set(range(visual.crops))
+        first += visual.crops
+
+
+def test_pixels_come_back_to_the_8_bit_value(case, model):
+    if "pixels" not in family_of(model).offers:
+        return
+    inputs, processor = case.inputs(**MANY), case.processor()
+    plain = case.processor()
+    plain.image_processor.do_normalize = plain.image_processor.do_rescale = False
+    whole = dict(
+        plain.image_processor(images=case.images(3), return_tensors="pt")
+    )
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        given = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype).float()}
+        visuals = encoded(model, given, EVERYTHING, processor)
+        same = Pixels((0.0,) * 3, (1.0,) * 3, 1.0)
+        family = family_of(model)
+        expected = family.encode(
+            model,
+            {**inputs, "pixel_values": whole["pixel_values"].float()},
+            frozenset({"pixels"}),
+            None,
+            same,
+        )
+        for ours, theirs in zip(visuals, expected, strict=True):
+            image = ours.parts[0].pixels
+            off = (image - theirs.parts[0].pixels).abs().max()
+            # bfloat16 cannot tell neighbouring values apart where |x| > 2.
+            assert off == 0 or (dtype == torch.bfloat16 and off == 1)
+            assert image.shape[-1] == 3
+            assert image.max() > 200
+
+
+def test_pixels_are_the_picture(case, model):
+    """A picture that needs no resizing comes back as it was."""
+    if "pixels" not in family_of(model).offers:
+        return
+    sides = {"llava": (32, 32)}.get(case.name, (32, 48))
+    random = np.random.default_rng(1)
+    image = random.integers(0, 256, (*sides, 3)).astype(np.uint8)
+    processor = case.processor()
+    inputs = processor(
+        text=[case.text("what ?")],
+        images=[transformers.image_utils.to_numpy_array(image)],
+        return_tensors="pt",
+    )
+    (visual,) = encoded(model, dict(inputs), EVERYTHING, processor)
+    assert np.array_equal(visual.parts[0].pixels.numpy(), image)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor made within the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("side", [16, 48])
+def test_no_matrix_between_all_tokens_is_held(cases, side):
+    """Of 9216 patches and 4 heads, 340 million weights are worked out, 17 million held at most."""
+    model = cases["qwen2_5_vl"]().model()
+    grid = torch.tensor([[1, 2 * side, 2 * side]])
+    count = int(grid.prod())
+    values = torch.randn(count, 96)
+    inputs = {"pixel_values": values, "image_grid_thw": grid}
+    with torch.no_grad(), Largest() as without:
+        encoded(model, inputs, frozenset())
+    with torch.no_grad(), Largest() as largest:
+        (visual,) = encoded(model, inputs, frozenset({"attention"}))
+    assert largest.elements <= max(without.elements, HELD)
+    assert side == 16 or 4 * count**2 > 20 * HELD
+    torch.testing.assert_close(float(visual.parts[0].attention.sum()), 0.25, rtol=1e-4, atol=0)
+
+
+def test_methods_that_need_what_a_family_lacks_are_refused(case, model):
+    class Greedy(sc.TopK):
+        @property
+        def needs(self):
+            return frozenset({"embeds", "attention"})
+
+    with pytest.raises(ValueError, match="Greedy needs embeds, which .* does not have"):
+        attach(model, Greedy(keep=3))
+
+
+def test_every_method_keeps_what_it_says(case, model):
+    """All methods of the library, as attached, with text in the language model's space."""
+    inputs, processor = case.inputs(), case.processor()
+    family = family_of(model)
+    ran = set()
+    for name, kind in sorted(sc.methods().items()):
+        if name == "mixture":
+            continue
+        more = {"agilepruner": {"mean_erank": 5.0}, "erase": {"patch": 8}}.get(name, {})
+        method = kind(keep=0.5, **more)
+        if not method.prunes_before or method.needs - family.offers - {
+            "text",
+            "text_global",
+        }:
+            continue
+        with attach(model, method, processor) as att:
+            logits = model(**inputs).logits
+        report = att.last
+        assert torch.isfinite(logits).all(), name
+        size = sum(h * w for h, w in report.grids[0])
+        kept = sum(part.budget for part in report.pictures[0])
+        if name not in ("erase", "prumerge+", "prumergeplus", "prumerge", "mixture"):
+            assert kept == size // 2, name
+        assert 0 < kept <= size
+        ran.add(name)
+    assert {"eadp", "topk", "divprune", "cdpruner", "fps", "random", "uniform"} <= ran
