@@ -1,6 +1,7 @@
 """The door, the drivers, and what arrays of different libraries have in common."""
 
 import math
+import os
 import subprocess
 import sys
 from types import ModuleType
@@ -351,3 +352,45 @@ def test_testing_and_optional_libraries_load_only_on_demand():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert answer.stdout.strip() == "[]"
+
+
+WITHOUT_64_BITS = """
+import warnings
+warnings.simplefilter("error")
+import jax.numpy as jnp
+import secateur as sc
+from secateur.core.arrays import index_dtype, namespace, wide
+x = jnp.asarray([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.0, 0.0]])
+assert (wide(namespace(x)), index_dtype(namespace(x))) == (jnp.float32, jnp.int32)
+for algorithm in ("naive", "lazy", "incremental", "stochastic"):
+    picks = sc.maximize(sc.FacilityLocation.from_features(x), 2, algorithm, seed=0)
+    assert picks.indices.dtype == jnp.int32 and picks.value.dtype == jnp.float32
+    print(picks.indices.tolist())
+print(sc.maximize(sc.LogDeterminant(x @ x.T + jnp.eye(4)), 2).indices.tolist())
+print(sc.maximize(sc.Dispersion.from_features(jnp.stack([x, x])), [1, 2]).indices.tolist())
+print(sc.greedy_threshold(x, jnp.arange(4.0), 2, step=0.1).indices.tolist())
+print(sc.allocate(jnp.asarray([3.0, 2.0, 1.0]), 10).tolist())
+print(round(float(sc.effective_rank(x)), 3), sc.dense_relevance(x, x[:2]).dtype)
+"""
+
+
+@pytest.mark.slow
+def test_jax_without_64_bits_computes_in_32_and_does_not_complain():
+    pytest.importorskip("jax")
+    answer = subprocess.run(
+        [sys.executable, "-c", WITHOUT_64_BITS],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_ENABLE_X64": "0", "JAX_PLATFORMS": "cpu"},
+    )
+    assert answer.stderr == ""
+    assert answer.stdout.split("\n")[:3] == ["[1, 2]"] * 3
+    assert answer.stdout.split("\n")[4:] == [
+        "[0, 2]",
+        "[[3, -1], [3, 0]]",
+        "[3, 2]",
+        "[5, 3, 2]",
+        "1.854 float32",
+        "",
+    ]
