@@ -290,18 +290,19 @@ def open_corpus(
         "columns": dict(pruner.columns),
         "keep_features": pruner.keep_features,
     }
+    every = shards(source, target)
+    todo = [shard for shard in every if not Path(shard.target).exists()]
     record = out / "secateur.json"
-    if record.exists():
-        earlier = json.loads(record.read_text(encoding="utf-8"))
-        if earlier != json.loads(json.dumps(settings)):
+    written = json.dumps(settings, indent=1)
+    if record.exists() and len(todo) < len(every):
+        earlier = record.read_text(encoding="utf-8")
+        if earlier != written:
             raise ValueError(
-                f"{out}: holds results of other settings, {json.dumps(earlier)}; "
+                f"{out}: holds results of other settings, {json.dumps(json.loads(earlier))}; "
                 "choose an empty folder"
             )
-    else:
-        _write_text(record, json.dumps(settings, indent=1))
-    every = shards(source, target)
-    return every, [shard for shard in every if not Path(shard.target).exists()]
+    _write_text(record, written)
+    return every, todo
 
 
 def prune_shard(shard: Shard, pruner: Pruner, batch_size: int = 64) -> Done:

@@ -1,0 +1,233 @@
+"""The command `secateur`: what is there, what a method keeps, whole corpora.
+
+Answers go to standard output, for people or with ``--json`` for programs; errors are one line
+on standard error that says what to do, with exit status 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import secateur as sc
+from secateur.core.arrays import drivers
+from secateur.core.methods import table
+
+app = typer.Typer(
+    help="Choose the visual tokens worth keeping.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Keep = Annotated[
+    str, typer.Option(help="How many tokens to keep: a count, or a share such as 0.25.")
+]
+MethodName = Annotated[str, typer.Option("--method", help="One of `secateur methods`.")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A parameter of the method, name=value; may be repeated."),
+]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what a user can mend into one line and exit status 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        typer.echo(f"secateur: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    shown = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for name in rows[0]:
+        shown.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "-" if value is None else str(value)
+
+
+def _number(text: str) -> int | float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise ValueError(
+            f"--keep: expected a count or a share such as 0.25, got {text!r}"
+        ) from None
+
+
+def _method(name: str, keep: str, settings: list[str] | None) -> sc.Method:
+    given: dict[str, Any] = {"method": name, "keep": _number(keep)}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected name=value, got {setting!r}")
+        try:
+            given[key] = json.loads(value)
+        except json.JSONDecodeError:
+            given[key] = value
+    return sc.Method.from_dict(given)
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the methods: paper, inputs, cost, guarantee, what each was checked against."""
+    _print([row._asdict() for row in table()], as_json, "Methods")
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models of transformers that a method can be attached to."""
+    from secateur.integrations.family import FAMILIES
+
+    with _told():
+        rows = [
+            {"class": name, "file": where.partition(":")[0].replace(".", "/") + ".py"}
+            for name, where in FAMILIES.items()
+        ]
+    _print(rows, as_json, "Models")
+
+
+OPTIONAL = ("numba", "torch", "cupy", "jax", "transformers", "triton", "optuna", "ray", "vllm")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, which drivers are active, and which GPU is there."""
+    from secateur.core.arrays import candidates
+
+    installed: dict[str, str | None] = {}
+    for name in ("numpy", "scipy", "array-api-compat", *OPTIONAL):
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:
+            installed[name] = _cupy() if name == "cupy" else None
+    import numpy as np
+
+    active = {"numpy": [module.__name__ for module in candidates(np.zeros(1))]}
+    gpu = None
+    if installed["torch"]:
+        import torch
+
+        active["torch"] = [module.__name__ for module in candidates(torch.zeros(1))]
+        if torch.cuda.is_available():
+            gpu = torch.cuda.get_device_name()
+    report = {
+        "secateur": sc.__version__,
+        "python": sys.version.split()[0],
+        "installed": installed,
+        "registered": {library: list(names) for library, names in drivers().items()},
+        "active": active,
+        "gpu": gpu,
+    }
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+        return
+    console = Console(highlight=False)
+    console.print(f"secateur {report['secateur']}, Python {report['python']}")
+    for name, found in installed.items():
+        console.print(f"  {name:18} {found or 'not installed'}")
+    for library, modules in active.items():
+        names = ", ".join(module.rpartition(".")[2] for module in modules) or "the reference only"
+        console.print(f"arrays of {library}: {names}")
+    console.print(f"GPU: {gpu or 'none that torch sees'}")
+
+
+def _cupy() -> str | None:
+    for name in ("cupy-cuda13x", "cupy-cuda12x"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+@app.command()
+def corpus(
+    source: Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.")],
+    target: Annotated[Path, typer.Argument(help="The folder for results.")],
+    method: MethodName = "divprune",
+    keep: Keep = "64",
+    setting: Setting = None,
+    features: Annotated[str, typer.Option(help="The column of visual features.")] = "features",
+    keep_features: Annotated[bool, typer.Option(help="Write the kept features as well.")] = False,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Spread shards over a Ray cluster.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Actors, with --ray.")] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Prune every image of a corpus, shard by shard; started again, it goes on where it was."""
+    with _told():
+        try:
+            from secateur.integrations.corpus import Pruner, open_corpus, prune_corpus
+        except ImportError:
+            raise ImportError("corpus needs pyarrow: pip install 'secateur[ray]'") from None
+        pruner = Pruner(_method(method, keep, setting), {"features": features}, keep_features)
+        every, todo = open_corpus(source, target, pruner)
+        run: Callable[..., Any] = prune_corpus
+        more: dict[str, Any] = {"batch_size": batch_size}
+        if on_ray:
+            try:
+                from secateur.integrations.ray import prune_corpus as spread
+            except ImportError:
+                raise ImportError("--ray needs Ray: pip install 'secateur[ray]'") from None
+            run, more = spread, {**more, "workers": workers}
+        start = perf_counter()
+        done = []
+        with typer.progressbar(
+            length=len(todo),
+            label="shards",
+            file=sys.stderr,
+            hidden=as_json or not sys.stderr.isatty(),
+        ) as bar:
+            for shard in run(source, target, pruner, **more):
+                done.append(shard)
+                bar.update(1)
+    report = {
+        "shards": len(every),
+        "done_before": len(every) - len(todo),
+        "images": sum(shard.images for shard in done),
+        "bad": sum(shard.bad for shard in done),
+        "seconds": round(perf_counter() - start, 3),
+        "target": str(target),
+    }
+    if as_json:
+        typer.echo(json.dumps({**report, "done": [asdict(shard) for shard in done]}, indent=1))
+        return
+    typer.echo(
+        f"{report['images']} images pruned in {report['seconds']} s, {report['bad']} bad; "
+        f"{report['done_before']} of {report['shards']} shards were done before"
+    )
+    if report["bad"]:
+        typer.echo(f"bad rows and their reasons: {target / 'bad'}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,85 @@
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner  # noqa: E402
+
+import secateur as sc  # noqa: E402
+from secateur.cli import app  # noqa: E402
+
+
+def run(*words: str):
+    return CliRunner().invoke(app, list(words))
+
+
+def test_methods_lists_every_method():
+    rows = json.loads(run("methods", "--json").stdout)
+    assert {row["name"] for row in rows} == set(sc.methods())
+    assert {row["paper"] for row in rows if row["name"] == "eadp"} == {sc.EADP.reference}
+    assert "EADP" in run("methods").stdout
+
+
+def test_models_lists_every_family():
+    pytest.importorskip("transformers")
+    rows = json.loads(run("models", "--json").stdout)
+    assert "Qwen3VLForConditionalGeneration" in {row["class"] for row in rows}
+
+
+def test_doctor_says_what_is_installed_and_active():
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["installed"]["numpy"] == np.__version__
+    assert report["active"]["numpy"][-1] == "secateur.backends.numpy"
+    assert "numpy" in run("doctor").stdout
+
+
+@pytest.fixture
+def source(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    rows = [{"id": i, "vis": rng.normal(size=(9, 4)).tolist()} for i in range(6)]
+    rows[2]["vis"][0][0] = float("nan")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet", row_group_size=3)
+    return tmp_path / "in.parquet"
+
+
+def test_corpus_prunes_and_goes_on(source, tmp_path):
+    words = ["corpus", str(source), str(tmp_path / "out"), "--features", "vis", "--keep", "0.34"]
+    first = json.loads(run(*words, "--json").stdout)
+    assert (first["images"], first["bad"], first["shards"], first["done_before"]) == (5, 1, 2, 0)
+    again = run(*words)
+    assert again.exit_code == 0
+    assert "2 of 2 shards were done before" in again.stdout
+
+    import pyarrow.parquet as pq
+
+    kept = pq.read_table(tmp_path / "out" / "in-00001.parquet").to_pylist()
+    assert [len(row["kept"]) for row in kept] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "nope"], "method: expected one of"),
+        (["--keep", "many"], "--keep: expected a count or a share"),
+        (["--keep", "1.5"], "a share lies in"),
+        (["--set", "alpha"], "--set: expected name=value"),
+        (["--set", "alpha=1"], "no parameter 'alpha'"),
+        (["--features", "absent"], "needs a column 'absent'"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(source, tmp_path, words, said):
+    result = run("corpus", str(source), str(tmp_path / "out"), *words)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+
+
+def test_a_missing_corpus_is_said(tmp_path):
+    result = run("corpus", str(tmp_path / "nothing"), str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "no Parquet file there" in result.stderr
