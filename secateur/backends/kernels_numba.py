@@ -318,20 +318,26 @@ def similarities_to(x: Any, j: int, column: Any) -> None:
 
 @regroup
 def unit_rows(x: Any, out: Any) -> None:
-    """Rows scaled to length one, by their largest entry first; zero rows stay zero."""
+    """Rows scaled to length one; zero rows stay zero. Squares are summed in float64."""
     for r in range(len(x)):
         row, to = x[r], out[r]
-        largest = abs(row[0])
-        for d in range(len(row)):
-            largest = max(largest, abs(row[d]))
-        if largest == 0.0:
-            to[:] = row
-            continue
         squares = 0.0
         for d in range(len(row)):
-            to[d] = row[d] / largest
+            squares += float(row[d]) * float(row[d])
+        if 1e-200 < squares < 1e200:
+            length = row.dtype.type(math.sqrt(squares))
+            for d in range(len(row)):
+                to[d] = row[d] / length
+            continue
+        # Out of the range of squares: by the largest entry first.
+        largest = row.dtype.type(0.0)
+        for d in range(len(row)):
+            largest = max(largest, abs(row[d]))
+        squares = 0.0
+        for d in range(len(row)):
+            to[d] = row[d] / largest if largest > 0.0 else row[d]
             squares += to[d] * to[d]
-        length = x.dtype.type(math.sqrt(squares))
+        length = row.dtype.type(math.sqrt(squares)) if squares > 0.0 else row.dtype.type(1.0)
         for d in range(len(row)):
             to[d] /= length
 
@@ -397,13 +403,16 @@ def nearest_other(distance: Any, nearest: Any) -> None:
 
 
 @regroup
-def farthest(distance: Any, k: int, start: int, picks: Any, gains: Any) -> None:
-    """Farthest-first over a matrix; a negative start stands for none."""
+def farthest(distance: Any, k: int, start: int, margin: float, picks: Any, gains: Any) -> None:
+    """Farthest-first over a matrix; a negative start stands for none.
+
+    Distances that differ from the largest by less than its share `margin` count as equal.
+    """
     n = len(distance)
     nearest = np.empty(n, dtype=distance.dtype)
     if start < 0:
         nearest_other(distance, nearest)
-        start = first_largest(nearest)
+        start = first_largest(nearest, margin)
         gain = nearest[start]
     else:
         gain = distance.dtype.type(math.inf)
@@ -414,7 +423,7 @@ def farthest(distance: Any, k: int, start: int, picks: Any, gains: Any) -> None:
     pick = start
     for step in range(k):
         if step > 0:
-            pick = first_largest(nearest)
+            pick = first_largest(nearest, margin)
             gain = nearest[pick]
         picks[step] = pick
         gains[step] = gain
@@ -425,11 +434,12 @@ def farthest(distance: Any, k: int, start: int, picks: Any, gains: Any) -> None:
 
 
 @regroup
-def first_largest(x: Any) -> int:
-    """The lowest place of the largest number."""
+def first_largest(x: Any, margin: float) -> int:
+    """The lowest place of the largest number, those within a share `margin` of it included."""
     best = best_of(x)
+    least = best if math.isinf(best) else best - margin * best
     place = 0
-    while x[place] < best:
+    while x[place] < least:
         place += 1
     return place
 

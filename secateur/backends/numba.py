@@ -158,18 +158,39 @@ def determinant(kernel: Floats, k: Any) -> Picks:
     return plain.over_batch(kernel.shape[:-2], k, solve, _workers(kernel))
 
 
+def _farthest(
+    distance: Floats, k: int, start: int | None, margin: float
+) -> tuple[Any, Any, float, float]:
+    picks = np.empty(k, dtype=np.int64)
+    gains = np.empty(k)
+    rows = np.ascontiguousarray(distance)
+    _kernels().farthest(rows, k, -1 if start is None else start, margin, picks, gains)
+    value = plain.smallest_between(plain.GivenDistances(rows), picks)
+    return picks, gains, value, math.inf
+
+
 def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
     """Farthest-first over distances (..., N, N)."""
+    return plain.over_batch(
+        distance.shape[:-2],
+        k,
+        lambda at, budget: _farthest(distance[at], budget, start, 0.0),
+        _workers(distance),
+    )
+
+
+def farthest_first_features(features: Floats, k: Any, start: int | None = None) -> Picks:
+    """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
+    directions = unit(features)
+    margin = 8 * float(np.finfo(features.dtype).eps)
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
-        picks = np.empty(budget, dtype=np.int64)
-        gains = np.empty(budget)
-        rows = np.ascontiguousarray(distance[at])
-        _kernels().farthest(rows, budget, -1 if start is None else start, picks, gains)
-        value = plain.smallest_between(plain.GivenDistances(rows), picks)
-        return picks, gains, value, math.inf
+        x = directions[at]
+        if plain.small_enough(x):
+            return _farthest(plain.apart(x @ x.T), budget, start, margin)
+        return (*plain.farthest(plain.CosineDistances(x), budget, start), math.inf)
 
-    return plain.over_batch(distance.shape[:-2], k, solve, _workers(distance))
+    return plain.over_batch(features.shape[:-2], k, solve)
 
 
 def threshold_scan(

@@ -219,7 +219,7 @@ class CosineDistances:
         self.margin = 16 * EPSILON
 
     def to(self, j: int) -> Floats:
-        return _apart(self._x @ self._x[j])
+        return apart(self._x @ self._x[j])
 
     def nearest(self) -> Floats:
         # Half of the products: every block with itself and with what follows. The largest
@@ -232,13 +232,13 @@ class CosineDistances:
             np.maximum(largest[part], cosine.max(axis=1), out=largest[part])
             rest = largest[part.start :]
             np.maximum(rest, cosine.max(axis=0), out=rest)
-        return _apart(largest)
+        return apart(largest)
 
     def among(self, picks: Indices) -> Floats:
-        return _apart(self._x[picks] @ self._x[picks].T)
+        return apart(self._x[picks] @ self._x[picks].T)
 
 
-def _apart(cosine: Floats) -> Floats:
+def apart(cosine: Floats) -> Floats:
     """1 - cos within [0, 2], written over the cosines, rounded as 2 (1 - (1 + cos) / 2)."""
     s = shifted(cosine)
     np.subtract(1.0, s, out=s)

@@ -58,7 +58,7 @@ def same(fast: Picks, slow: Picks, rtol: float = 1e-9) -> None:
     np.testing.assert_array_equal(fast.indices, slow.indices)
     assert fast.indices.dtype == slow.indices.dtype
     np.testing.assert_allclose(fast.gains, slow.gains, rtol=rtol, atol=rtol)
-    np.testing.assert_allclose(fast.value, slow.value, rtol=rtol)
+    np.testing.assert_allclose(fast.value, slow.value, rtol=rtol, atol=rtol)
     np.testing.assert_allclose(fast.bound, slow.bound, rtol=rtol)
     for name in ("gains", "value", "bound"):
         assert np.asarray(getattr(fast, name)).dtype == np.float64
@@ -310,12 +310,18 @@ def test_farthest_first_from_features(driver: ModuleType, dtype: str, start: int
     x = np.stack([features(70, 9, seed) for seed in range(3)]).astype(dtype)
     k = np.asarray([12, 70, 1])
     rtol = 1e-9 if dtype == "float64" else 1e-5
-    same(
-        plain.farthest_first_features(x, k, start),
-        farthest_first_features.reference(x, k, start),
-        rtol,
-    )
-    assert driver.__name__
+    for width in (9, 3):
+        part = x[..., :width]
+        same(
+            driver.farthest_first_features(part, k, start),
+            farthest_first_features.reference(part, k, start),
+            rtol,
+        )
+    # The matrix is built where it is no larger than four times the features.
+    wide = np.stack([features(40, 60, seed) for seed in range(3)]).astype(dtype)
+    k = np.asarray([12, 40, 1])
+    slow = farthest_first_features.reference(wide, k, start)
+    same(driver.farthest_first_features(wide, k, start), slow, rtol)
 
 
 @pytest.mark.parametrize("tau_max", [0.0, 0.3, 2.0])
