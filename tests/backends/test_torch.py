@@ -315,6 +315,42 @@ def test_attention_received(
     np.testing.assert_allclose(half.cpu(), expected, rtol=0.1, atol=0.02)
 
 
+def test_the_way_to_a_device_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_cuda", lambda _: True)
+    monkeypatch.setattr(driver, "kernels", lambda _: None)
+    x = np.stack([features(25, 6, seed) for seed in range(4)]).reshape(2, 2, 25, 6)
+    x[0, 1, 7:12] = x[0, 1, 7]
+    w = np.stack([weights(25, seed) for seed in range(4)]).reshape(2, 2, 25)
+    k = np.asarray([[25, 6], [1, 9]])
+    s, d = cosine_similarity.reference(x), 1.0 - cosine_similarity.reference(x)
+    steps = np.full((2, 2), 0.05)
+    for _ in range(2):
+        same(facility_location(tensor(s), tensor(w), k), facility_location.reference(s, w, k))
+        slow = facility_location_features.reference(x, w, k)
+        same(facility_location_features(tensor(x), tensor(w), k), slow)
+        slow = determinant.reference(s + np.eye(25), k)
+        same(determinant(tensor(s + np.eye(25)), k), slow)
+        same(farthest_first(tensor(d), k), farthest_first.reference(d, k))
+        slow = farthest_first_features.reference(x, k)
+        same(farthest_first_features(tensor(x), k), slow)
+        fast = threshold_scan(tensor(x), tensor(w), k, steps, 0.5)
+        for answer, expected in zip(
+            fast, threshold_scan.reference(x, w, k, steps, 0.5), strict=True
+        ):
+            np.testing.assert_array_equal(answer, expected)
+        # Once more, with no room for a matrix.
+        monkeypatch.setattr(driver, "MATRIX", 8 * 25 * 25 - 1)
+    narrow = singular_values(tensor(x.astype(np.float32)))
+    assert narrow.dtype == torch.float32
+    np.testing.assert_allclose(narrow, singular_values.reference(x), rtol=1e-6, atol=1e-5)
+    image = np.random.default_rng(0).integers(0, 256, (9, 14, 3))
+    np.testing.assert_allclose(
+        patch_entropy(tensor(image), 4), patch_entropy.reference(image, 4), rtol=1e-13
+    )
+    with pytest.raises(ValueError, match="image: contains NaN"):
+        patch_entropy(tensor(image * np.nan), 4)
+
+
 def test_memory_is_shared_with_numpy() -> None:
     x = torch.ones(3, 3)
     seen = driver._to_host(x)
