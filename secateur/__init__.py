@@ -4,6 +4,7 @@ Algorithms on anybody's arrays, drivers that make them fast, attachments that pu
 vision-language models.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import secateur.backends  # noqa: F401  (registers the drivers, loads none)
@@ -106,9 +107,7 @@ _NEED_A_MODEL = ("UnsupportedModelError", "attach", "prune_inputs")
 
 def __getattr__(name: str) -> Any:
     if name in _NEED_A_MODEL:
-        from secateur.integrations.attach import attach as attachments
-
-        return getattr(attachments, name)
+        return getattr(import_module("secateur.integrations.attach"), name)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")
 
 

@@ -142,7 +142,8 @@ def compact(
 
     keep = np.ones(shown.shape, dtype=bool)
     choosable = np.zeros(shown.shape, dtype=bool)
-    sizes, levels = [0] * len(shown), [None] * len(shown)
+    sizes = [0] * len(shown)
+    levels: list[int | None] = [None] * len(shown)
     for each, picks, (row, columns) in zip(visuals, chosen, placed, strict=True):
         keep[row, columns] = False
         keep[row, columns[picks.kept]] = True

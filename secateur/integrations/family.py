@@ -25,13 +25,14 @@ Modality = Literal["image", "video"]
 Positions = Literal["original", "compact"]
 
 FAMILIES = {
-    "LlavaForConditionalGeneration": "secateur.integrations.llava:Llava",
-    "LlavaNextForConditionalGeneration": "secateur.integrations.llava_next:LlavaNext",
-    "LlavaOnevisionForConditionalGeneration": "secateur.integrations.llava_onevision:LlavaOneVision",
-    "Qwen2_5_VLForConditionalGeneration": "secateur.integrations.qwen2_5_vl:Qwen25VL",
-    "Qwen3VLForConditionalGeneration": "secateur.integrations.qwen3_vl:Qwen3VL",
+    "LlavaForConditionalGeneration": "llava:Llava",
+    "LlavaNextForConditionalGeneration": "llava_next:LlavaNext",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision:LlavaOneVision",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:Qwen25VL",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl:Qwen3VL",
 }
-"""The model classes of transformers that can be attached to, and who knows them."""
+"""The model classes of transformers that can be attached to, and the file and class beside this
+one that know them."""
 
 
 class UnsupportedModelError(ValueError):
@@ -205,7 +206,7 @@ def family_of(model: Any) -> Family:
     for kind in type(model).__mro__:
         if kind.__name__ in FAMILIES and kind.__module__.partition(".")[0] == "transformers":
             module, _, name = FAMILIES[kind.__name__].partition(":")
-            known: Family = getattr(import_module(module), name)()
+            known: Family = getattr(import_module(f"secateur.integrations.{module}"), name)()
             known.check(model)
             return known
     inner = _wrapped(model)

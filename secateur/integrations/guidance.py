@@ -136,7 +136,9 @@ class Guidance:
         if given is not None and self.tokenizer is None and encoder is None:
             raise ValueError("instruction: pass processor= too, whose tokenizer reads it")
         if encoder is not None and given is None and self.tokenizer is None:
-            raise ValueError("text_encoder: pass processor= too, to read the prompt, or instruction=")
+            raise ValueError(
+                "text_encoder: pass processor= too, to read the prompt, or instruction="
+            )
 
     def find(self, ids: Indices, real: Flags, visual: Flags) -> Flags:
         """True (B, T) at the instruction's tokens."""
@@ -205,7 +207,8 @@ def _template(processor: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
     before, found, after = told.partition(SENTINEL)
     if not found:
         return [], []
-    return tuple(tokenizer(x, add_special_tokens=False)["input_ids"] for x in (before, after))  # type: ignore[return-value]
+    read = [tokenizer(x, add_special_tokens=False)["input_ids"] for x in (before, after)]
+    return read[0], read[1]
 
 
 def _common(words: Indices, pattern: Sequence[int]) -> int:

@@ -168,9 +168,7 @@ class Cutter:
         mask = torch.from_numpy(self.mask).to(hidden.device).long()
         self.shorter = {
             "attention_mask": causal_mask(self.model.config, hidden, mask, cache, after),
-            "position_embeddings": tuple(
-                _taken(x, gather) for x in kwargs["position_embeddings"]
-            ),
+            "position_embeddings": tuple(_taken(x, gather) for x in kwargs["position_embeddings"]),
         }
         if kwargs.get("position_ids") is not None:
             self.shorter["position_ids"] = _taken(kwargs["position_ids"][..., None], gather)[..., 0]

@@ -48,7 +48,8 @@ class Qwen25VL(Family):
     ) -> list[Visual]:
         """One grid an image, one a frame of a video; see `Family.encode`."""
         found: list[Visual] = []
-        for modality, values in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        for modality in self.modalities:
+            values = "pixel_values" if modality == "image" else "pixel_values_videos"
             patches, grids = inputs.get(values), inputs.get(f"{modality}_grid_thw")
             if patches is None:
                 continue

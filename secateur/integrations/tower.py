@@ -51,7 +51,9 @@ class Tower:
         config = model.config
         self.module = model.model.vision_tower
         self.layers = self.module.encoder.layers
-        self.head_size = config.vision_config.hidden_size // config.vision_config.num_attention_heads
+        self.head_size = (
+            config.vision_config.hidden_size // config.vision_config.num_attention_heads
+        )
         self.class_token = config.vision_config.model_type == "clip_vision_model"
         strategy = inputs.get("vision_feature_select_strategy")
         self.drops_first = (strategy or config.vision_feature_select_strategy) == "default"

@@ -118,9 +118,7 @@ class Case:
         return self.processor().apply_chat_template(message, add_generation_prompt=True)
 
     def images(self, count: int, seed: int = 0) -> list[Image.Image]:
-        return [
-            picture(seed + n, *self.sizes[(seed + n) % len(self.sizes)]) for n in range(count)
-        ]
+        return [picture(seed + n, *self.sizes[(seed + n) % len(self.sizes)]) for n in range(count)]
 
     def inputs(
         self,
@@ -190,12 +188,14 @@ class QwenProcessor:
     chat_template = CHATML
 
     def __init__(self, patch: int, **how: Any) -> None:
-        self.image_processor = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
-            patch_size=patch,
-            merge_size=2,
-            temporal_patch_size=2,
-            size={"shortest_edge": 16, "longest_edge": 4096},
-            **how,
+        self.image_processor = (
+            transformers.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
+                patch_size=patch,
+                merge_size=2,
+                temporal_patch_size=2,
+                size={"shortest_edge": 16, "longest_edge": 4096},
+                **how,
+            )
         )
         self.tokenizer = tokenizer()
         self.tokenizer.chat_template = CHATML
@@ -249,7 +249,11 @@ class Qwen25Case(Case):
             "num_key_value_heads": 2,
             "vocab_size": 128,
             "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 3, 3],
+            },
         }
 
     def tokens(self):
@@ -277,7 +281,9 @@ class Qwen25Case(Case):
             )
         )
 
-    def video(self, words: str = "what is this ?", frames: int = 3, seed: int = 0) -> dict[str, Any]:
+    def video(
+        self, words: str = "what is this ?", frames: int = 3, seed: int = 0
+    ) -> dict[str, Any]:
         """A prompt with one video, whose frames are pairs of pictures."""
         processor = self.processor()
         pictures = [
@@ -446,7 +452,9 @@ class OneVisionCase(LlavaNextCase):
     def processor(self):
         return OneVisionProcessor()
 
-    def video(self, words: str = "what is this ?", frames: int = 3, seed: int = 0) -> dict[str, Any]:
+    def video(
+        self, words: str = "what is this ?", frames: int = 3, seed: int = 0
+    ) -> dict[str, Any]:
         """A prompt with one video."""
         processor = self.processor()
         pictures = [

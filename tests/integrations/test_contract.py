@@ -24,9 +24,7 @@ def equal(a, b):
 def test_full_keep_is_bit_equal(case, model, by_norm, prompt):
     inputs = case.inputs(**prompt)
     logits = model(**inputs).logits
-    stock = model.generate(
-        **inputs, **GREEDY, output_scores=True, return_dict_in_generate=True
-    )
+    stock = model.generate(**inputs, **GREEDY, output_scores=True, return_dict_in_generate=True)
     for positions in ("original", "compact"):
         with attach(model, by_norm(keep=100_000), positions=positions) as att:
             assert torch.equal(model(**inputs).logits, logits)
@@ -55,7 +53,11 @@ def test_text_is_never_dropped(case, model, by_norm):
         model(**inputs)
     placeholder = torch.isin(
         inputs["input_ids"],
-        torch.tensor([t for t in (model.config.image_token_id,)]),
+        torch.tensor(
+            [
+                model.config.image_token_id,
+            ]
+        ),
     )
     real = inputs["attention_mask"].bool() & ~placeholder
     for row, positions in enumerate(att.last.positions):
@@ -244,7 +246,7 @@ def test_attention_implementations_and_bfloat16(case, by_norm, attention):
     stock = model(**inputs).logits
     with attach(model, by_norm(keep=100_000)):
         assert torch.equal(model(**inputs).logits, stock)
-    with attach(model, by_norm(keep=3)) as att:
+    with attach(model, by_norm(keep=3)):
         logits = model(**inputs).logits
         out = model.generate(**inputs, **GREEDY)
     assert logits.dtype == torch.bfloat16
@@ -305,9 +307,9 @@ def test_a_forward_that_was_replaced_before_comes_back(case, model, by_norm):
 
 
 def test_attaching_twice_is_refused(case, model, by_norm):
-    with attach(model, by_norm(keep=2)):
-        with pytest.raises(ValueError, match=r"Second\(keep=2\) is attached already; call detach"):
-            attach(model, by_norm(keep=3))
+    refused = pytest.raises(ValueError, match=r"Second\(keep=2\) is attached already; call detach")
+    with attach(model, by_norm(keep=2)), refused:
+        attach(model, by_norm(keep=3))
     attach(model, by_norm(keep=3)).detach()
 
 
@@ -418,9 +420,7 @@ def test_errors_say_what_to_do(case, model, by_norm):
         embeds = {name: x for name, x in inputs.items() if name != "input_ids"}
         with pytest.raises(ValueError, match="input_ids: expected beside pixel_values"):
             model(**embeds, inputs_embeds=torch.zeros(1, 4, 8))
-        cache = model.generate(
-            **inputs, **GREEDY, return_dict_in_generate=True
-        ).past_key_values
+        cache = model.generate(**inputs, **GREEDY, return_dict_in_generate=True).past_key_values
         with pytest.raises(ValueError, match="past_key_values: holds"):
             model(**inputs, past_key_values=cache)
         with pytest.raises(ValueError, match="past_key_values: holds a pruned prompt"):

@@ -10,7 +10,7 @@ import torch
 
 import secateur as sc
 from secateur.integrations.attach import attach, prune_inputs
-from secateur.integrations.family import UnsupportedModelError
+from secateur.integrations.family import UnsupportedModelError, family_of
 
 MANY = {"words": ("compare both", "how many red dog and cat does this show ?"), "images": (2, 1)}
 STEPS = {"fastv": 32, "pyramiddrop": 8, "sparsevlm": 8}
@@ -106,7 +106,7 @@ def test_decoding_equals_one_masked_pass(case, model, calls, name, attention):
             for after, kept in report.inside[row]
         }
         # Newlines are no part of any choice.
-        for after, alive in cuts.items():
+        for _after, alive in cuts.items():
             alive |= np.isin(columns, separators(report, visual, row))
         expected = masked_pass(model, seen[0], row, cuts, new, steps)
         for step, logits in enumerate(out.logits):
@@ -186,9 +186,7 @@ def test_static_cache_and_beams(case, model):
         beams = model.generate(**inputs, **GREEDY, num_beams=3)
         assert len(att.last.inside) == 2
         alone = case.inputs(words=MANY["words"][:1], images=(2,))
-        assert torch.equal(
-            model.generate(**alone, **GREEDY, num_beams=3)[0, -6:], beams[0, -6:]
-        )
+        assert torch.equal(model.generate(**alone, **GREEDY, num_beams=3)[0, -6:], beams[0, -6:])
 
 
 def test_right_padding_and_no_cache(case, model):
@@ -217,7 +215,7 @@ def test_erase_runs_both_stages(case, model):
         keep=0.25, thresholds=(5.0, 1.0), ratios=(0.9, 0.7, 0.5), patch=8, shallow=3, deep=0.8
     )
     inputs = case.inputs(**MANY)
-    if "pixels" not in attach_offers(model):
+    if "pixels" not in family_of(model).offers:
         with pytest.raises(ValueError, match="ERASE needs pixels, which"):
             attach(model, method)
         return
@@ -238,12 +236,6 @@ def test_erase_runs_both_stages(case, model):
     assert out.shape[1] == inputs["input_ids"].shape[1] + 6
 
 
-def attach_offers(model):
-    from secateur.integrations.family import family_of
-
-    return family_of(model).offers
-
-
 def test_what_cannot_be_done_is_refused(case, model):
     with pytest.raises(ValueError, match="FastV prunes inside the language model; use attach"):
         prune_inputs(model, case.inputs(), sc.FastV())
@@ -255,6 +247,6 @@ def test_what_cannot_be_done_is_refused(case, model):
             attach(model, sc.FastV())
     finally:
         text.layer_types = kinds
-    with attach(model, sc.FastV(keep=3, after=3)):
-        with pytest.raises(ValueError, match="shortens dynamic and static caches, not"):
-            model.generate(**case.inputs(), **GREEDY, cache_implementation="offloaded")
+    refused = pytest.raises(ValueError, match="shortens dynamic and static caches, not")
+    with attach(model, sc.FastV(keep=3, after=3)), refused:
+        model.generate(**case.inputs(), **GREEDY, cache_implementation="offloaded")

@@ -97,11 +97,10 @@ def test_attention_is_the_encoders_own(case, model, eager):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_crops_are_where_the_model_puts_them(case, model):
+def test_crops_are_where_the_model_puts_them(cases):
     """Each token of a crop is found again in the projector's output, by its value."""
-    if case.name != "llava_next":
-        return
-    inputs = case.inputs(**MANY)
+    case = cases["llava_next"]()
+    model, inputs = case.model(), case.inputs(**MANY)
     seen = []
     handle = model.model.multi_modal_projector.register_forward_hook(
         lambda module, args, output: seen.append(output)
@@ -114,9 +113,7 @@ def test_crops_are_where_the_model_puts_them(case, model):
         covered = np.concatenate([part.index for part in visual.parts])
         marks = [place for place, _ in visual.separators]
         assert sorted([*covered, *marks]) == list(range(visual.size))
-        assert torch.equal(
-            visual.features[marks], model.model.image_newline.expand(len(marks), -1)
-        )
+        assert torch.equal(visual.features[marks], model.model.image_newline.expand(len(marks), -1))
         pictures = raw[first : first + visual.crops]
         used = set()
         for part in visual.parts:
@@ -134,15 +131,17 @@ def test_crops_are_where_the_model_puts_them(case, model):
         first += visual.crops
 
 
-def test_pixels_come_back_to_the_8_bit_value(case, model):
-    if "pixels" not in family_of(model).offers:
-        return
+WITH_PIXELS = ("llava", "qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.mark.parametrize("name", WITH_PIXELS)
+def test_pixels_come_back_to_the_8_bit_value(cases, name):
+    case = cases[name]()
+    model = case.model()
     inputs, processor = case.inputs(**MANY), case.processor()
     plain = case.processor()
     plain.image_processor.do_normalize = plain.image_processor.do_rescale = False
-    whole = dict(
-        plain.image_processor(images=case.images(3), return_tensors="pt")
-    )
+    whole = dict(plain.image_processor(images=case.images(3), return_tensors="pt"))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         given = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype).float()}
         visuals = encoded(model, given, EVERYTHING, processor)
@@ -164,11 +163,12 @@ def test_pixels_come_back_to_the_8_bit_value(case, model):
             assert image.max() > 200
 
 
-def test_pixels_are_the_picture(case, model):
+@pytest.mark.parametrize("name", WITH_PIXELS)
+def test_pixels_are_the_picture(cases, name):
     """A picture that needs no resizing comes back as it was."""
-    if "pixels" not in family_of(model).offers:
-        return
-    sides = {"llava": (32, 32)}.get(case.name, (32, 48))
+    case = cases[name]()
+    model = case.model()
+    sides = {"llava": (32, 32)}.get(name, (32, 48))
     random = np.random.default_rng(1)
     image = random.integers(0, 256, (*sides, 3)).astype(np.uint8)
     processor = case.processor()
@@ -219,7 +219,7 @@ def test_methods_that_need_what_a_family_lacks_are_refused(case, model):
         def needs(self):
             return frozenset({"embeds", "attention"})
 
-    with pytest.raises(ValueError, match="Greedy needs embeds, which .* does not have"):
+    with pytest.raises(ValueError, match=r"Greedy needs embeds, which .* does not have"):
         attach(model, Greedy(keep=3))
 
 

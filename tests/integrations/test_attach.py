@@ -1,0 +1,398 @@
+"""Around the contract: guidance, text encoders, videos, reports, refusals, other people's code."""
+
+import copy
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import secateur as sc
+from secateur.integrations import internals
+from secateur.integrations.attach import attach, prune_inputs
+from secateur.integrations.family import FAMILIES, UnsupportedModelError, family_of
+from secateur.integrations.guidance import Guidance
+
+GREEDY = {"max_new_tokens": 5, "do_sample": False}
+WORDS = "how many red dog ?"
+
+
+@pytest.fixture(scope="module")
+def llava(cases):
+    case = cases["llava"]()
+    return case, case.model()
+
+
+def instruction(case, model, processor, words=(WORDS,), images=(1,)):
+    inputs = case.inputs(words=words, images=images)
+    ids = inputs["input_ids"].numpy()
+    visual = np.isin(ids, [model.config.image_token_id])
+    guidance = Guidance(model, family_of(model), processor, None, None)
+    found = guidance.find(ids, inputs["attention_mask"].numpy().astype(bool), visual)
+    tokenizer = case.processor().tokenizer
+    return [tokenizer.decode(row[own]) for row, own in zip(ids, found, strict=True)]
+
+
+def test_the_instruction_is_found_in_the_prompt(case, model):
+    both = (WORDS, "what color is the sky in this ?")
+    assert instruction(case, model, case.processor(), both, (1, 2)) == list(both)
+    assert instruction(case, model, case.processor(), both, (0, 1)) == list(both)
+
+
+def test_without_a_template_what_comes_before_the_image_is_the_system_prompt(llava):
+    case, model = llava
+    assert instruction(case, model, None) == [f"{WORDS} ASSISTANT :"]
+
+
+def test_a_prompt_without_words_asks_for_an_instruction(llava):
+    case, model = llava
+    inputs = case.inputs(words=("",))
+    ids = inputs["input_ids"]
+    keep = torch.isin(ids, torch.tensor([1, 4]))
+    inputs |= {"input_ids": ids[keep][None], "attention_mask": torch.ones(1, int(keep.sum()))}
+    refused = pytest.raises(ValueError, match=r"prompt 0 has no words .* pass instruction=")
+    with attach(model, sc.EADP(keep=4), case.processor()), refused:
+        model(**inputs)
+    with attach(model, sc.EADP(keep=4), case.processor(), instruction="red dog") as att:
+        model(**inputs)
+    assert len(att.last.kept[0]) == 4
+
+
+def test_guidance_in_the_language_models_space_is_the_cores(case, model):
+    """What an attachment chooses is what the core chooses from the same arrays."""
+    inputs, processor = case.inputs(words=(WORDS,)), case.processor()
+    method = sc.EADP(keep=0.25)
+    with attach(model, method, processor) as att:
+        model(**inputs)
+    visuals = family_of(model).encode(model, inputs, frozenset(), None, None)
+    (visual,) = visuals
+    if visual.crops:
+        assert (
+            sum(part.budget for part in att.last.pictures[0])
+            == sum(len(part.index) for part in visual.parts) // 4
+        )
+        return
+    words = processor.tokenizer(WORDS, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    text = model.get_input_embeddings()(words[0]).detach()
+    part = visual.parts[0]
+    tokens = sc.Tokens(
+        features=visual.features.detach(), grid=part.grid, text=text, text_global=text.mean(0)
+    )
+    expected = method.select(tokens)
+    assert np.array_equal(att.last.kept[0], expected.sorted().numpy())
+    np.testing.assert_allclose(att.last.scores[0], expected.scores.numpy())
+
+
+def clip(width=32, **text):
+    config = transformers.CLIPConfig(
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        text_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "vocab_size": 128,
+            "max_position_embeddings": 8,
+            "eos_token_id": 2,
+            "bos_token_id": 1,
+            **text,
+        },
+        projection_dim=20,
+    )
+    torch.manual_seed(3)
+    return transformers.CLIPModel(config).eval()
+
+
+def test_a_text_encoder_compares_in_its_own_space(llava):
+    case, model = llava
+    encoder, processor = clip(), case.processor()
+    inputs = case.inputs(words=(WORDS,))
+    method = sc.EADP(keep=5)
+    with attach(model, method, processor, (encoder, processor.tokenizer)) as att:
+        model(**inputs)
+    with torch.no_grad():
+        tower = model.model.vision_tower
+        states = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
+        embeds = encoder.visual_projection(tower.post_layernorm(states))[0]
+        ids = processor.tokenizer(WORDS, return_tensors="pt")["input_ids"]
+        out = encoder.text_model(input_ids=ids)
+        text = encoder.text_projection(out.last_hidden_state)[0]
+        whole = encoder.text_projection(out.pooler_output)[0]
+        features = model.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+    mask = ~torch.isin(ids[0], torch.tensor(processor.tokenizer.all_special_ids))
+    expected = method.select(
+        sc.Tokens(
+            features=features,
+            embeds=embeds,
+            grid=(4, 4),
+            text=text,
+            text_global=whole,
+            text_mask=mask,
+        )
+    )
+    assert np.array_equal(att.last.kept[0], expected.sorted().numpy())
+    np.testing.assert_allclose(att.last.scores[0], expected.scores.numpy(), rtol=1e-5)
+
+
+def test_long_instructions_are_read_in_windows(llava):
+    case, model = llava
+    encoder, processor = clip(), case.processor()
+    words = "what color is the red dog in the picture and how many cat does this show ?"
+    pair = (encoder, processor.tokenizer)
+    with attach(model, sc.EADP(keep=5), processor, pair, instruction=words) as att:
+        model(**case.inputs())
+        text = att._guidance.encoder.encode(words)
+    assert len(text.tokens) == 3
+    assert all(len(each) <= 8 for each in text.tokens)
+    assert sum(int(mask.sum()) for mask in text.mask) == len(words.split())
+
+
+def test_text_encoders_that_do_not_fit_are_refused(llava, cases):
+    case, model = llava
+    processor = case.processor()
+    with pytest.raises(ValueError, match=r"vision side is a clip_vision_model of width 16, .* 32"):
+        attach(model, sc.EADP(), processor, (clip(16), processor.tokenizer))
+    with pytest.raises(ValueError, match=r"expected \(model, tokenizer\)"):
+        attach(model, sc.EADP(), processor, clip())
+    with pytest.raises(ValueError, match="expected a CLIPModel or a SiglipModel"):
+        attach(model, sc.EADP(), processor, (torch.nn.Linear(1, 1), processor.tokenizer))
+    with pytest.raises(ValueError, match="pass processor= too"):
+        attach(model, sc.EADP(), None, (clip(), processor.tokenizer))
+    qwen = cases["qwen2_5_vl"]().model()
+    with pytest.raises(ValueError, match=r"Qwen2.5-VL was not trained beside a text encoder"):
+        attach(qwen, sc.EADP(), processor, (clip(), processor.tokenizer))
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+def test_videos_keep_tokens_of_every_frame(cases, by_norm, by_hand, name):
+    case = cases[name]()
+    model = case.model()
+    inputs = case.video(frames=3)
+    stock = model.generate(**inputs, **GREEDY)
+    logits = model(**inputs).logits
+    with attach(model, by_norm(keep=100)):
+        assert torch.equal(model.generate(**inputs, **GREEDY), stock)
+        assert torch.equal(model(**inputs).logits, logits)
+    with attach(model, by_norm(keep=2)) as att:
+        pruned = model(**inputs).logits
+        out = model.generate(**inputs, **GREEDY)
+    assert [part.budget for part in att.last.pictures[0]] == [2, 2, 2]
+    assert att.last.modalities == ["video"]
+    torch.testing.assert_close(
+        pruned, by_hand(model, inputs, att.last.positions), rtol=1e-4, atol=1e-4
+    )
+    small = prune_inputs(model, inputs, by_norm(keep=2))
+    assert torch.equal(model.generate(**small, **GREEDY)[:, -5:], out[:, -5:])
+    with attach(model, sc.TopK(keep=2)) as att:
+        model(**inputs)
+    for part in att.last.pictures[0]:
+        best = np.sort(np.argsort(-part.scores, kind="stable")[:2])
+        assert np.array_equal(np.flatnonzero(part.kept), best)
+
+
+def test_merging_methods_fold_into_the_features(llava):
+    case, model = llava
+    inputs = case.inputs()
+    method = sc.VisionZip(keep=6, contextual=0.5)
+    with attach(model, method) as att:
+        ours = model(**inputs).logits
+    small = prune_inputs(model, inputs, method)
+    ids = inputs["input_ids"][0, torch.from_numpy(att.last.positions[0])]
+    merged = small["inputs_embeds"][0, ids == 4]
+    features = model.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+    plain = features[torch.from_numpy(att.last.kept[0])]
+    assert merged.shape == plain.shape == (6, 48)
+    assert not torch.allclose(merged, plain, atol=1e-4)
+    theirs = model(**{k: v for k, v in small.items() if k != "input_ids"}).logits
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_crops_share_a_budget_by_their_scores(cases):
+    case = cases["llava_next"]()
+    model, inputs = case.model(), case.inputs()
+    with attach(model, sc.TopK(keep=4)) as att:
+        model(**inputs)
+    parts = att.last.pictures[0]
+    crops = family_of(model).encode(model, inputs, frozenset(), None, None)[0].crops
+    assert sum(part.budget for part in parts) == 4 * crops
+    weights = np.array([part.scores.sum() for part in parts])
+    sizes = np.array([part.kept.size for part in parts])
+    expected = sc.allocate(weights, 4 * crops, minimum=1, maximum=sizes)
+    assert [part.budget for part in parts] == expected.tolist()
+    kept = set(att.last.kept[0].tolist())
+    visual = family_of(model).encode(model, inputs, frozenset(), None, None)[0]
+    for place, marked in visual.separators:
+        assert (place in kept) == bool(kept & set(marked.tolist()))
+
+
+def test_the_report_tells_what_was_kept(case, model):
+    inputs = case.inputs(words=(WORDS, "what ?"), images=(2, 1))
+    with attach(model, sc.TopK(keep=3)) as att:
+        model.generate(**inputs, **GREEDY)
+    report = att.last
+    assert len(report.kept) == len(report.scores) == len(report.grids) == 3
+    for kept, scores, parts in zip(report.kept, report.scores, report.pictures, strict=True):
+        assert (np.diff(kept) > 0).all()
+        for part in parts:
+            assert part.kept.size == part.grid[0] * part.grid[1]
+            own = scores[part.index]
+            assert np.array_equal(own, part.scores)
+            assert own[part.kept].min() >= own[~part.kept].max(initial=0)
+    assert set(report.milliseconds) == {"encode", "choose", "compact"}
+    assert all(spent >= 0 for spent in report.milliseconds.values())
+    assert repr(report).startswith(f"Report(kept {sum(p.budget for p in report.pictures[0])} of ")
+    before, after = report.prompt_length
+    assert f"prompt {before} -> {after}" in repr(report)
+
+
+def test_the_overlay_dims_what_was_dropped(llava):
+    case, model = llava
+    picture = case.images(1)[0].resize((96, 64))
+    with attach(model, sc.TopK(keep=4)) as att:
+        model(**case.inputs())
+    shown = np.asarray(att.last.overlay(picture, edge=0)).astype(int)
+    assert shown.shape == (64, 96, 3)
+    before = np.asarray(picture).astype(int)
+    kept = att.last.pictures[0][0].kept.reshape(4, 4).repeat(16, 0).repeat(24, 1)
+    assert np.array_equal(shown[kept], before[kept])
+    assert shown[~kept].max() <= 0.25 * 255 + 1
+    edged = np.asarray(att.last.overlay(np.asarray(picture)))
+    assert (edged == (255, 140, 0)).all(axis=-1).sum() > 0
+
+
+def test_unknown_models_are_refused_with_the_list():
+    with pytest.raises(UnsupportedModelError, match="cannot attach to Linear") as error:
+        attach(torch.nn.Linear(2, 2), sc.TopK())
+    assert all(name in str(error.value) for name in FAMILIES)
+
+
+def test_wrapped_and_compiled_models_are_refused(llava):
+    _case, model = llava
+    with pytest.raises(UnsupportedModelError, match=r"attach to model\._orig_mod, then"):
+        attach(torch.compile(model, backend="eager"), sc.TopK())
+    with pytest.raises(UnsupportedModelError, match=r"attach to model\.module, then"):
+        attach(torch.nn.DataParallel(model), sc.TopK())
+    compiled = copy.deepcopy(model)
+    compiled.compile(backend="eager")
+    with pytest.raises(UnsupportedModelError, match="attach first, then compile"):
+        attach(compiled, sc.TopK())
+    with pytest.raises(ValueError, match="method: expected a method such as"):
+        attach(model, "topk")
+    with pytest.raises(ValueError, match="positions: expected original, compact or None"):
+        attach(model, sc.TopK(), positions="shifted")
+
+
+def test_detaching_under_another_patch_is_refused(llava):
+    _, model = llava
+    att = attach(model, sc.TopK())
+    ours = model.forward
+    model.forward = lambda *args, **kwargs: ours(*args, **kwargs)
+    with pytest.raises(RuntimeError, match="forward of the model was replaced after attaching"):
+        att.detach()
+    model.forward = ours
+    att.detach()
+    assert "forward" not in model.__dict__
+
+
+def test_a_compiled_decoding_step_does_not_see_the_attachment(llava, by_norm):
+    """What generate() compiles for static caches on a GPU is traced in one graph."""
+    _case, model = llava
+    with attach(model, by_norm(keep=3)):
+        step = torch.compile(model.__call__, backend="eager", fullgraph=True)
+        ids = torch.tensor([[13, 14, 15]])
+        expected = model(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(step(input_ids=ids, use_cache=False).logits, expected)
+
+
+def test_pipelines_prune(llava):
+    case, model = llava
+    pipe = transformers.pipeline("image-text-to-text", model=model, processor=case.processor())
+    call = {
+        "images": case.images(1),
+        "text": case.text(WORDS),
+        "generate_kwargs": GREEDY,
+        "return_full_text": False,
+    }
+    stock = pipe(**call)
+    with attach(model, sc.TopK(keep=1000)):
+        assert pipe(**call) == stock
+    with attach(model, sc.TopK(keep=3)) as att:
+        found = pipe(**call)
+    assert att.last.prompt_length[0] - att.last.prompt_length[1] == 13
+    assert isinstance(found[0]["generated_text"], str)
+
+
+def test_threads_do_not_mix_prompts(llava, by_norm):
+    case, model = llava
+    prompts = [case.inputs(seed=n) for n in range(3)]
+    with attach(model, by_norm(keep=4)):
+        expected = [model.generate(**each, **GREEDY) for each in prompts]
+        found = [None] * 3
+
+        def work(n):
+            found[n] = model.generate(**prompts[n], **GREEDY)
+
+        workers = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_device_maps(llava, by_norm):
+    from accelerate import dispatch_model
+
+    case, _ = llava
+    model = case.model()
+    inputs = case.inputs()
+    with attach(model, by_norm(keep=4)):
+        expected = model.generate(**inputs, **GREEDY)
+    spread = {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu"}
+    spread |= {"model.language_model": "cpu", "lm_head": "cpu"}
+    dispatched = dispatch_model(model, spread, main_device="cpu", force_hooks=True)
+    before = dispatched.__dict__.get("forward")
+    assert before is not None
+    with attach(dispatched, by_norm(keep=4)):
+        assert torch.equal(dispatched.generate(**inputs, **GREEDY), expected)
+    assert dispatched.__dict__["forward"] is before
+
+
+def test_flash_attention_reads_gaps_in_positions_as_one_sequence():
+    """Flash attention takes a batch of one with gaps for packed; it must find one sequence."""
+    from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
+
+    positions = torch.tensor([[0, 1, 2, 7, 9, 12, 30, 31]])
+    (queries, keys), (longest, _) = prepare_fa_kwargs_from_position_ids(positions)
+    assert queries.tolist() == keys.tolist() == [0, 8]
+    assert int(longest) == 8
+
+
+def test_transformers_still_has_what_we_rely_on():
+    gone = internals.missing()
+    assert not gone, (
+        f"transformers {transformers.__version__} no longer has {', '.join(gone)}; "
+        f"secateur.integrations.internals was checked against {' to '.join(internals.CHECKED)}"
+    )
+
+
+def test_the_public_names_are_there():
+    assert sc.attach is attach
+    assert sc.prune_inputs is prune_inputs
+    assert sc.UnsupportedModelError is UnsupportedModelError
+
+
+def test_importing_secateur_loads_no_torch():
+    probe = "import secateur, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
