@@ -168,6 +168,52 @@ def _cupy() -> str | None:
 
 
 @app.command()
+def prune(
+    image: Annotated[Path, typer.Argument(help="A picture of any size.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")],
+    method: MethodName = "eadp",
+    keep: Keep = "16",
+    setting: Setting = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Several methods, separated by commas, on one sheet.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder or name for from_pretrained; the lab's without.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="The CLIP checkpoint of the model's vision tower.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path(
+        "pruned.png"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question with all visual tokens and with those a method keeps, and draw them."""
+    with _told():
+        try:
+            from secateur.asking import ask, drawn
+        except ImportError as error:
+            raise ImportError(
+                f"prune needs {error.name}: pip install 'secateur[cli,transformers]'"
+            ) from None
+        names = compare.split(",") if compare else [method]
+        answers = ask(
+            image,
+            question,
+            [_method(name.strip(), keep, setting) for name in names],
+            model=model,
+            text_encoder=text_encoder,
+        )
+        drawn(image, answers).save(output, optimize=True)
+    rows = [answer.told() for answer in answers]
+    if as_json:
+        typer.echo(json.dumps({"answers": rows, "picture": str(output)}, indent=1))
+        return
+    _print([{k: v for k, v in row.items() if k != "kept"} for row in rows], False, question)
+    typer.echo(f"Wrote {output}.")
+
+
+@app.command()
 def corpus(
     source: Annotated[Path, typer.Argument(help="A Parquet file, or a folder of them.")],
     target: Annotated[Path, typer.Argument(help="The folder for results.")],

@@ -1,0 +1,175 @@
+"""Asking a model the same question with all of an image's tokens and with fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from PIL import Image
+
+from secateur.core.measures import effective_rank
+from secateur.core.methods import AgilePruner, Method
+from secateur.integrations.attach import attach
+from secateur.integrations.report import Report
+from secateur.pictures import Panel, heat, sheet
+
+SIDE = 336
+"""Longer side of the pictures on a sheet."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and what it saw.
+
+    Attributes
+    ----------
+    method
+        Which tokens were kept; None for all of them.
+    text
+        The answer.
+    milliseconds
+        Wall time of `generate`, choosing included.
+    report
+        The attachment's report; None for all tokens.
+    """
+
+    method: Method | None
+    text: str
+    milliseconds: float
+    report: Report | None
+
+    @property
+    def title(self) -> str:
+        """The method's name."""
+        return "all tokens" if self.method is None else type(self.method).__name__
+
+    def told(self) -> dict[str, Any]:
+        """The answer as plain values."""
+        report = self.report
+        return {
+            "method": self.title,
+            "answer": self.text,
+            "tokens": None if report is None else sum(len(kept) for kept in report.kept),
+            "prompt": None if report is None else report.prompt_length[1],
+            "milliseconds": round(self.milliseconds, 1),
+            "choosing": None if report is None else round(report.milliseconds["choose"], 1),
+            "kept": None if report is None else [kept.tolist() for kept in report.kept],
+        }
+
+
+def loaded(model: str | None, text_encoder: str | None) -> tuple[Any, Any, Any]:
+    """Model, processor and text encoder: the lab's without names, else by `from_pretrained`."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if model is None:
+        from secateur import lab
+
+        return (*lab.load(), lab.text_encoder())
+    from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPModel
+
+    found = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").eval()
+    pair = None
+    if text_encoder is not None:
+        clip = CLIPModel.from_pretrained(text_encoder).eval()
+        pair = (clip, AutoTokenizer.from_pretrained(text_encoder))
+    return found, AutoProcessor.from_pretrained(model), pair
+
+
+def ask(
+    image: Path,
+    question: str,
+    methods: Sequence[Method],
+    *,
+    model: str | None = None,
+    text_encoder: str | None = None,
+    tokens: int = 64,
+) -> list[Answer]:
+    """Ask one question of one picture: with all tokens, then with those each method keeps."""
+    picture = Image.open(image).convert("RGB")
+    network, processor, pair = loaded(model, text_encoder)
+    inputs = _inputs(processor, picture, question, own=model is None).to(network.device)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
+    answers = [_answer(network, processor, inputs, None, None, tokens)]
+    for method in methods:
+        fitted = _fitted(method, network, processor if model is None else None)
+        with attach(network, fitted, processor, pair, instruction=question) as attachment:
+            answers.append(_answer(network, processor, inputs, fitted, attachment, tokens))
+    return answers
+
+
+def _inputs(processor: Any, picture: Image.Image, question: str, *, own: bool) -> Any:
+    if own:
+        from secateur.lab import prompt
+
+        text = prompt(question)
+    else:
+        turn = [{"type": "image"}, {"type": "text", "text": question}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": turn}], add_generation_prompt=True
+        )
+    return processor(images=[picture], text=[text], return_tensors="pt")
+
+
+def _fitted(method: Method, network: Any, lab_processor: Any) -> Method:
+    """Give a method what it cannot know of the model.
+
+    The patch that becomes one token, to a method that cuts pixels itself; the usual effective
+    rank of the lab's scenes, to one that compares with it and was told none.
+    """
+    if isinstance(method, AgilePruner) and method.mean_erank is None and lab_processor is not None:
+        method = replace(method, mean_erank=_usual(network, lab_processor))
+    vision = getattr(network.config, "vision_config", None)
+    if vision is None or "patch" not in {item.name for item in fields(method)}:
+        return method
+    merge = getattr(vision, "spatial_merge_size", 1)
+    return replace(method, patch=vision.patch_size * merge)  # type: ignore[call-arg]
+
+
+def _usual(network: Any, processor: Any, count: int = 32) -> float:
+    """The mean effective rank of the lab's own scenes."""
+    from secateur.lab import prompt, scenes
+
+    pictures = [Image.fromarray(scene.image) for scene in scenes(count, seed=0)]
+    inputs = processor(images=pictures, text=[prompt("")] * count, return_tensors="pt")
+    with torch.inference_mode():
+        found = network.get_image_features(pixel_values=inputs["pixel_values"].to(network.dtype))
+    features = torch.stack(list(getattr(found, "pooler_output", found)))
+    return float(effective_rank(features).mean())
+
+
+def _answer(
+    network: Any, processor: Any, inputs: Any, method: Method | None, attachment: Any, tokens: int
+) -> Answer:
+    start = perf_counter()
+    with torch.inference_mode():
+        out = network.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    spent = 1e3 * (perf_counter() - start)
+    told = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    report = None if attachment is None else attachment.last
+    return Answer(method, told[0].strip(), spent, report)
+
+
+def drawn(image: Path, answers: Sequence[Answer]) -> Image.Image:
+    """A sheet: the picture with the full answer, then what each method kept, and its scores."""
+    picture = Image.open(image).convert("RGB")
+    share = SIDE / max(picture.size)
+    small = picture.resize([max(1, round(share * side)) for side in picture.size])
+    panels = []
+    for answer in answers:
+        said = f"says: {answer.text or '(nothing)'}"
+        if answer.report is None:
+            panels.append(Panel(small, answer.title, [said, f"{answer.milliseconds:.0f} ms"]))
+            continue
+        part = answer.report.pictures[0][0]
+        kept = f"{part.budget} of {part.kept.size} tokens, {answer.milliseconds:.0f} ms"
+        panels.append(Panel(answer.report.overlay(small), answer.title, [said, kept]))
+        if part.scores is not None and len(answers) == 2:
+            panels.append(Panel(heat(part.scores, part.grid, small.size), "its scores"))
+    return sheet(panels)
