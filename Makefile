@@ -1,9 +1,11 @@
 # make demo and make test need python 3.11 or newer, make and git; they build .venv themselves.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 SHELL := bash
@@ -14,7 +16,7 @@ SHELL := bash
 
 help:
 	@echo "make demo      prune the patches of a photograph, write demo.png"
-	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on)"
+	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on, JOBS=2 at a time)"
 	@echo "make test-all  run the slow tests too, and every test on JAX arrays"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
 	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
@@ -27,13 +29,13 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	@echo "== tests (without those marked slow) =="
-	@$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dev $(VENV)/.jax
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 coverage: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -m "not slow" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)
 
 check: lint format types layers doctests
 
