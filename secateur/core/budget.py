@@ -113,10 +113,7 @@ def _exact(scores: Numbers, total: int, low: Numbers, high: Numbers) -> Numbers:
     left = total - int(counts.sum())
     # Largest remainder first; between equal remainders the larger score, then the lower index.
     order = np.lexsort((np.arange(len(scores)), -scores, -np.round(share - counts, 9)))
-    for part in order:
-        if left > 0 and counts[part] < high[part]:
-            counts[part] += 1
-            left -= 1
+    counts[order[:left]] += 1
     return counts
 
 

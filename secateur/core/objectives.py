@@ -392,12 +392,12 @@ class _Served:
         self._g = f.gains_over(self._m, row_positions(f.size, f.sample))
         self._largest = float(xp.max(self._g))
         self._terms = f.size
-        self._reach = f.similarity.error * float(xp.sum(self._weights))
 
     @property
     def slack(self) -> float:
-        # Each of the terms ever added to a gain was rounded to the precision of the largest.
-        return 4 * epsilon(self._g) * self._terms * self._largest + self._reach
+        # Each of the terms ever added to a gain was rounded to the precision of the largest,
+        # and so was each entry, should it be a cosine: a token serves itself by 1/2 or more.
+        return 4 * epsilon(self._g) * self._terms * self._largest
 
     def gains(self) -> Array:
         return self._g

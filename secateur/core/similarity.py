@@ -17,7 +17,6 @@ from secateur.core.arrays import (
     like,
     namespace,
     operation,
-    rounding,
     unit,
     wide,
 )
@@ -32,8 +31,6 @@ class Similarity(Protocol):
     size: int
     sample: Array
     """An array of the library, dtype and device that answers come in."""
-    error: float
-    """How far one entry asked for twice may differ, as a share of the largest entry."""
 
     def columns(self, indices: Array) -> Array:
         """Entries (N, M) of the columns at `indices` (M,)."""
@@ -44,8 +41,6 @@ class Similarity(Protocol):
 
 class MatrixSimilarity:
     """A dense matrix (N, N)."""
-
-    error = 0.0
 
     def __init__(self, matrix: Array) -> None:
         self.sample = matrix
@@ -68,7 +63,6 @@ class CosineSimilarity:
         xp = namespace(features)
         self.sample = unit(xp.astype(features, wide(xp)))
         self.size = int(features.shape[-2])
-        self.error = 8 * rounding(xp)
 
     def columns(self, indices: Array) -> Array:
         return shifted(self.sample @ namespace(self.sample).take(self.sample, indices, axis=0).T)
@@ -79,8 +73,6 @@ class CosineSimilarity:
 
 class SparseSimilarity:
     """A SciPy CSR matrix (N, N); only the rows and columns asked for become dense."""
-
-    error = 0.0
 
     def __init__(self, matrix: Array) -> None:
         self._rows = matrix.tocsr()

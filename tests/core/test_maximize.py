@@ -49,6 +49,12 @@ def test_the_certificate_of_a_known_instance(to_xp, algorithm):
     assert float(two.guarantee) == pytest.approx(2.9 / 3.0)
 
 
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "stochastic"])
+def test_the_first_gains_bound_the_best_when_tokens_do_not_overlap(to_xp, algorithm):
+    picks = sc.maximize(sc.FacilityLocation(to_xp(np.diag([3.0, 1, 2, 1]))), 2, algorithm, seed=0)
+    assert float(picks.upper_bound) == pytest.approx(5.0)
+
+
 def test_every_prefix_tightens_the_bound(to_xp):
     """The middle prefix bounds best here: 10 + 6 + 2 at the first pick, 25 at none."""
     f = sc.FacilityLocation(to_xp(np.diag([10.0, 9.0, 6.0, 6.0])))
@@ -94,16 +100,16 @@ def test_gains_that_differ_by_rounding_tie(to_xp, to_numpy, algorithm):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_parallel_features_tie(to_xp, to_numpy, algorithm, dtype):
     """All point the same way but for rounding, so every pick after the first adds nothing."""
-    dice = np.random.default_rng(12)
-    x = dice.uniform(0.1, 9.0, size=(12, 1)) * dice.normal(size=(1, 33))
+    dice = np.random.default_rng(0)
+    x = dice.uniform(0.1, 9.0, size=(20, 1)) * dice.normal(size=(1, 100))
     if dtype == "float32":
-        x = np.repeat(x[:1], 12, axis=0)
+        x = np.repeat(x[:1], 20, axis=0)
     kinds = [sc.FacilityLocation]
     if algorithm != "lazy":
         kinds.append(sc.Dispersion)
     for kind in kinds:
         f = kind.from_features(to_xp(x, dtype))
-        assert to_numpy(sc.maximize(f, 12, algorithm).indices).tolist() == list(range(12))
+        assert to_numpy(sc.maximize(f, 20, algorithm).indices).tolist() == list(range(20))
 
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, "stochastic"])
@@ -294,6 +300,21 @@ def test_objectives_of_other_people(to_xp, to_numpy, kind, algorithm):
     assert float(picks.value) == 5.0
     assert picks.guarantee is None
     assert library(picks.value) == library(to_xp([0.0]))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "naive", "incremental", "lazy", "stochastic"])
+def test_picks_stay_distinct_where_every_token_costs(to_xp, to_numpy, algorithm):
+    f = Cut([(0, 1), (0, 2), (0, 3), (3, 4), (2, 4)], to_xp([0.0]))
+    picks = sc.maximize(f, 5, algorithm, seed=0)
+    assert_selection(picks, 5)
+    assert to_numpy(picks.gains).min() < 0
+    assert float(picks.value) == 0.0
+
+
+def test_ties_of_a_sample_go_to_the_lowest_index(to_xp, to_numpy):
+    """A sample of 6 / 2 log 10 tokens is all of them."""
+    picks = sc.maximize(sc.FacilityLocation(to_xp(np.eye(6))), 2, "stochastic", seed=0)
+    assert to_numpy(picks.indices).tolist() == [0, 1]
 
 
 def test_objectives_without_flags_default_to_the_definition(to_xp, to_numpy):
