@@ -23,8 +23,15 @@ import numpy as np
 import torch
 
 from secateur.backends import torch_greedy as greedy
-from secateur.core import maximize, measures, relevance, threshold
-from secateur.core.arrays import Operation, backend, checked
+from secateur.core import (
+    arrays,
+    attention,
+    maximize,
+    measures,
+    relevance,
+    similarity,
+    threshold,
+)
 from secateur.core.maximize import Picks
 
 Tensor = Any
@@ -35,9 +42,9 @@ BLOCK = 1 << 24
 """Attention weights held at once."""
 
 
-def _on_host(operation: Operation[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _on_host(operation: arrays.Operation[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The answer of the drivers of NumPy arrays, brought back to where the first tensor lives."""
-    with backend("auto"):
+    with arrays.backend("auto"):
         answer = operation(*map(_to_host, args), **{k: _to_host(x) for k, x in kwargs.items()})
     return _to_device(answer, args[0].device)
 
@@ -121,7 +128,12 @@ def unit(x: Tensor) -> Tensor:
     """Vectors (..., D) scaled to length one; a zero vector stays zero."""
     if _derived(x):
         return NotImplemented
-    x = _plain(x)
+    if not _cuda(x):
+        return _on_host(arrays.unit, x)
+    return _unit(_plain(x))
+
+
+def _unit(x: Tensor) -> Tensor:
     largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)
     out = x / largest.masked_fill_(largest == 0, 1)
     length = torch.linalg.vector_norm(out, dim=-1, keepdim=True)
@@ -136,7 +148,13 @@ def cosine_similarity(features: Tensor) -> Tensor:
     """Similarities (1 + cos) / 2, shape (..., N, N), of features (..., N, D)."""
     if _derived(features):
         return NotImplemented
-    directions = unit(features)
+    if not _cuda(features):
+        return _on_host(similarity.cosine_similarity, features)
+    return _cosine_similarity(_plain(features))
+
+
+def _cosine_similarity(features: Tensor) -> Tensor:
+    directions = _unit(features)
     with full_precision():
         return _shifted(directions @ directions.mT)
 
@@ -162,7 +180,7 @@ def facility_location_features(features: Tensor, weights: Tensor | None, k: Any)
         return cast(Picks, NotImplemented)
 
     def solve(x: Tensor, w: Tensor | None, budget: Any) -> Picks:
-        s = cosine_similarity(x.double())
+        s = _cosine_similarity(x.double())
         # Entries carry the rounding of a cosine: whatever the gain, ties are that wide.
         rounding = 8 * greedy.EPSILON
         picks: Picks = _solver(x).facility_location(s, w, budget, rounding)
@@ -198,10 +216,10 @@ def farthest_first_features(features: Tensor, k: Any, start: int | None = None) 
     if not _cuda(features):
         return cast(Picks, _on_host(maximize.farthest_first_features, features, k, start))
     if not _fits(features):
-        return greedy.farthest_first_features(unit(features.detach().double()), k, start)
+        return greedy.farthest_first_features(_unit(features.detach().double()), k, start)
 
     def solve(x: Tensor, _: None, budget: Any) -> Picks:
-        d = cosine_similarity(x.double()).neg_().add_(1.0).mul_(2.0)
+        d = _cosine_similarity(x.double()).neg_().add_(1.0).mul_(2.0)
         picks: Picks = _solver(x).farthest_first(d, budget, start, greedy.DISTANCE_ROUNDING)
         return picks
 
@@ -217,7 +235,7 @@ def threshold_scan(
         return cast("tuple[Tensor, Tensor]", answer)
     solver = _solver(features) if _fits(features) else greedy
     with full_precision():
-        answer = solver.threshold_scan(unit(features.detach()), scores.detach(), k, step, tau_max)
+        answer = solver.threshold_scan(_unit(_plain(features)), scores.detach(), k, step, tau_max)
     return cast("tuple[Tensor, Tensor]", answer)
 
 
@@ -245,7 +263,7 @@ def patch_entropy(image: Tensor, patch: int) -> Tensor:
     if not _cuda(image):
         return _on_host(measures.patch_entropy, image, patch)
     if image.dtype != torch.uint8:
-        image = checked(image, "image", "(..., H, W, 3)")
+        image = arrays.checked(image, "image", "(..., H, W, 3)")
     rows, columns = measures.check_image(image, patch)
     return _patch_entropy(image.detach(), patch, rows, columns)
 
@@ -270,10 +288,14 @@ def _patch_entropy(image: Tensor, patch: int, rows: int, columns: int) -> Tensor
     return h.view(*batch, rows * columns)
 
 
-def text_relevance(*args: Any) -> Tensor:
+def text_relevance(visual: Tensor, text: Tensor, whole: Tensor, mask: Tensor, *more: Any) -> Tensor:
     """The reference, with float32 products in float32."""
+    if _derived(visual, text, whole):
+        return NotImplemented
+    if not _cuda(visual):
+        return _on_host(relevance.text_relevance, visual, text, whole, mask, *more)
     with full_precision():
-        return relevance.text_relevance.reference(*args)
+        return relevance.text_relevance.reference(visual, text, whole, mask, *more)
 
 
 def attention_received(
@@ -288,11 +310,24 @@ def attention_received(
     """Attention each key receives, a block of queries at a time, with PyTorch's own softmax."""
     if _derived(queries, keys, query_weights):
         return NotImplemented
-    queries, keys = _plain(queries), _plain(keys)
+    more = {"query_weights": query_weights, "key_mask": key_mask, "positions": positions}
+    if not _cuda(queries):
+        return _on_host(attention.attention_received, queries, keys, scale=scale, **more)
+    return _attention_received(_plain(queries), _plain(keys), scale, **more)
+
+
+def _attention_received(
+    queries: Tensor,
+    keys: Tensor,
+    scale: float | None,
+    query_weights: Tensor | None,
+    key_mask: Tensor | None,
+    positions: Tensor | None,
+) -> Tensor:
     *batch, heads, count, size = queries.shape
     groups, length = keys.shape[-3:-1]
     if heads % groups:
-        return NotImplemented
+        raise ValueError(f"queries: {heads} heads are no multiple of the keys' {groups}")
     factor = 1.0 / math.sqrt(size) if scale is None else scale
     queries = queries.view(*batch, groups, heads // groups, count, size)
     turned = keys.mT.unsqueeze(-3)

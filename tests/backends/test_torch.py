@@ -238,6 +238,12 @@ def test_measures_equal_the_reference(dtype: str, device: str) -> None:
         fast = getattr(driver, operation.reference.__name__)(tensor(x, device))
         assert fast.dtype == getattr(torch, dtype)
         np.testing.assert_allclose(fast.cpu(), operation.reference(x), rtol=rtol, atol=scale * rtol)
+    for own, operation in (
+        (driver._unit, unit_operation),
+        (driver._cosine_similarity, cosine_similarity),
+    ):
+        fast = own(tensor(x, device))
+        np.testing.assert_allclose(fast.cpu(), operation.reference(x), rtol=rtol, atol=rtol)
     wide = np.swapaxes(x, -1, -2)
     np.testing.assert_allclose(
         driver.singular_values(tensor(wide, device)).cpu(),
@@ -306,8 +312,12 @@ def test_attention_received(
         more["scale"] = 0.7
     expected = attention_received.reference(queries, keys, **more)
     given = {key: x if key == "scale" else tensor(x, device) for key, x in more.items()}
-    fast = driver.attention_received(tensor(queries, device), tensor(keys, device), **given)
+    at = tensor(queries, device), tensor(keys, device)
+    fast = driver.attention_received(*at, **given)
     np.testing.assert_allclose(fast.cpu(), expected, rtol=1e-12, atol=1e-14)
+    names = ("scale", "query_weights", "key_mask", "positions")
+    blocks = driver._attention_received(*at, *(given.get(name) for name in names))
+    np.testing.assert_allclose(blocks.cpu(), expected, rtol=1e-12, atol=1e-14)
     half = driver.attention_received(
         tensor(queries, device, torch.bfloat16), tensor(keys, device, torch.bfloat16), **given
     )
