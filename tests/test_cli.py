@@ -5,10 +5,10 @@ import pytest
 
 pytest.importorskip("typer")
 
-from typer.testing import CliRunner  # noqa: E402
+from typer.testing import CliRunner
 
-import secateur as sc  # noqa: E402
-from secateur.cli import app  # noqa: E402
+import secateur as sc
+from secateur.cli import app
 
 
 def run(*words: str):
