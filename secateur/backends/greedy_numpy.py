@@ -125,11 +125,17 @@ class Served:
         self._largest = float(self.g.max())
         self._terms = n
         self._reach = source.reach * float(self.w.sum())
+        # From features, gains that differ by a cosine's rounding in float64 count as equal too.
+        self._level = 8 * EPSILON * float(self.w.sum()) if source.reach else 0.0
 
     @property
     def slack(self) -> float:
         """How far a g_j may be from exact: every term added to it was rounded."""
         return 4 * EPSILON * self._terms * self._largest + self._reach
+
+    def _margin(self, best: float) -> float:
+        """How far below the best gain another may lie and still count as equal."""
+        return 4.0 * len(self.g) * EPSILON * abs(best) + self._level
 
     def largest(self, k: int) -> float:
         """The sum of the k largest gains."""
@@ -141,7 +147,7 @@ class Served:
         """Pick the token of largest gain, ties to the lowest index; its gain, exactly."""
         g, n = self.g, len(self.g)
         best = float(g.max())
-        hopeful = np.flatnonzero(g >= best - 2.0 * self.slack - 4.0 * n * EPSILON * abs(best))
+        hopeful = np.flatnonzero(g >= best - 2.0 * self.slack - self._margin(best))
         stale = hopeful[g[hopeful] != self._exact[hopeful]]
         column = None
         for part in spans(len(stale), n, self.source.room):
@@ -152,7 +158,7 @@ class Served:
         self._exact[stale] = g[stale]
         exact = g[hopeful]
         best = float(exact.max())
-        place = int(np.argmax(exact >= best - 4.0 * n * EPSILON * abs(best)))
+        place = int(np.argmax(exact >= best - self._margin(best)))
         pick, gain = int(hopeful[place]), float(exact[place])
         if column is None:
             column = self.source.columns(hopeful[place : place + 1])[0]

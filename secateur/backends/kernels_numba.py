@@ -15,6 +15,9 @@ from numba import njit
 EPSILON = float(np.finfo(np.float64).eps)
 TINY = float(np.finfo(np.float64).tiny)
 
+STRIDE = 64
+"""Numbers looked at together, in vector lanes, before one is looked at alone."""
+
 # Sums may be regrouped into vector lanes; NaN is refused before, infinities stay meaningful.
 regroup = njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "nnan", "contract"})
 exact = njit(cache=True, nogil=True)
@@ -87,11 +90,16 @@ def gain_of(column: Any, m: Any, w: Any) -> float:
 
 @regroup
 def best_of(g: Any) -> float:
-    """The largest gain."""
-    best = -math.inf
-    for j in range(len(g)):
-        best = max(best, g[j])
-    return best
+    """The largest number. Eight running ones: one would wait for itself at every step."""
+    n = len(g)
+    a = b = c = d = e = f = p = q = -math.inf
+    whole = n - n % 8
+    for j in range(0, whole, 8):
+        a, b, c, d = max(a, g[j]), max(b, g[j + 1]), max(c, g[j + 2]), max(d, g[j + 3])
+        e, f, p, q = max(e, g[j + 4]), max(f, g[j + 5]), max(p, g[j + 6]), max(q, g[j + 7])
+    for j in range(whole, n):
+        a = max(a, g[j])
+    return max(max(max(a, b), max(c, d)), max(max(e, f), max(p, q)))
 
 
 @regroup
@@ -130,14 +138,62 @@ def sum_above(g: Any, level: float) -> tuple[int, float]:
     return count, total
 
 
+@regroup
+def leaders(g: Any, least: float) -> tuple[int, int]:
+    """How many gains reach a level, and the sum of their places: the place, if it is one."""
+    count = 0
+    places = 0
+    for j in range(len(g)):
+        reaches = g[j] >= least
+        count += reaches
+        places += j if reaches else 0
+    return count, places
+
+
 @exact
-def top_sum(g: Any, k: int, level: float, work: Any) -> tuple[float, float]:
+def within(x: Any, low: float, high: float, found: Any) -> int:
+    """Places, ascending, of the numbers in (low, high]."""
+    count = 0
+    for j in range(len(x)):
+        if low < x[j] <= high:
+            found[count] = j
+            count += 1
+    return count
+
+
+@regroup
+def exceeding(x: Any, y: Any, found: Any) -> int:
+    """Places, ascending, where x exceeds y. Most stretches hold none and are passed over."""
+    n = len(x)
+    count = 0
+    whole = n - n % STRIDE
+    for start in range(0, whole, STRIDE):
+        here = 0
+        for t in range(STRIDE):
+            here += x[start + t] > y[start + t]
+        if here > 0:
+            for t in range(STRIDE):
+                found[count] = start + t
+                count += x[start + t] > y[start + t]
+    for j in range(whole, n):
+        found[count] = j
+        count += x[j] > y[j]
+    return count
+
+
+@exact
+def top_sum(g: Any, k: int, level: float, work: Any, places: Any) -> tuple[float, float]:
     """The sum of the k largest positive gains, and a level that at most k gains exceed.
 
-    Gains only shrink, so the level of an earlier call still holds; going down from there in
-    growing steps leaves a handful between two levels to choose from.
+    Gains only shrink, so the level of an earlier call still holds. Going down from there in
+    growing steps encloses the k-th, and halving by proportion finds a level that exactly k
+    exceed, or leaves a few between two levels, ties for instance, to choose from.
     """
     above, total = sum_above(g, level)
+    if above > k:
+        # A gain worked out anew may rise by its rounding.
+        level = best_of(g)
+        above, total = 0, 0.0
     step = max(1e-3 * level, TINY)
     while True:
         lower = max(level - step, 0.0)
@@ -148,16 +204,27 @@ def top_sum(g: Any, k: int, level: float, work: Any) -> tuple[float, float]:
         step *= 4.0
     if count <= k:
         return more, lower
-    found = 0
-    for j in range(len(g)):
-        work[found] = g[j]
-        found += (g[j] > lower) & (g[j] <= level)
+    if above == k:
+        return total, level
+    for _ in range(8):
+        middle = lower + (level - lower) * (count - k) / (count - above)
+        if not lower < middle < level:
+            break
+        here, sums = sum_above(g, middle)
+        if here == k:
+            return sums, middle
+        if here > k:
+            lower, count = middle, here
+        else:
+            level, above, total = middle, here, sums
+    found = within(g, lower, level, places)
+    for place in range(found):
+        work[place] = g[places[place]]
     wanted = k - above
-    if wanted > 0:
-        select(work, found, wanted)
-        for place in range(wanted):
-            total += work[place]
-            level = min(level, work[place])
+    select(work, found, wanted)
+    for place in range(wanted):
+        total += work[place]
+        level = min(level, work[place])
     return total, level
 
 
@@ -192,8 +259,8 @@ def greedy_dense(s: Any, w: Any, k: int, picks: Any, gains: Any) -> tuple[float,
     g = np.empty(n)
     m = np.zeros(n)
     column = np.empty(n)
-    work = np.empty(n + 1)
-    rows = np.empty(n, dtype=np.int64)
+    work = np.empty(n)
+    places = np.empty(n + 1, dtype=np.int64)
     low = np.empty(n)
     high = np.empty(n)
     heavy = np.empty(n)
@@ -207,43 +274,47 @@ def greedy_dense(s: Any, w: Any, k: int, picks: Any, gains: Any) -> tuple[float,
     bound = math.inf
     for step in range(k):
         slack = 4.0 * EPSILON * terms * largest
-        top, level = top_sum(g, k, level, work)
+        top, level = top_sum(g, k, level, work, places)
         bound = min(bound, total + k * slack + top)
         best = best_of(g)
         least = best - 2.0 * slack - 4.0 * n * EPSILON * abs(best)
         at_hand = -1
+        hopeful, pick = leaders(g, least)
+        if hopeful > 1:
+            hopeful = within(g, np.nextafter(least, -math.inf), math.inf, places)
+        else:
+            places[0] = pick
         best = -math.inf
-        for j in range(n):
-            if g[j] >= least:
-                if g[j] != known[j]:
-                    fetch_column(s, symmetric, j, column)
-                    at_hand = j
-                    g[j] = gain_of(column, m, w)
-                    known[j] = g[j]
-                best = max(best, known[j])
-        least = max(least, best - 4.0 * n * EPSILON * abs(best))
-        pick = 0
-        while g[pick] < least:
-            pick += 1
+        for place in range(hopeful):
+            j = places[place]
+            if g[j] != known[j]:
+                fetch_column(s, symmetric, j, column)
+                at_hand = j
+                g[j] = gain_of(column, m, w)
+                known[j] = g[j]
+            best = max(best, g[j])
+        least = best - 4.0 * n * EPSILON * abs(best)
+        place = 0
+        while g[places[place]] < least:
+            place += 1
+        pick = places[place]
         picks[step] = pick
         gains[step] = g[pick]
         total += g[pick]
         g[pick] = -math.inf
         if at_hand != pick:
             fetch_column(s, symmetric, pick, column)
-        count = 0
-        for i in range(n):
-            if column[i] > m[i]:
-                rows[count] = i
-                low[count] = m[i]
-                high[count] = column[i]
-                heavy[count] = w[i]
-                m[i] = column[i]
-                count += 1
+        count = exceeding(column, m, places)
+        for place in range(count):
+            i = places[place]
+            low[place] = m[i]
+            high[place] = column[i]
+            heavy[place] = w[i]
+            m[i] = column[i]
         terms += count
-        lower_dense(s, rows[:count], low[:count], high[:count], heavy[:count], g)
+        lower_dense(s, places[:count], low[:count], high[:count], heavy[:count], g)
     slack = 4.0 * EPSILON * terms * largest
-    top, level = top_sum(g, k, level, work)
+    top, level = top_sum(g, k, level, work, places)
     bound = min(bound, total + k * slack + top)
     value = 0.0
     for i in range(n):

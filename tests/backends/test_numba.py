@@ -57,12 +57,13 @@ def test_rows_are_lowered_in_fours_and_ones(count: int) -> None:
 
 def test_top_sum_follows_gains_that_shrink() -> None:
     dice = np.random.default_rng(3)
+    places = np.empty(401, dtype=np.int64)
     for n, k in ((1, 1), (5, 5), (400, 37), (400, 400), (50, 1)):
         for ties in (False, True):
             g = dice.integers(0, 9, n).astype(float) if ties else dice.random(n)
             level = float(g.max())
             for _ in range(30):
-                total, level = kernels.top_sum(g, k, level, np.empty(n + 1))
+                total, level = kernels.top_sum(g, k, level, np.empty(n), places)
                 largest = np.sort(np.maximum(g, 0.0))[::-1][:k]
                 np.testing.assert_allclose(total, largest.sum(), rtol=1e-13, atol=1e-13)
                 assert np.count_nonzero(g > level) <= k
@@ -75,13 +76,31 @@ def test_top_sum_goes_down_to_the_smallest_numbers() -> None:
     for k in (1, 2, 3, 4):
         level = 1.0
         for _ in range(3):
-            total, level = kernels.top_sum(g, k, level, np.empty(5))
+            total, level = kernels.top_sum(g, k, level, np.empty(4), np.empty(5, dtype=np.int64))
             assert total == g[:k].sum()
 
 
 def test_top_sum_of_nothing() -> None:
-    assert kernels.top_sum(np.zeros(6), 3, 0.0, np.empty(7))[0] == 0.0
-    assert kernels.top_sum(np.full(6, -np.inf), 3, 1.0, np.empty(7))[0] == 0.0
+    for g, level in ((np.zeros(6), 0.0), (np.full(6, -np.inf), 1.0)):
+        work, places = np.empty(6), np.empty(7, dtype=np.int64)
+        assert kernels.top_sum(g, 3, level, work, places)[0] == 0.0
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 300])
+def test_places_found_stretch_by_stretch(n: int) -> None:
+    dice = np.random.default_rng(n)
+    x, y, found = dice.random(n), dice.random(n) + 0.4, np.empty(n + 1, dtype=np.int64)
+    count = kernels.within(x, 0.2, 0.3, found)
+    np.testing.assert_array_equal(found[:count], np.flatnonzero((x > 0.2) & (x <= 0.3)))
+    count = kernels.exceeding(x, y, found)
+    np.testing.assert_array_equal(found[:count], np.flatnonzero(x > y))
+    assert kernels.within(np.full(n, -np.inf), 0.0, np.inf, found) == 0
+    assert kernels.leaders(x, x[n // 2]) == (
+        np.count_nonzero(x >= x[n // 2]),
+        np.flatnonzero(x >= x[n // 2]).sum(),
+    )
+    assert kernels.best_of(x) == x.max()
+    assert kernels.best_of(np.full(n, -np.inf)) == -np.inf
 
 
 def test_threads_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
