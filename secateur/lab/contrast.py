@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
+from secateur.lab.attention import PLAIN
 from secateur.lab.batches import pixels
 from secateur.lab.journal import Journal
 from secateur.lab.model import build_clip, build_text_tokenizer
@@ -38,7 +39,7 @@ class TextSettings:
         Of the weights and of the scenes; the stream is another than the main model's.
     """
 
-    steps: int = 1200
+    steps: int = 600
     size: int = 48
     rate: float = 1.5e-3
     decay: float = 0.05
@@ -97,18 +98,20 @@ def train_text(model: Any, out: Path, settings: TextSettings, init: Path | None 
     init
         Folder of a saved `CLIPModel` whose text side to start from.
     """
-    clip = build_clip(model, settings.seed).to(model.device).train()
+    device = model.device
+    clip = build_clip(model, settings.seed).to(device).train()
     if init is not None:
         saved = type(clip).from_pretrained(init, dtype=torch.float32)
         clip.load_state_dict(
             {k: v for k, v in saved.state_dict().items() if not k.startswith("vision_model.")},
             strict=False,
         )
+    if device.type == "cpu":
+        clip.vision_model.set_attn_implementation(PLAIN)
     tokenizer = build_text_tokenizer()
     learnt = [p for p in clip.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=settings.rate, weight_decay=settings.decay)
     journal = Journal(out / "text.log", **vars(settings))
-    device = clip.device
     bar = tqdm(range(settings.steps), unit="step", mininterval=5)
     for step in bar:
         drawn = [draw(settings.seed, step * settings.size + i) for i in range(settings.size)]
@@ -151,6 +154,7 @@ def train_text(model: Any, out: Path, settings: TextSettings, init: Path | None 
         if journal.steps == 50:
             journal.write(step + 1)
             bar.set_postfix(losses, refresh=False)
+    clip.set_attn_implementation("sdpa")
     return clip.eval()
 
 

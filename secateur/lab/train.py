@@ -26,9 +26,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
-from transformers import AttentionInterface
 
 from secateur.lab.answers import evaluate
+from secateur.lab.attention import PLAIN
 from secateur.lab.batches import (
     NOT_ASKED,
     PATCHES,
@@ -126,29 +126,6 @@ def see(model: Any, images: Any) -> tuple[Any, Any]:
     """Return the features LLaVA takes of every patch, ``(B, 144, D)``, and the class token's."""
     seen = model.model.vision_tower(pixels(images), output_hidden_states=True)
     return seen.hidden_states[-2][:, 1:], seen.pooler_output
-
-
-def _plain_attention(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
-    scaling: float | None = None,
-    **options: Any,
-) -> tuple[Any, None]:
-    """Attention written out: at our sizes on a CPU half the time of the fused one's two ways."""
-    with torch.autocast(query.device.type, enabled=False):
-        query, key = query.to(value.dtype), key.to(value.dtype)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        scores = torch.matmul(query * scale, key.transpose(-1, -2))
-        if attention_mask is not None:
-            scores = scores + attention_mask.to(scores.dtype)
-        out = torch.matmul(scores.softmax(dim=-1), value)
-    return out.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("secateur_plain", _plain_attention)
 
 
 @contextmanager
@@ -271,7 +248,7 @@ class Run:
             model = type(model).from_pretrained(init, dtype=torch.float32)
         model.to(device).train()
         if device.type == "cpu":
-            model.set_attn_implementation("secateur_plain")
+            model.set_attn_implementation(PLAIN)
         probes = Probes().to(device)
         hidden = [
             weight

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from secateur.lab import scenes
+from secateur.lab.attention import PLAIN
 from secateur.lab.batches import batch, pixels
 from secateur.lab.model import build_clip, build_model, build_processor, build_text_tokenizer
 from secateur.lab.scene import KINDS
@@ -80,6 +81,34 @@ def test_questions_packed_on_a_picture_read_as_if_each_were_alone(model, process
             assert wanted[start : start + count].tolist() == [*ids, end]
             start += count
     assert start == len(logits)
+
+
+def test_plain_attention_is_attention(model):
+    target = batch(seed=7, step=1, size=2, room=60)
+    plain = build_model(seed=3).eval()
+    plain.set_attn_implementation(PLAIN)
+    with torch.no_grad():
+        ours = read(plain, see(plain, target.images)[0], target)
+        fused = read(model, see(model, target.images)[0], target)
+    torch.testing.assert_close(ours[0], fused[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours[2], fused[2], rtol=1e-4, atol=1e-4)
+
+
+def test_pointing_is_at_what_an_answer_speaks_of():
+    """The patches of each place an answer's token speaks of are those of the question."""
+    target = batch(seed=7, step=0, size=2, room=80)
+    patches = torch.einsum("btp,bpn->btn", target.looks.float(), target.cover.float()) > 0
+    for row, scene in enumerate(scenes(2, seed=7)):
+        by_text = {q.text: q for q in scene.questions}
+        for turn, kind in enumerate(target.kinds[row].tolist()):
+            if kind < 0:
+                continue
+            mine = (target.turns[row] == turn) & (target.targets[row] != -100)
+            union = patches[row][mine].any(dim=0).nonzero().flatten().tolist()
+            if KINDS[kind] == "caption":
+                assert tuple(union) == by_text["describe the scene."].patches
+            elif KINDS[kind] != "places":
+                assert tuple(union) in {q.patches for q in scene.questions if q.kind == KINDS[kind]}
 
 
 def test_score_counts_whole_answers():

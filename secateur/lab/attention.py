@@ -1,0 +1,57 @@
+"""Attention that trains fast on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+PLAIN = "secateur_plain"
+"""Name for `set_attn_implementation`."""
+
+
+def plain_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Any, None]:
+    r"""Attention written out, :math:`softmax(Q K^T s + M) V`, in the type of the values.
+
+    For sequences of a few hundred tokens in bfloat16 on a CPU it takes half the time of the fused
+    kernel, forward and backward together, and memory for the square of the length.
+
+    Parameters
+    ----------
+    module
+        Not used; transformers passes the layer.
+    query, key, value
+        Shape ``(B, heads, T, d)``.
+    attention_mask
+        What is added to the scores, shape ``(B, 1, T, T)``, or None.
+    scaling
+        :math:`s`; None for :math:`d^{-1/2}`.
+    **options
+        Not used: dropout and the like.
+
+    Returns
+    -------
+    output : torch.Tensor
+        Shape ``(B, T, heads, d)``.
+    weights : None
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = torch.matmul(query * scale, key.transpose(-1, -2))
+        if attention_mask is not None:
+            scores = scores + attention_mask.to(scores.dtype)
+        out = torch.matmul(scores.softmax(dim=-1), value)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(PLAIN, plain_attention)
