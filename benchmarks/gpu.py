@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import os
 import statistics
 import sys
@@ -149,15 +150,19 @@ def seconds(run: Callable[[], Any], rounds: int = 20) -> float:
 
 
 def replayed(run: Callable[[], Any]) -> float:
-    """Median time of the same call replayed from a CUDA graph."""
+    """Median time of the same call replayed from a CUDA graph, NaN where it cannot be recorded."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as error:
+        print(f"no CUDA graph: {error}")
+        return math.nan
     return seconds(graph.replay)
 
 
@@ -225,7 +230,7 @@ def race(solver: Any) -> None:
         cells = [
             f"{n}, {k}, {images}",
             spelled(call),
-            spelled(graph),
+            "-" if math.isnan(graph) else spelled(graph),
             spelled(floor),
             met,
             spelled(dense),

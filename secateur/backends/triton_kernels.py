@@ -46,6 +46,8 @@ ALONE = 1024
 """Tokens up to which one program looks after a whole image."""
 HISTORY = 1 << 30
 """Bytes that the gains noted down for the certificate may take."""
+PATIENCE = 1 << 24
+"""How often a program asks whether the others have come: seconds, where that takes microseconds."""
 
 
 @triton.jit
@@ -144,6 +146,8 @@ def greedy_steps(  # type: ignore[no-untyped-def]
     history_ptr,
     m_ptr,
     low_ptr,
+    high_ptr,
+    heavy_ptr,
     known_ptr,
     exact_ptr,
     listed_ptr,
@@ -174,7 +178,8 @@ def greedy_steps(  # type: ignore[no-untyped-def]
     Every program of an image makes the same picks from the same gains and follows the coverage
     m for itself; of the gains that a pick leaves it writes its own `span` columns. `history`
     holds the gains before pick t in row t - `origin`; `listed` the rows that a pick serves
-    better, `low` how well they were served; `known` the gains that were worked out exactly and
+    better, with how well they were served before and after, `low` and `high`, and their weights,
+    `heavy`; `known` the gains that were worked out exactly and
     `exact` what came out, so that ties which nothing has touched are not worked out again.
     """
     image = tl.program_id(0).to(tl.int64)
@@ -185,6 +190,8 @@ def greedy_steps(  # type: ignore[no-untyped-def]
     scratch = (image * PARTS + part) * n
     m_ptr += scratch
     low_ptr += scratch
+    high_ptr += scratch
+    heavy_ptr += scratch
     known_ptr += scratch
     exact_ptr += scratch
     listed_ptr += scratch
@@ -268,10 +275,13 @@ def greedy_steps(  # type: ignore[no-untyped-def]
             m = tl.load(m_ptr + row, mask=there, other=0.0)
             better = (served > m) & there
             more = tl.where(better, served.to(tl.float64) - m.to(tl.float64), 0.0)
-            rise += _weights(w_ptr, row, there, WEIGHTED) * more
+            heavy = _weights(w_ptr, row, there, WEIGHTED)
+            rise += heavy * more
             place = count + tl.cumsum(better.to(tl.int32), 0) - 1
             tl.store(listed_ptr + place, row, mask=better)
             tl.store(low_ptr + place, m, mask=better)
+            tl.store(high_ptr + place, served, mask=better)
+            tl.store(heavy_ptr + place, heavy, mask=better)
             tl.store(m_ptr + row, served, mask=better)
             count += tl.sum(better.to(tl.int32), 0)
         terms += count
@@ -285,20 +295,26 @@ def greedy_steps(  # type: ignore[no-untyped-def]
         for base in range(part * span, stop, COLUMNS):
             j = base + tl.arange(0, COLUMNS)
             own = j < stop
-            lost = tl.zeros((ROWS, COLUMNS), tl.float64)
+            lost = tl.zeros((1, COLUMNS), tl.float64)
+            if PARTS > 1:
+                lost = tl.zeros((ROWS, COLUMNS), tl.float64)
             for start in range(0, count, ROWS):
                 r = start + tl.arange(0, ROWS)
                 listed = r < count
                 i = tl.load(listed_ptr + r, mask=listed, other=0)
                 low = tl.load(low_ptr + r, mask=listed, other=0.0)
-                high = tl.load(m_ptr + i, mask=listed, other=0.0)
-                w = _weights(w_ptr, i, listed, WEIGHTED)
+                high = tl.load(high_ptr + r, mask=listed, other=0.0)
+                w = tl.load(heavy_ptr + r, mask=listed, other=0.0)
                 entry = i.to(tl.int64)[:, None] * n + j[None, :]
                 s = tl.load(s_ptr + entry, mask=listed[:, None] & own[None, :], other=0.0)
                 # max(0, s - low) - max(0, s - high): what row i no longer gives.
                 held = tl.minimum(tl.maximum(s, low[:, None]), high[:, None])
-                fall = held.to(tl.float64) - low.to(tl.float64)[:, None]
-                lost += tl.where(listed[:, None], w[:, None] * fall, 0.0)
+                fall = w[:, None] * (held.to(tl.float64) - low.to(tl.float64)[:, None])
+                # Narrow tiles spread a column over warps, which then add up only once.
+                if PARTS > 1:
+                    lost += fall
+                else:
+                    lost += tl.sum(fall, 0)[None, :]
             before = tl.load(now_ptr + j, mask=own, other=MINUS, cache_modifier=CACHE)
             after = tl.where(j == pick, MINUS, before - tl.sum(lost, 0))
             tl.store(now_ptr + n + j, after, mask=own, cache_modifier=CACHE)
@@ -608,105 +624,101 @@ def facility_location(
         w = plain.flat(weights.detach().expand(*batch, n), 1).contiguous()
     budget, longest = plain.budgets(k, batch, device)
     wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
-    value = torch.zeros(images, **wide)
-    bound = torch.full((images,), math.inf, **wide)
     indices = torch.empty(images, longest, dtype=torch.int64, device=device)
     gains = torch.empty(images, longest, **wide)
-    if images and longest:
-        parts = _parts(images, n, device) if parts is None else parts
-        block, tall, across = _tiles(n, parts) if shape is None else shape
-        room = max(2, min(HISTORY, 4 * images * n * n) // (8 * images * n))
-        rows = min(longest + 1, room)
-        history = torch.empty(images, rows, n, **wide)
-        m = torch.empty(images, parts, n, dtype=s.dtype, device=device)
-        known = torch.empty(2, images, parts, n, **wide)
+    if not indices.numel():
+        nothing = torch.zeros(images, **wide)
+        return _answer(batch, indices, gains, nothing, nothing)
+    parts = _parts(images, n, device) if parts is None else parts
+    block, tall, across = _tiles(n, parts, s.element_size()) if shape is None else shape
+    weighted = {"WEIGHTED": weights is not None}
+    constants = {**weighted, "ROUNDING": round(rounding / plain.EPSILON)}
+    room = max(2, min(HISTORY, 4 * images * n * n) // (8 * images * n))
+    rows = min(longest + 1, room)
+    history = torch.empty(images, rows, n, **wide)
+    with _on(device):
+        grid = (images, triton.cdiv(n, 32))
+        first_gains[grid](s, w, history, n, rows, **weighted, ROWS=64, COLUMNS=32)
+        m, low, high = torch.empty(3, images, parts, n, dtype=s.dtype, device=device)
+        heavy, known, exact = torch.empty(3, images, parts, n, **wide)
         listed = torch.empty(images, parts, n, dtype=torch.int32, device=device)
         terms = torch.empty(images, longest + 1, dtype=torch.int64, device=device)
         largest = torch.empty(images, **wide)
         sums = torch.empty(images, longest + 1, **wide)
         wait = parts > 1 and not INTERPRETED
-        constants = {
-            "WEIGHTED": weights is not None,
-            "ROUNDING": round(rounding / plain.EPSILON),
-        }
         counters = listed
-        with _on(device):
-            grid = (images, triton.cdiv(n, 32))
-            first_gains[grid](
-                s, w, history, n, rows, WEIGHTED=weights is not None, ROWS=64, COLUMNS=32
-            )
-            low = torch.empty_like(m)
-            for origin in range(0, longest, rows - 1):
-                end = min(longest, origin + rows - 1)
-                if origin:
-                    history[:, 0] = history[:, rows - 1]
-                # Without a barrier between programs, the end of a launch is one.
-                steps = [(origin, end)]
-                if parts > 1 and not wait:
-                    steps = [(t, t + 1) for t in range(origin, end)]
-                if wait:
-                    counters = torch.zeros(images, dtype=torch.int32, device=device)
-                for begin, stop in steps:
-                    greedy_steps[(images, parts)](
-                        s,
-                        w,
-                        budget,
-                        history,
-                        m,
-                        low,
-                        known[0],
-                        known[1],
-                        listed,
-                        terms,
-                        largest,
-                        indices,
-                        gains,
-                        counters,
-                        n,
-                        longest,
-                        rows,
-                        origin,
-                        begin,
-                        stop,
-                        triton.cdiv(triton.cdiv(n, parts), 16) * 16,
-                        1 << 24,
-                        **constants,
-                        PARTS=parts,
-                        WAIT=wait,
-                        BLOCK=block,
-                        ROWS=tall,
-                        COLUMNS=across,
-                        CACHE=".cg" if parts > 1 else "",
-                        **_launch(8, wait),
-                    )
-                largest_sums[(images, end - origin + 1)](
-                    history,
+        for origin in range(0, longest, rows - 1):
+            end = min(longest, origin + rows - 1)
+            if origin:
+                history[:, 0] = history[:, rows - 1]
+            if wait:
+                counters = torch.zeros(images, dtype=torch.int32, device=device)
+            # Programs that cannot wait for each other make one pick a launch.
+            stride = end - origin if wait or parts == 1 else 1
+            for begin in range(origin, end, stride):
+                greedy_steps[(images, parts)](
+                    s,
+                    w,
                     budget,
-                    sums,
+                    history,
+                    m,
+                    low,
+                    high,
+                    heavy,
+                    known,
+                    exact,
+                    listed,
+                    terms,
+                    largest,
+                    indices,
+                    gains,
+                    counters,
                     n,
                     longest,
                     rows,
                     origin,
-                    BLOCK=triton.next_power_of_2(n),
-                    **_launch(4 if n <= 4096 else 16),
+                    begin,
+                    begin + stride,
+                    triton.cdiv(triton.cdiv(n, parts), 16) * 16,
+                    PATIENCE,
+                    **constants,
+                    PARTS=parts,
+                    WAIT=wait,
+                    BLOCK=block,
+                    ROWS=tall,
+                    COLUMNS=across,
+                    CACHE=".cg" if parts > 1 else "",
+                    **_launch(8, wait),
                 )
-            certify[(images,)](
-                w,
-                m,
+            largest_sums[(images, end - origin + 1)](
+                history,
                 budget,
-                gains,
-                terms,
-                largest,
                 sums,
-                value,
-                bound,
                 n,
                 longest,
-                parts,
-                **constants,
-                BLOCK=min(block, 1024),
-                **_launch(4),
+                rows,
+                origin,
+                BLOCK=triton.next_power_of_2(n),
+                **_launch(4 if n <= 4096 else 16),
             )
+        value, bound = torch.empty(2, images, **wide)
+        certify[(images,)](
+            w,
+            m,
+            budget,
+            gains,
+            terms,
+            largest,
+            sums,
+            value,
+            bound,
+            n,
+            longest,
+            parts,
+            **constants,
+            BLOCK=min(block, 1024),
+            **_launch(4),
+        )
     return _answer(batch, indices, gains, value, bound)
 
 
@@ -822,10 +834,11 @@ def _block(n: int) -> int:
     return max(32, min(4096, int(triton.next_power_of_2(n))))
 
 
-def _tiles(n: int, parts: int) -> tuple[int, int, int]:
-    """BLOCK, ROWS and COLUMNS of `greedy_steps`, for eight warps."""
+def _tiles(n: int, parts: int, width: int) -> tuple[int, int, int]:
+    """BLOCK, ROWS and COLUMNS of `greedy_steps` for entries of `width` bytes, in eight warps."""
     if parts == 1:
-        return _block(n), 8, min(_block(n), 1024)
+        # As many rows in flight as registers hold.
+        return _block(n), 64 // width, min(_block(n), 1024)
     return _block(n), 32, SHARED
 
 
