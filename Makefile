@@ -1,6 +1,7 @@
 # make demo and make test need python 3.11 or newer, make and git; they build .venv themselves.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+ASV_ARGS ?=
 JOBS ?= 2
 
 VENV := .venv
@@ -64,8 +65,9 @@ docs: $(VENV)/.docs
 	@echo "The site is in site/: open site/index.html."
 
 bench: $(VENV)/.bench
+	@git diff --quiet HEAD -- secateur benchmarks/suite || { echo "Times are stored under the commit's hash: commit your changes first." >&2; exit 1; }
 	@$(BIN)/asv machine --yes > /dev/null
-	@$(BIN)/asv run --show-stderr "HEAD^!"
+	@$(BIN)/asv run --set-commit-hash $$(git rev-parse HEAD) $(ASV_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
