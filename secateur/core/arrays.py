@@ -127,6 +127,28 @@ def candidates(x: Array, choice: str | None = None) -> tuple[ModuleType, ...]:
     return (module,)
 
 
+def eager(function: F) -> F:
+    """Keep PyTorch's compiler out: in compiled code the call is one break of the graph.
+
+    Choosing tokens loops over the data and calls other compilers' code, which this one could
+    only take to pieces.
+    """
+    whole: list[Any] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        compiler = sys.modules.get("torch._dynamo")
+        if compiler is None:
+            return function(*args, **kwargs)
+        if not whole:
+            whole.append(compiler.disable(function))
+        return whole[0](*args, **kwargs)
+
+    # The compiler looks for this mark before it looks inside.
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return cast(F, call)
+
+
 class Operation(Generic[P, R]):
     """A reference function that a driver may replace; call it as the function.
 
@@ -138,6 +160,7 @@ class Operation(Generic[P, R]):
         self.reference = reference
         functools.update_wrapper(self, reference)
 
+    @eager
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         choice = cast("str | None", kwargs.pop("backend", None))
         name = self.reference.__name__
@@ -157,27 +180,6 @@ class Operation(Generic[P, R]):
 def operation(reference: Callable[P, R]) -> Operation[P, R]:
     """Declare a function as the reference version of an operation that drivers may offer."""
     return Operation(reference)
-
-
-def eager(function: F) -> F:
-    """Keep PyTorch's compiler out: in compiled code the call is one break of the graph.
-
-    Choosing tokens loops over the data, which a compiler could only take to pieces.
-    """
-    whole: list[Any] = []
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        compiler = sys.modules.get("torch._dynamo")
-        if compiler is None:
-            return function(*args, **kwargs)
-        if not whole:
-            whole.append(compiler.disable(function))
-        return whole[0](*args, **kwargs)
-
-    # The compiler looks for this mark before it looks inside.
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return cast(F, call)
 
 
 def namespace(*arrays: Array) -> Namespace:

@@ -501,3 +501,16 @@ def test_selection_breaks_a_compiled_graph_once(device: str) -> None:
         (gradient,) = torch.autograd.grad(kept.sum(), x)
         assert float(gradient.sum()) == 2.0 * kept.numel()
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected", "ignore:The .grad attribute")
+def test_measures_in_compiled_code_are_those_outside() -> None:
+    x = tensor(features(20, 8))
+
+    def measured(x: Any) -> Any:
+        return sc.effective_rank(2.0 * x) + cosine_similarity(x) + 1.0
+
+    torch._dynamo.reset()
+    compiled = torch.compile(measured, backend="eager")
+    torch.testing.assert_close(compiled(x), measured(x), rtol=0, atol=0)
+    torch._dynamo.reset()
