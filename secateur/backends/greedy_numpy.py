@@ -12,6 +12,8 @@ Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Indices = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
 EPSILON = float(np.finfo(np.float64).eps)
+COSINE_ROUNDING = 8 * EPSILON
+"""What counts as equal from features: the rounding of a cosine in float64."""
 BLOCK = 1 << 18
 """Numbers worked on at once, so that temporaries stay in the processor's cache."""
 PRODUCT = 1 << 22
@@ -34,6 +36,8 @@ class Source(Protocol):
     size: int
     reach: float
     """How far one entry asked for twice may differ."""
+    rounding: float
+    """How far an entry may be off, as far as ties go; 0 for entries that are given."""
     room: int
     """Entries worth asking for at once."""
 
@@ -53,9 +57,10 @@ class Dense:
     reach = 0.0
     room = BLOCK
 
-    def __init__(self, matrix: Floats) -> None:
+    def __init__(self, matrix: Floats, rounding: float = 0.0) -> None:
         self._matrix = matrix
         self.size = len(matrix)
+        self.rounding = rounding
 
     def gains(self, w: Floats) -> Floats:
         g = np.zeros(self.size)
@@ -74,6 +79,7 @@ class Cosine:
     """(1 + cos) / 2 of unit vectors (N, D)."""
 
     room = PRODUCT
+    rounding = COSINE_ROUNDING
 
     def __init__(self, directions: Floats) -> None:
         self.directions = directions
@@ -88,7 +94,8 @@ class Cosine:
         g = np.empty(self.size)
         for part in spans(self.size, len(mean)):
             g[part] = self.directions[part] @ mean
-        return 0.5 * (g + w.sum())
+        gains: Floats = 0.5 * (g + w.sum())
+        return gains
 
     def columns(self, j: Indices) -> Floats:
         return shifted(self.directions[j] @ self.directions.T)
@@ -125,8 +132,7 @@ class Served:
         self._largest = float(self.g.max())
         self._terms = n
         self._reach = source.reach * float(self.w.sum())
-        # From features, gains that differ by a cosine's rounding in float64 count as equal too.
-        self._level = 8 * EPSILON * float(self.w.sum()) if source.reach else 0.0
+        self._rounding = source.rounding * float(self.w.sum())
 
     @property
     def slack(self) -> float:
@@ -135,7 +141,7 @@ class Served:
 
     def _margin(self, best: float) -> float:
         """How far below the best gain another may lie and still count as equal."""
-        return 4.0 * len(self.g) * EPSILON * abs(best) + self._level
+        return 4.0 * len(self.g) * EPSILON * abs(best) + self._rounding
 
     def largest(self, k: int) -> float:
         """The sum of the k largest gains."""
@@ -275,6 +281,7 @@ class Sparse:
     """A SciPy CSR matrix (N, N) in canonical form; absent entries are 0."""
 
     reach = 0.0
+    rounding = 0.0
     room = BLOCK
 
     def __init__(self, matrix: Any) -> None:

@@ -253,8 +253,13 @@ def select(x: Any, n: int, k: int) -> None:
 
 
 @exact
-def greedy_dense(s: Any, w: Any, k: int, picks: Any, gains: Any) -> tuple[float, float]:
-    """Greedy facility location on a matrix: fills picks and gains; value and upper bound."""
+def greedy_dense(
+    s: Any, w: Any, k: int, rounding: float, picks: Any, gains: Any
+) -> tuple[float, float]:
+    """Greedy facility location on a matrix: fills picks and gains; value and upper bound.
+
+    Gains closer than `rounding`, what that of the entries can do to a gain, count as equal.
+    """
     n = len(w)
     g = np.empty(n)
     m = np.zeros(n)
@@ -277,7 +282,7 @@ def greedy_dense(s: Any, w: Any, k: int, picks: Any, gains: Any) -> tuple[float,
         top, level = top_sum(g, k, level, work, places)
         bound = min(bound, total + k * slack + top)
         best = best_of(g)
-        least = best - 2.0 * slack - 4.0 * n * EPSILON * abs(best)
+        least = best - 2.0 * slack - 4.0 * n * EPSILON * abs(best) - rounding
         at_hand = -1
         hopeful, pick = leaders(g, least)
         if hopeful > 1:
@@ -293,7 +298,7 @@ def greedy_dense(s: Any, w: Any, k: int, picks: Any, gains: Any) -> tuple[float,
                 g[j] = gain_of(column, m, w)
                 known[j] = g[j]
             best = max(best, g[j])
-        least = best - 4.0 * n * EPSILON * abs(best)
+        least = best - 4.0 * n * EPSILON * abs(best) - rounding
         place = 0
         while g[places[place]] < least:
             place += 1
@@ -477,7 +482,7 @@ def nearest_other(distance: Any, nearest: Any) -> None:
 def farthest(distance: Any, k: int, start: int, margin: float, picks: Any, gains: Any) -> None:
     """Farthest-first over a matrix; a negative start stands for none.
 
-    Distances that differ from the largest by less than its share `margin` count as equal.
+    Distances that differ from the largest by `margin` or less count as equal.
     """
     n = len(distance)
     nearest = np.empty(n, dtype=distance.dtype)
@@ -506,9 +511,9 @@ def farthest(distance: Any, k: int, start: int, margin: float, picks: Any, gains
 
 @regroup
 def first_largest(x: Any, margin: float) -> int:
-    """The lowest place of the largest number, those within a share `margin` of it included."""
+    """The lowest place of the largest number, those within `margin` of it included."""
     best = best_of(x)
-    least = best if math.isinf(best) else best - margin * best
+    least = best if math.isinf(best) else best - margin
     place = 0
     while x[place] < least:
         place += 1

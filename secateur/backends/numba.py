@@ -109,12 +109,16 @@ class _Listed(greedy_numpy.Listed):
         )
 
 
-def _greedy(similarity: Floats, weights: Floats | None, k: int) -> tuple[Any, Any, float, float]:
+def _greedy(
+    similarity: Floats, weights: Floats | None, k: int, rounding: float = 0.0
+) -> tuple[Any, Any, float, float]:
     w = np.ones(len(similarity)) if weights is None else np.asarray(weights, dtype=np.float64)
     picks = np.empty(k, dtype=np.int64)
     gains = np.empty(k)
     rows = np.ascontiguousarray(similarity)
-    value, bound = _kernels().greedy_dense(rows, np.ascontiguousarray(w), k, picks, gains)
+    value, bound = _kernels().greedy_dense(
+        rows, np.ascontiguousarray(w), k, rounding * float(w.sum()), picks, gains
+    )
     return picks, gains, value, bound
 
 
@@ -139,7 +143,7 @@ def facility_location_features(features: Floats, weights: Floats | None, k: Any)
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
         w = plain.weights_at(weights, at)
         if plain.small_enough(features):
-            return _greedy(cosine_similarity(features[at]), w, budget)
+            return _greedy(cosine_similarity(features[at]), w, budget, greedy_numpy.COSINE_ROUNDING)
         return greedy_numpy.greedy(_Nearly(_Cosine(unit(features[at])), w), budget)
 
     return plain.over_batch(features.shape[:-2], k, solve)
@@ -181,13 +185,12 @@ def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
 
 def farthest_first_features(features: Floats, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
-    directions = unit(features)
-    margin = 8 * float(np.finfo(features.dtype).eps)
+    directions = unit(features.astype(np.float64, copy=False))
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
         x = directions[at]
         if plain.small_enough(x):
-            return _farthest(plain.apart(x @ x.T), budget, start, margin)
+            return _farthest(plain.apart(x @ x.T), budget, start, plain.CosineDistances.margin)
         return (*plain.farthest(plain.CosineDistances(x), budget, start), math.inf)
 
     return plain.over_batch(features.shape[:-2], k, solve)

@@ -15,6 +15,7 @@ import numpy as np
 
 from secateur.backends.greedy_numpy import (
     BLOCK,
+    COSINE_ROUNDING,
     EPSILON,
     PRODUCT,
     Cosine,
@@ -118,7 +119,8 @@ def facility_location_features(features: Floats, weights: Floats | None, k: Any)
     def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
         w = weights_at(weights, at)
         if small_enough(features):
-            return greedy(Served(Dense(cosine_similarity(features[at])), w), budget)
+            matrix = cosine_similarity(features[at])
+            return greedy(Served(Dense(matrix, COSINE_ROUNDING), w), budget)
         return greedy(NearlyServed(Cosine(unit(features[at])), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
@@ -213,10 +215,11 @@ class GivenDistances:
 class CosineDistances:
     """1 - cos of unit vectors (N, D), in float64: cosines decide picks."""
 
+    margin = 16 * EPSILON
+
     def __init__(self, directions: Floats) -> None:
         self._x = directions
         self.size = len(directions)
-        self.margin = 16 * EPSILON
 
     def to(self, j: int) -> Floats:
         return apart(self._x @ self._x[j])
