@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 import secateur as sc
@@ -45,6 +45,7 @@ def test_greedy_keeps_its_promise_in_float32(f, k, algorithm, backend):
 
 @given(facility_locations(), budgets, backends)
 def test_all_algorithms_pick_the_same_in_float64(f, k, backend):
+    note(f"matrix={f.matrix!r}, features={f.features!r}, weights={f.weights!r}")
     with sc.backend(backend):
         assert_algorithms_agree(f, k)
 

@@ -28,16 +28,21 @@ from secateur.testing import (
 seeds = st.integers(0, 2**32 - 1)
 
 
+def entry_rounding(f):
+    """What the rounding of cosines can do to a value; entries of a matrix are exact."""
+    return 0.0 if f.features is None else 1e-15 * float(f.row_weights().sum())
+
+
 @given(facility_locations(), seeds)
 def test_facility_location_is_monotone_submodular_and_consistent(f, seed):
     for holds in (assert_monotone, assert_submodular, assert_gain_consistent, assert_order_free):
-        holds(f, trials=10, seed=seed, atol=0.0)
+        holds(f, trials=10, seed=seed, atol=entry_rounding(f))
 
 
 @given(facility_locations(dtype=np.float32, scales=(1.0, 1e-12, 1e12)), seeds)
 def test_facility_location_of_float32_too(f, seed):
     for holds in (assert_monotone, assert_submodular, assert_gain_consistent):
-        holds(f, trials=10, seed=seed, atol=0.0)
+        holds(f, trials=10, seed=seed, atol=entry_rounding(f))
 
 
 @given(kernels(full_rank=True), seeds)
