@@ -508,35 +508,49 @@ def _lengths(model: Any, prompt: Prompt, call: dict[str, Any]) -> dict[str, Any]
     """Limits on the whole sequence as limits on new tokens, and a static cache of the right size.
 
     `generate` subtracts the length of `inputs_embeds` from `max_length` and adds it to the size of
-    static caches when `input_ids` are of another length.
+    static caches when `input_ids` are of another length. What the user said in a
+    `generation_config` is changed in a copy of it, everything else in the arguments.
     """
     if prompt.length == prompt.before:
         return call
-    given = call.get("generation_config")
-    config = copy.deepcopy(given if given is not None else model.generation_config)
-    limits: dict[str, Any] = {}
+    call = dict(call)
+    config = call.get("generation_config")
+    if config is not None:
+        config = call["generation_config"] = copy.deepcopy(config)
+    sources = [
+        call.get,
+        *(functools.partial(getattr, x) for x in (config, model.generation_config)),
+    ]
+    said: dict[str, Any] = {}
     for name in ("max_length", "max_new_tokens", "min_length", "min_new_tokens"):
-        said = (call.pop(name, None), getattr(config, name), getattr(model.generation_config, name))
-        limits[name] = next((each for each in said if each is not None), None)
+        found = (source(name, None) for source in sources)
+        said[name] = next((each for each in found if each is not None), None)
     for most, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if limits[new] is None and limits[most] is not None:
-            limits[new] = max(int(limits[most]) - prompt.before, 0)
-        setattr(config, most, None)
-        setattr(config, new, limits[new])
-    if config.max_new_tokens == 0:
+        if said[new] is None and said[most]:
+            said[new] = max(int(said[most]) - prompt.before, 0)
+            _say(call, config, most, None)
+            _say(call, config, new, said[new])
+    if said["max_new_tokens"] == 0:
         raise ValueError(
             f"max_length: the prompt has {prompt.before} tokens already, raise it or use "
             "max_new_tokens"
         )
-    kind = call.pop("cache_implementation", None) or config.cache_implementation
-    if kind == "static" and call.get("past_key_values") is None:
+    kinds = (call.get("cache_implementation"), getattr(config, "cache_implementation", None))
+    if "static" in kinds and call.get("past_key_values") is None:
         from transformers import StaticCache
 
-        config.cache_implementation = None
-        size = prompt.length + (config.max_new_tokens or 20)
+        _say(call, config, "cache_implementation", None)
         call["past_key_values"] = StaticCache(
-            config=model.config.get_text_config(decoder=True), max_cache_len=size
+            config=model.config.get_text_config(decoder=True),
+            max_cache_len=prompt.length + (said["max_new_tokens"] or 20),
         )
-    elif kind is not None:
-        config.cache_implementation = kind
-    return {**call, "generation_config": config}
+    return call
+
+
+def _say(call: dict[str, Any], config: Any, name: str, value: Any) -> None:
+    """Set a generation parameter where the user sets them."""
+    call.pop(name, None)
+    if config is not None:
+        setattr(config, name, value)
+    elif value is not None:
+        call[name] = value

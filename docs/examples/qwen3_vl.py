@@ -1,0 +1,107 @@
+"""Qwen3-VL: positions, deepstack features and tokens are shortened together.
+
+python docs/examples/qwen3_vl.py                                   # a small random model
+python docs/examples/qwen3_vl.py --model Qwen/Qwen3-VL-8B-Instruct --image photo.jpg
+"""
+
+import argparse
+from importlib.resources import files
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+import secateur as sc
+
+
+def small(picture: Image.Image) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model of this family with random weights, and a prompt: the picture, then nine words."""
+    torch.manual_seed(0)
+    vision = {
+        "depth": 4,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1, 2],
+    }
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [2, 3, 3],
+        },
+    }
+    tokens = {"image_token_id": 10, "video_token_id": 11}
+    text["rope_parameters"]["mrope_interleaved"] = True
+    config = Qwen3VLConfig(vision_config=vision, text_config=text, **tokens)
+    model = Qwen3VLForConditionalGeneration(config)
+    prepare = Qwen2VLImageProcessorPil(
+        patch_size=16,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        size={"shortest_edge": 4096, "longest_edge": 262144},
+    )
+    visual = dict(prepare(images=picture, return_tensors="pt"))
+    with torch.no_grad():
+        features = model.get_image_features(**visual, return_dict=True).pooler_output[0]
+    placeholders = torch.full((1, len(features)), model.config.image_token_id)
+    words = torch.randint(20, 100, (1, 10))
+    ids = torch.cat([words[:, :1], placeholders, words[:, 1:]], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **visual}
+    inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    return model.eval(), inputs
+
+
+def real(name: str, picture: Image.Image, question: str) -> tuple[Any, Any, Any]:
+    """A checkpoint, its processor and the same prompt in its own template."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map="auto")
+    processor = AutoProcessor.from_pretrained(name)
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    return model, processor, inputs.to(model.device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model")
+    parser.add_argument("--image", default=files("secateur") / "data" / "coffee.jpg")
+    parser.add_argument("--question", default="What is on the table?")
+    parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--picture", help="where to save a picture of what was kept")
+    chosen = parser.parse_args()
+    with Image.open(chosen.image) as opened:
+        picture = opened.convert("RGB")
+    processor = None
+    if chosen.model:
+        model, processor, inputs = real(chosen.model, picture, chosen.question)
+    else:
+        model, inputs = small(picture)
+    with sc.attach(model, sc.EADP(keep=chosen.keep, beta=2.0), processor) as att:
+        out = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+    new = out[0, inputs["input_ids"].shape[1] :]
+    print(processor.decode(new, skip_special_tokens=True) if processor else new.tolist())
+    print(att.last)
+    if chosen.picture:
+        att.last.overlay(picture).save(chosen.picture)
+
+
+if __name__ == "__main__":
+    main()
