@@ -1,10 +1,9 @@
 """The PyTorch driver: the core's hot operations on tensors, wherever they live.
 
-CPU tensors share their memory with NumPy, so greedy runs in the drivers of NumPy arrays, Numba's
-loops included, without a copy. On CUDA devices greedy is batched over images and never waits
-for the device between picks: in Triton kernels where Triton is installed and its kernels agree
-with whole-tensor steps, in those steps otherwise. Devices without float64 send their tensors to
-the host.
+CPU tensors share their memory with NumPy, so the drivers of NumPy arrays serve them, Numba's loops
+included, without a copy. On CUDA devices greedy is batched over images and never waits for the
+device between picks: in Triton kernels where Triton is installed and its kernels agree with
+whole-tensor steps, in those steps otherwise. Tensors on other devices go to the host and back.
 """
 
 from __future__ import annotations

@@ -198,6 +198,26 @@ def test_a_device_on_which_they_err_is_served_without_them(
         driver.kernels.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("images", "n", "works", "parts"),
+    [
+        (1, 576, True, 1),
+        (1, 2880, True, 23),
+        (8, 4096, True, 16),
+        (64, 2880, True, 2),
+        (100, 4096, True, 1),
+        (1, 2880, False, 1),
+    ],
+)
+def test_large_images_are_shared_where_processors_are_free(
+    images: int, n: int, works: bool, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_processors", lambda _: 132)
+    monkeypatch.setattr(kernels, "_share", lambda _: works)
+    assert kernels._parts(images, n, torch.device("cuda")) == parts
+    assert kernels._parts(images, n, torch.device("cpu")) == 1
+
+
 @pytest.mark.gpu
 def test_programs_that_wait_for_each_other() -> None:
     assert kernels.disagreement(DEVICE) is None
