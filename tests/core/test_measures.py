@@ -41,6 +41,18 @@ def test_entropy_of_float32_survives_extreme_scales(to_xp, to_numpy, scale):
     assert float(h) == pytest.approx(math.log(8), rel=1e-6)
 
 
+def test_entropy_of_numbers_whose_sum_overflows(to_xp):
+    p = to_xp(np.full(100, 1e37, dtype=np.float32))
+    assert float(sc.entropy(p)) == pytest.approx(math.log(100), rel=1e-6)
+
+
+def test_entropy_never_exceeds_log_n_by_rounding(to_xp, to_numpy):
+    for n in range(2, 60):
+        p = to_xp(np.full(n, 0.1))
+        assert float(sc.entropy(p)) <= math.log(n)
+        assert float(sc.entropy(p, normalize=True)) <= 1.0
+
+
 def test_entropy_of_negative_zero_is_zero(to_xp):
     assert float(sc.entropy(to_xp([-0.0, 1.0]))) == 0.0
 
