@@ -83,3 +83,64 @@ def test_a_missing_corpus_is_said(tmp_path):
     result = run("corpus", str(tmp_path / "nothing"), str(tmp_path / "out"))
     assert result.exit_code == 2
     assert "no Parquet file there" in result.stderr
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pytest.importorskip("transformers")
+    from PIL import Image
+
+    from secateur.lab import scenes
+
+    path = tmp_path / "scene.png"
+    Image.fromarray(next(scenes(1, seed=11)).image).resize((200, 150)).save(path)
+    return path
+
+
+def test_prune_answers_with_all_tokens_and_with_those_kept(picture, tmp_path):
+    from PIL import Image
+
+    question = "what does the label at the top right say?"
+    words = ["--compare", "eadp,agilepruner,erase,topk", "--keep", "16"]
+    result = run(
+        "prune",
+        str(picture),
+        "--question",
+        question,
+        *words,
+        "-o",
+        str(tmp_path / "p.png"),
+        "--json",
+    )
+    assert result.exit_code == 0, result.stderr
+    answers = json.loads(result.stdout)["answers"]
+    assert [row["method"] for row in answers] == [
+        "all tokens", "EADP", "AgilePruner", "ERASE", "TopK"
+    ]  # fmt: skip
+    assert answers[0]["tokens"] is None
+    assert [answers[i]["tokens"] for i in (1, 2, 4)] == [16, 16, 16]
+    assert all(len(row["kept"][0]) == row["tokens"] for row in answers[1:])
+    with Image.open(tmp_path / "p.png") as sheet:
+        assert sheet.width > 3 * 336
+
+
+def test_prune_shows_the_scores_of_a_single_method(picture, tmp_path):
+    from PIL import Image
+
+    result = run(
+        "prune", str(picture), "--question", "is there a star?", "-o", str(tmp_path / "p.png")
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "EADP" in result.stdout
+    with Image.open(tmp_path / "p.png") as sheet:
+        assert 3 * 336 < sheet.width < 4 * 336
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--method", "nope"], "expected one of"), (["--set", "beta=-1"], "beta")]
+)
+def test_prune_tells_mistakes_in_one_line(picture, tmp_path, words, said):
+    result = run("prune", str(picture), "--question", "?", "-o", str(tmp_path / "p.png"), *words)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.strip().count("\n") == 0
