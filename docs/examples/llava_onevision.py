@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: crops of an image; frames of a video are pruned one by one.
+r"""LLaVA-OneVision: crops of an image; frames of a video are pruned one by one.
 
 python docs/examples/llava_onevision.py                                   # a small random model
 python docs/examples/llava_onevision.py --model llava-hf/llava-onevision-qwen2-7b-ov-hf \\

@@ -517,14 +517,10 @@ def _lengths(model: Any, prompt: Prompt, call: dict[str, Any]) -> dict[str, Any]
     config = call.get("generation_config")
     if config is not None:
         config = call["generation_config"] = copy.deepcopy(config)
-    sources = [
-        call.get,
-        *(functools.partial(getattr, x) for x in (config, model.generation_config)),
-    ]
     said: dict[str, Any] = {}
     for name in ("max_length", "max_new_tokens", "min_length", "min_new_tokens"):
-        found = (source(name, None) for source in sources)
-        said[name] = next((each for each in found if each is not None), None)
+        stored = (getattr(x, name, None) for x in (config, model.generation_config))
+        said[name] = next((x for x in (call.get(name), *stored) if x is not None), None)
     for most, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if said[new] is None and said[most]:
             said[new] = max(int(said[most]) - prompt.before, 0)

@@ -44,6 +44,11 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
     """
     if not method.prunes_before:
         return frozenset()
+    if getattr(method, "crops", None) not in (None, "importance"):
+        raise ValueError(
+            f"{type(method).__name__}: crops={method.crops!r} needs crops of equal grids, which a "  # type: ignore[attr-defined]
+            "model does not keep once it removes padding; crops share by importance here"
+        )
     offers = family.offers | TEXT | ({"embeds"} if encoder is not None else frozenset())
     missing = sorted(method.needs - offers)
     if missing:
@@ -66,6 +71,9 @@ def keep_all(visual: Visual) -> Chosen:
 @torch.no_grad()
 def choose(method: Method, visual: Visual, wants: frozenset[str], text: Text | None) -> Chosen:
     """Let a method choose from the parts of an image or video."""
+    if getattr(method, "crops", None) is not None:
+        # Crops are parts here, of differing grids, so the method sees them one by one.
+        method = replace(method, crops=None)  # type: ignore[call-arg]
     tokens = [_tokens(visual, part, wants, text) for part in visual.parts]
     alike = len({part.grid for part in visual.parts}) == 1
     if visual.crops:

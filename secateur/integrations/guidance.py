@@ -148,7 +148,8 @@ class Guidance:
             own = found[row].copy()
             if self.before or self.after:
                 words = ids[row, places]
-                head, tail = _common(words, self.before), _common(words[::-1], self.after[::-1])
+                head = self._matched(words, self.before)
+                tail = self._matched(words[::-1], self.after[::-1])
                 own[places[:head]] = False
                 own[places[len(places) - tail :]] = False
             first = np.flatnonzero(visual[row])
@@ -157,6 +158,19 @@ class Guidance:
             if own.any():
                 found[row] = own
         return found
+
+    def _matched(self, words: Indices, pattern: Sequence[int]) -> int:
+        """How many tokens at the start of `words` are those of the pattern.
+
+        Special tokens that the tokenizer puts before the template are passed over.
+        """
+        start = 0
+        while start < len(words) and words[start] in self.special and pattern[:1] != [words[start]]:
+            start += 1
+        n = 0
+        while n < min(len(words) - start, len(pattern)) and words[start + n] == pattern[n]:
+            n += 1
+        return start + n if n else 0
 
     def texts(self, ids: Tensor, found: Flags) -> list[Text]:
         """The instruction of each prompt, or what `instruction=` says."""
@@ -209,11 +223,3 @@ def _template(processor: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
         return [], []
     read = [tokenizer(x, add_special_tokens=False)["input_ids"] for x in (before, after)]
     return read[0], read[1]
-
-
-def _common(words: Indices, pattern: Sequence[int]) -> int:
-    """How many tokens at the start of `words` are those of the pattern."""
-    n = 0
-    while n < min(len(words), len(pattern)) and words[n] == pattern[n]:
-        n += 1
-    return n

@@ -42,6 +42,16 @@ def test_the_instruction_is_found_in_the_prompt(case, model):
     assert instruction(case, model, case.processor(), both, (0, 1)) == list(both)
 
 
+def test_what_the_tokenizer_puts_first_is_passed_over(llava):
+    """A template starts after the token that begins every text."""
+    case, model = llava
+    guidance = Guidance(model, family_of(model), case.processor(), None, None)
+    ids = case.inputs(words=(WORDS,))["input_ids"].numpy()
+    ids = np.concatenate([[[1]], ids], axis=1)
+    found = guidance.find(ids, np.ones(ids.shape, dtype=bool), ids == 4)
+    assert case.processor().tokenizer.decode(ids[found]) == WORDS
+
+
 def test_without_a_template_what_comes_before_the_image_is_the_system_prompt(llava):
     case, model = llava
     assert instruction(case, model, None) == [f"{WORDS} ASSISTANT :"]
@@ -233,6 +243,18 @@ def test_crops_share_a_budget_by_their_scores(cases):
     visual = family_of(model).encode(model, inputs, frozenset(), None, None)[0]
     for place, marked in visual.separators:
         assert (place in kept) == bool(kept & set(marked.tolist()))
+
+
+def test_eadps_own_crops_become_parts(cases):
+    """EADP(crops="importance") is for arrays of equal crops; attached it is what always happens."""
+    case = cases["llava_next"]()
+    model, inputs, processor = case.model(), case.inputs(), case.processor()
+    kept = []
+    for crops in (None, "importance"):
+        with attach(model, sc.EADP(keep=4, crops=crops), processor) as att:
+            model(**inputs)
+        kept.append(att.last.kept[0])
+    assert np.array_equal(*kept)
 
 
 def test_the_report_tells_what_was_kept(case, model):
