@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--tower-layers", type=int)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--method", action="append", help="only these")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     cuda = torch.cuda.is_available()
@@ -216,6 +217,8 @@ def main() -> None:
         print("\n".join(told[-5:]), flush=True)
         for kept, share in SHARES.items():
             for name, method in methods(share).items():
+                if chosen.method and name not in chosen.method:
+                    continue
                 row = measured(model, copy.copy(inputs), method, chosen.rounds)
                 told.append(line(name, kept, row, stock))
                 print(told[-1], flush=True)
