@@ -196,24 +196,36 @@ def test_sampling_with_a_seed(case, model, by_norm):
 @pytest.mark.parametrize("beams", [{"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}])
 def test_beams(case, model, by_norm, beams):
     """Against the stock generate() on inputs that were shortened beforehand."""
-    inputs = case.inputs(**MANY)
     settings = {**GREEDY, **beams}
+    # One image a prompt: transformers 5.17 mixes up several when it repeats them for beams.
+    inputs = case.inputs(**TWO)
     stock = model.generate(**inputs, **settings)
     with attach(model, by_norm(keep=100_000)):
         assert torch.equal(model.generate(**inputs, **settings), stock)
+    inputs = case.inputs(**MANY)
     with attach(model, by_norm(keep=0.4)) as att:
         ours = model.generate(**inputs, **settings)
         assert len(att.last.kept) == 3
-    small = prune_inputs(model, inputs, by_norm(keep=0.4))
+    small = shortened(case, model, inputs, by_norm(keep=0.4))
     theirs = model.generate(**small, **settings)
     assert torch.equal(ours[:, -6:], theirs[:, -6:])
+
+
+def shortened(case, model, inputs, method):
+    """Inputs for generate(), where this transformers can take them."""
+    takes = inspect.signature(type(model).forward).parameters
+    if case.name == "qwen3_vl" and "mm_encoder_outputs" not in takes:
+        with pytest.raises(ValueError, match="takes no mm_encoder_outputs"):
+            prune_inputs(model, inputs, method)
+        pytest.skip("Qwen3-VL's deepstack cannot be handed over in this transformers")
+    return prune_inputs(model, inputs, method)
 
 
 def test_prune_inputs_equals_attaching(case, model, by_norm, calls):
     inputs = case.inputs(**MANY)
     with attach(model, by_norm(keep=0.4)), calls(model) as attached:
         ours = model.generate(**inputs, **GREEDY)
-    small = prune_inputs(model, inputs, by_norm(keep=0.4))
+    small = shortened(case, model, inputs, by_norm(keep=0.4))
     with calls(model) as stock:
         theirs = model.generate(**small, **GREEDY)
     assert torch.equal(ours[:, -6:], theirs[:, -6:])
