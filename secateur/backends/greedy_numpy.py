@@ -155,19 +155,17 @@ class Served:
         best = float(g.max())
         hopeful = np.flatnonzero(g >= best - 2.0 * self.slack - self._margin(best))
         stale = hopeful[g[hopeful] != self._exact[hopeful]]
-        column = None
         for part in spans(len(stale), n, self.source.room):
             entries = self.source.columns(stale[part])
             g[stale[part]] = self._gains(entries)
-            if len(stale) == 1:
-                column = entries[0]
         self._exact[stale] = g[stale]
         exact = g[hopeful]
         best = float(exact.max())
         place = int(np.argmax(exact >= best - self._margin(best)))
         pick, gain = int(hopeful[place]), float(exact[place])
-        if column is None:
-            column = self.source.columns(hopeful[place : place + 1])[0]
+        # Often the only one worked out anew is the pick; its column is then at hand.
+        at_hand = len(stale) == 1 and stale[0] == pick
+        column = entries[0] if at_hand else self.source.columns(hopeful[place : place + 1])[0]
         improved = np.flatnonzero(column > self.m)
         self._terms += len(improved)
         low = self.m[improved]
