@@ -22,6 +22,7 @@ from secateur.lab.attention import PLAIN
 from secateur.lab.batches import pixels
 from secateur.lab.journal import Journal
 from secateur.lab.model import build_clip, build_text_tokenizer
+from secateur.lab.questions import article
 from secateur.lab.scene import Scene, draw
 
 
@@ -81,7 +82,9 @@ def short_text(rng: np.random.Generator, scene: Scene) -> tuple[str, tuple[int, 
     alike = [other for other in scene.objects if other.phrase == thing.phrase]
     if rng.random() < 0.5:
         return f"{thing.phrase} {thing.place}", thing.patches
-    return f"a {thing.phrase}", tuple(sorted({p for other in alike for p in other.patches}))
+    return f"{article(thing.phrase)} {thing.phrase}", tuple(
+        sorted({p for other in alike for p in other.patches})
+    )
 
 
 def train_text(model: Any, out: Path, settings: TextSettings, init: Path | None = None) -> Any:

@@ -104,6 +104,11 @@ def mentioned(text: str) -> list[str]:
     return named
 
 
+def article(phrase: str) -> str:
+    """Return the indefinite article that goes before `phrase`."""
+    return "an" if phrase[0] in "aeiou" else "a"
+
+
 def _patches(*objects: Object) -> tuple[int, ...]:
     return tuple(sorted({patch for thing in objects for patch in thing.patches}))
 
@@ -161,14 +166,17 @@ def _existence(rng: np.random.Generator, objects: Sequence[Object]) -> Iterable[
     if shapes:
         wanted = _pair(_pick(rng, shapes))
         found = [thing for thing in shapes if _pair(thing) == wanted]
-        yield Question(f"is there a {wanted}?", "yes", "existence", _patches(*found))
+        yield Question(
+            f"is there {article(wanted)} {wanted}?", "yes", "existence", _patches(*found)
+        )
     # Half of what is absent would be there if one object had another's colour.
     colours = sorted({thing.attribute for thing in shapes})
     names = sorted({thing.name for thing in shapes})
     near = [f"{c} {s}" for c in colours for s in names if f"{c} {s}" not in pairs]
     if not near or rng.random() < 0.5:
         near = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in pairs]
-    yield Question(f"is there a {_pick(rng, near)}?", "no", "existence", ())
+    wanted = _pick(rng, near)
+    yield Question(f"is there {article(wanted)} {wanted}?", "no", "existence", ())
 
 
 def _count(rng: np.random.Generator, objects: Sequence[Object]) -> Iterable[Question]:
