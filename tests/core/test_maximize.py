@@ -339,6 +339,33 @@ def test_narrow_dtypes(xp, to_xp, to_numpy, computed_by, dtype, algorithm):
         assert to_numpy(picks.indices).tolist() == to_numpy(same.indices).tolist()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("source", ["matrix", "features"])
+def test_every_pick_is_the_best_but_for_rounding(to_xp, to_numpy, source, dtype):
+    """Replay the picks in float64: near the end many candidates are within rounding in float32."""
+    dice = np.random.default_rng(13)
+    x = dice.normal(size=(24, 12))[dice.integers(0, 24, 260)] + 0.2 * dice.normal(size=(260, 12))
+    w = dice.random(260) ** 4
+    x, w = (
+        to_numpy(to_xp(x, dtype)).astype(np.float64),
+        to_numpy(to_xp(w, dtype)).astype(np.float64),
+    )
+    u = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    s = np.clip((1 + u @ u.T) / 2, 0, 1)
+    if source == "matrix":
+        f = sc.FacilityLocation(to_xp(s, dtype), to_xp(w, dtype))
+    else:
+        f = sc.FacilityLocation.from_features(to_xp(x, dtype), to_xp(w, dtype))
+    picks = sc.maximize(f, 120)
+    rounding = 8 * float(np.finfo(dtype).eps) * w.sum()
+    m = np.zeros(260)
+    for pick, gain in zip(to_numpy(picks.indices), to_numpy(picks.gains), strict=True):
+        gains = w @ np.maximum(s - m[:, None], 0)
+        assert gains[pick] == pytest.approx(gain, abs=rounding)
+        assert gains[pick] >= gains.max() - 2 * rounding
+        m = np.maximum(m, s[:, pick])
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_float32_at_extreme_scales(to_xp, to_numpy, scale, algorithm):
