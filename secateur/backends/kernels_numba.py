@@ -376,8 +376,8 @@ def shift(cosine: Any) -> None:
 
 
 @regroup
-def cosine_of(x: Any, y: Any) -> float:
-    """The product of two unit vectors."""
+def cosine_of(x: Any, y: Any) -> Any:
+    """The product of two unit vectors, in their dtype."""
     total = x.dtype.type(0.0)
     for d in range(len(x)):
         total += x[d] * y[d]
