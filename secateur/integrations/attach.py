@@ -241,6 +241,11 @@ class Attachment:
             return stock(*args, **kwargs) if prompt is None else self._run(stock, prompt, kwargs)
         given = _bound(stock, args, kwargs)
         if has_visuals(self.family, given):
+            if given.get("labels") is not None and isinstance(self.method, InsideMethod):
+                raise ValueError(
+                    f"labels: {type(self.method).__name__} drops tokens between layers, so logits "
+                    "do not line up with labels; compute the loss from the logits"
+                )
             return_dict = given.pop("return_dict", None)
             prompt = self._compact(given, generating=False)
             call = self._arguments(prompt, given)

@@ -89,7 +89,7 @@ class Stopwatch:
 def has_visuals(family: Family, inputs: Mapping[str, Any]) -> bool:
     """Whether images or videos come with these inputs."""
     return any(
-        inputs.get(name) is not None and inputs[name].shape[0] > 0
+        inputs.get(name) is not None and len(inputs[name]) > 0
         for name in ("pixel_values", "pixel_values_videos")
     )
 

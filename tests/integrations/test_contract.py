@@ -20,7 +20,7 @@ def equal(a, b):
     torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("prompt", [{}, TWO, MANY], ids=["one", "two", "many"])
+@pytest.mark.parametrize("prompt", [{}, MANY], ids=["one", "many"])
 def test_full_keep_is_bit_equal(case, model, by_norm, prompt):
     inputs = case.inputs(**prompt)
     logits = model(**inputs).logits
@@ -36,7 +36,7 @@ def test_full_keep_is_bit_equal(case, model, by_norm, prompt):
         assert att.last.prompt_length[0] == att.last.prompt_length[1]
 
 
-@pytest.mark.parametrize("keep", [1, 5, 0.5])
+@pytest.mark.parametrize("keep", [1, 0.5])
 def test_pruned_equals_the_language_model_fed_by_hand(case, model, by_norm, by_hand, keep):
     inputs = case.inputs()
     with attach(model, by_norm(keep=keep)) as att:
@@ -193,10 +193,9 @@ def test_sampling_with_a_seed(case, model, by_norm):
         assert not torch.equal(sample(4), first)
 
 
-@pytest.mark.parametrize("beams", [{"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}])
-def test_beams(case, model, by_norm, beams):
+def test_beams(case, model, by_norm):
     """Against the stock generate() on inputs that were shortened beforehand."""
-    settings = {**GREEDY, **beams}
+    settings = {**GREEDY, "num_beams": 3, "num_return_sequences": 2}
     # One image a prompt: transformers 5.17 mixes up several when it repeats them for beams.
     inputs = case.inputs(**TWO)
     stock = model.generate(**inputs, **settings)
@@ -235,9 +234,8 @@ def test_prune_inputs_equals_attaching(case, model, by_norm, calls):
     assert torch.equal(theirs[:, :length], small["input_ids"])
 
 
-@pytest.mark.parametrize("prompt", [TWO, MANY], ids=["two", "many"])
-def test_static_cache(case, model, by_norm, prompt):
-    inputs = case.inputs(**prompt)
+def test_static_cache(case, model, by_norm):
+    inputs = case.inputs(**MANY)
     with attach(model, by_norm(keep=0.4)) as att:
         dynamic = model.generate(**inputs, **GREEDY)
         static = model.generate(

@@ -247,6 +247,9 @@ def test_what_cannot_be_done_is_refused(case, model):
             attach(model, sc.FastV())
     finally:
         text.layer_types = kinds
+    inputs = case.inputs()
+    with attach(model, sc.FastV(keep=3)), pytest.raises(ValueError, match="labels: FastV drops"):
+        model(**inputs, labels=inputs["input_ids"])
     refused = pytest.raises(ValueError, match="shortens dynamic and static caches, not")
     with attach(model, sc.FastV(keep=3, after=3)), refused:
         model.generate(**case.inputs(), **GREEDY, cache_implementation="offloaded")
