@@ -66,8 +66,7 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.bench
 	@git diff --quiet HEAD -- secateur benchmarks/suite || { echo "Times are stored under the commit's hash: commit your changes first." >&2; exit 1; }
-	@$(BIN)/asv machine --yes > /dev/null
-	@$(BIN)/asv run --set-commit-hash $$(git rev-parse HEAD) $(ASV_ARGS)
+	@$(BIN)/python benchmarks/record.py $(ASV_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -25,8 +25,7 @@ def main() -> int:
     if not (Path.home() / ".asv-machine.json").exists():
         subprocess.run([*asv, "machine", "--yes"], cwd=ROOT, check=True)
     run = subprocess.run(
-        [*asv, "run", "-E", f"existing:{sys.executable}", "--set-commit-hash", commit]
-        + sys.argv[1:],
+        [*asv, "run", "-E", "existing", "--set-commit-hash", commit, *sys.argv[1:]],
         cwd=ROOT,
     )
     version = ".".join(platform.python_version_tuple()[:2])
