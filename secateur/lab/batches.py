@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,14 +179,9 @@ def _cover(scene: Scene) -> NDArray[np.bool_]:
 
 def _unpacked(rows: Sequence[Sequence[int]]) -> Any:
     """Bits as booleans, (B, T, 9)."""
-    bits = _padded(rows, 0)
-    return (bits[..., None] >> _tensor(range(BOARD * BOARD))) % 2 == 1
-
-
-def _tensor(values: Iterable[int]) -> Any:
     import torch
 
-    return torch.tensor(list(values))
+    return (_padded(rows, 0)[..., None] >> torch.arange(BOARD * BOARD)) % 2 == 1
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Any:

@@ -173,7 +173,7 @@ def scenes(
     texture: Texture | None = None,
     start: int = 0,
 ) -> Iterator[Scene]:
-    """Draw `n` scenes; the same arguments draw the same scenes on every machine.
+    """Draw `n` scenes; the same arguments draw the same scenes.
 
     Parameters
     ----------

@@ -70,14 +70,14 @@ class Settings:
         Of the weights and of the scenes.
     """
 
-    steps: int = 8000
-    tower_steps: int = 800
-    size: int = 32
+    steps: int = 6000
+    tower_steps: int = 250
+    size: int = 16
     room: int = 112
-    rate: float = 4e-3
+    rate: float = 1e-2
     adam_rate: float = 1.2e-3
     decay: float = 0.02
-    warmup: int = 150
+    warmup: int = 50
     patch_weight: float = 0.5
     present_weight: float = 0.5
     point_weight: float = 0.3
@@ -448,6 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--init", type=Path, help="start from the weights of this folder")
     parser.add_argument("--processes", type=int, default=1, help="on a CPU: one thread each")
     parser.add_argument("--text-steps", type=int, default=TextSettings.steps, help="CLIP twin")
+    parser.add_argument("--scenes", type=int, default=200, help="held-out, to evaluate on")
     parser.add_argument("--save-every", type=int, default=250)
     for name, value in asdict(Settings()).items():
         flag = "--" + name.replace("_", "-")
@@ -469,7 +470,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.set_attn_implementation("sdpa")
     clip = train_text(model, chosen["out"], text, chosen["init"] and chosen["init"] / TEXT)
     save(model, clip, chosen["out"] / WEIGHTS)
-    reached = evaluate(model.float(), build_processor(), progress=True)
+    reached = evaluate(model.float(), build_processor(), chosen["scenes"], progress=True)
     (chosen["out"] / "accuracy.json").write_text(json.dumps(reached, indent=1) + "\n")
     for kind, share in reached.items():
         print(f"{kind:10} {100 * share:5.1f} %")

@@ -10,7 +10,7 @@ from transformers import CLIPModel, LlavaForConditionalGeneration
 from secateur.lab.contrast import TextSettings, train_text
 from secateur.lab.model import build_model
 from secateur.lab.packaged import save
-from secateur.lab.train import Run, Settings, rate_at, train
+from secateur.lab.train import Run, Settings, main, rate_at, train
 
 SMALL = Settings(steps=4, tower_steps=1, size=2, room=64, warmup=2)
 
@@ -76,3 +76,13 @@ def test_what_is_saved_loads_again_and_can_be_gone_on_from(tmp_path):
     assert torch.equal(
         run.model.lm_head.weight, build_model(seed=5).lm_head.weight.bfloat16().float()
     )
+
+
+def test_one_command_trains_saves_and_evaluates(tmp_path, capsys):
+    told = "--steps 2 --tower-steps 1 --size 2 --text-steps 1 --scenes 1"
+    main(["--out", str(tmp_path), *told.split()])
+    reached = json.loads((tmp_path / "accuracy.json").read_text())
+    assert set(reached) >= {"existence", "count", "caption", "places"}
+    printed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert set(reached) <= printed
+    LlavaForConditionalGeneration.from_pretrained(tmp_path / "weights")
