@@ -236,17 +236,15 @@ def test_erase_runs_both_stages(case, model):
     assert out.shape[1] == inputs["input_ids"].shape[1] + 6
 
 
-def test_what_cannot_be_done_is_refused(case, model):
+def test_what_cannot_be_done_is_refused(case, model, monkeypatch):
     with pytest.raises(ValueError, match="FastV prunes inside the language model; use attach"):
         prune_inputs(model, case.inputs(), sc.FastV())
     text = model.config.get_text_config()
-    kinds = list(getattr(text, "layer_types", None) or [])
-    text.layer_types = ["sliding_attention"] * text.num_hidden_layers
-    try:
+    kinds = ["sliding_attention"] * text.num_hidden_layers
+    with monkeypatch.context() as changed:
+        changed.setattr(text, "layer_types", kinds, raising=False)
         with pytest.raises(UnsupportedModelError, match="sliding-window layers"):
             attach(model, sc.FastV())
-    finally:
-        text.layer_types = kinds
     inputs = case.inputs()
     with attach(model, sc.FastV(keep=3)), pytest.raises(ValueError, match="labels: FastV drops"):
         model(**inputs, labels=inputs["input_ids"])
