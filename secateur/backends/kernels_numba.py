@@ -429,7 +429,7 @@ def explain(kernel: Any, k: int, epsilon: float, picks: Any, gains: Any) -> None
     rank = 0
     for j in range(n):
         left[j] = kernel[j, j]
-        noise[j] = 16.0 * epsilon * left[j]
+        noise[j] = 128.0 * epsilon * left[j]
     for step in range(k):
         best = -1.0
         for j in range(n):

@@ -139,7 +139,7 @@ def determinant(kernel: Floats, k: Any) -> Picks:
 def _explain(kernel: Floats, k: int) -> tuple[Indices, Floats]:
     n = len(kernel)
     left = np.diagonal(kernel).astype(np.float64)
-    noise = 16 * float(np.finfo(kernel.dtype).eps) * left
+    noise = 128 * float(np.finfo(kernel.dtype).eps) * left
     opened = np.ones(n, dtype=bool)
     factor = np.empty((k, n))
     rank = 0

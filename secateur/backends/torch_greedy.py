@@ -182,7 +182,7 @@ def determinant(kernel: Tensor, k: Any) -> Picks:
     kernel = flat(kernel, 2)
     record = _Record(batch, n, k, kernel.device)
     left = kernel.diagonal(dim1=-2, dim2=-1).double()
-    noise = 16 * torch.finfo(kernel.dtype).eps * left
+    noise = 128 * torch.finfo(kernel.dtype).eps * left
     factor = left.new_zeros(len(kernel), record.longest, n)
     for step in range(record.longest):
         gains = torch.where(left > noise, left, 0.0).log()

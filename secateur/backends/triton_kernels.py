@@ -757,7 +757,7 @@ def determinant(kernel: Tensor, k: Any) -> Picks:
     indices, gains = _blank(len(x), longest, x.device)
     if len(x) and longest:
         left = x.diagonal(dim1=-2, dim2=-1).double().contiguous()
-        noise = 16 * torch.finfo(x.dtype).eps * left
+        noise = 128 * torch.finfo(x.dtype).eps * left
         opened = torch.ones(len(x), n, dtype=torch.int8, device=x.device)
         factor = torch.empty(len(x), longest, n, dtype=torch.float64, device=x.device)
         with _on(x.device):

@@ -511,7 +511,7 @@ class _Explained:
         self._kernel = f.kernel
         self._diagonal = xp.astype(xp.linalg.diagonal(f.kernel), wide(xp))
         self._left = self._diagonal
-        self._noise = 16 * epsilon(f.kernel) * self._diagonal
+        self._noise = 128 * epsilon(f.kernel) * self._diagonal
         self._factor: list[Array] = []
 
     def gains(self) -> Array:

@@ -128,7 +128,7 @@ class Mixture(Method):
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """One method, then the other on what is left; see `Method.choose`."""
-        if self.mean_erank is None:
+        if self.mean_erank is None or 0 in tokens.batch_shape:
             return self._mixed(tokens, k, self.share)
         relative = relative_complexity(tokens, self.mean_erank, self.measure)
         shares = (self.share + self.slope * (relative - 1.0)).clip(0.0, 1.0)

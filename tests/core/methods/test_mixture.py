@@ -72,6 +72,13 @@ def test_rows_of_a_batch_have_shares_of_their_own(to_xp, to_numpy):
         assert to_numpy(chosen.indices)[b].tolist() == method.select(each).indices.tolist()
 
 
+def test_an_adaptive_batch_without_images():
+    none = sc.Tokens(features=np.empty((0, 16, 16)), attention=np.empty((0, 16)))
+    chosen = sc.Mixture(keep=12, mean_erank=8.0).select(none)
+    assert chosen.indices.shape == (0, 12)
+    assert chosen.count.shape == (0,)
+
+
 def test_entropy_as_the_measure_of_complexity():
     images = [
         sc.Tokens(features=np.eye(16), attention=(np.arange(16) < spread) / spread)
