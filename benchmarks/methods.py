@@ -1,0 +1,147 @@
+"""Where the time of every method goes: ``python benchmarks/methods.py [--write]``.
+
+One image of 576 tokens, 1024 numbers each, an instruction of 77 tokens, 64 tokens kept, float32.
+Times are medians of `select` from tokens to a selection; the shares are those of the functions of
+secateur, each without the functions of secateur that it calls, in further runs that are watched.
+Every function above a fifth needs its reason in `REASONS`: the script stops where one is missing.
+With ``--write`` the page is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from machine import DOCS, described, interleaved, medians, spelled
+from suite.inside import KeepVisual
+from suite.selecting import NAMES, Select
+
+import secateur as sc
+
+HOME = str(Path(sc.__file__).parent)
+FIFTH = 0.2
+REASONS = {
+    "arrays._finite": "one pass over the 590,000 features, which refuses what is not finite",
+    "attention._shares": "queries times keys in blocks, and their softmax",
+    "inside.SparseVLM.raters": "the hidden states of the image times those of the text",
+    "kernels_numba.patch_histograms": "one histogram entry raised for each pixel",
+    "kernels_numba.unit_rows": "scaling every token to length one, float32 summed in float64",
+    "arrays.unit": "scaling every token to length one",
+    "maximize.unit": "scaling every token to length one",
+    "numba.cosine_similarity": "the product of the tokens with themselves",
+    "numba.farthest_first_features.<locals>.solve": "the product of the tokens with themselves, in "
+    "float64 because the picks hang on it",
+    "numpy.attention_received": "queries times keys in blocks, and their softmax",
+    "numpy.singular_values": "the product of the features with themselves in float64, and its "
+    "eigenvalues",
+    "similarity.cosine": "scaling to length one, and the product of the embeddings with the text",
+    "vispruner._rounds": "the rounds of pairing, each a few calls on short arrays",
+    "vispruner.unpaired": "the product of the tokens with themselves, in float64",
+}
+"""Why a function takes what it takes."""
+
+
+def calls() -> dict[str, Callable[[], object]]:
+    """One call for every method: `select`, or `keep_visual` where it acts inside the model."""
+    found: dict[str, Callable[[], object]] = {}
+    for name in NAMES:
+        suite: Any = Select()
+        try:
+            suite.setup(name)
+        except NotImplementedError:
+            suite = KeepVisual()
+            suite.setup(name)
+            found[name] = lambda suite=suite: suite.time_keep_visual(None)
+        else:
+            found[name] = lambda suite=suite: suite.time_select(None)
+    return found
+
+
+def shares(call: Callable[[], object], rounds: int = 5) -> dict[str, float]:
+    """Share of the time that each function of secateur takes itself, the median of some runs."""
+    runs = []
+    for _ in range(rounds):
+        own: Counter[str] = Counter()
+        stack: list[str] = []
+        last = time.perf_counter()
+
+        def watch(frame: FrameType, event: str, _: Any, own: Any = own, stack: Any = stack) -> None:
+            nonlocal last
+            if event not in ("call", "return") or not frame.f_code.co_filename.startswith(HOME):
+                return
+            now = time.perf_counter()
+            if stack:
+                own[stack[-1]] += now - last
+            if event == "call":
+                module = Path(frame.f_code.co_filename).stem
+                stack.append(f"{module}.{frame.f_code.co_qualname}")
+            elif stack:
+                stack.pop()
+            last = time.perf_counter()
+
+        sys.setprofile(watch)
+        call()
+        sys.setprofile(None)
+        total = sum(own.values())
+        runs.append({name: seconds / total for name, seconds in own.items()})
+    names = {name for run in runs for name in run}
+    return {name: statistics.median(run.get(name, 0.0) for run in runs) for name in names}
+
+
+def table(rounds: int) -> list[str]:
+    """A line for each method, slowest last."""
+    found = calls()
+    seconds = medians(interleaved(found, rounds))
+    lines = ["| method | time | above a fifth | why |", "| --- | ---: | --- | --- |"]
+    missing = []
+    for name in sorted(found, key=seconds.__getitem__):
+        above = {f: share for f, share in shares(found[name]).items() if share > FIFTH}
+        missing += [function for function in above if function not in REASONS]
+        parts = [f"`{f}` {above[f]:.0%}" for f in sorted(above, key=above.__getitem__)[::-1]]
+        why = [REASONS.get(f, "?") for f in sorted(above, key=above.__getitem__)[::-1]]
+        cells = (", ".join(parts) or "-", "; ".join(dict.fromkeys(why)) or "-")
+        lines.append(f"| {name} | {spelled(seconds[name])} | {cells[0]} | {cells[1]} |")
+    if missing:
+        print("\n".join(lines))
+        raise SystemExit(f"give a reason for: {', '.join(sorted(set(missing)))}")
+    return lines
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--write", action="store_true", help="write the page")
+    given = parser.parse_args()
+    lines = table(given.rounds)
+    print("\n".join(lines))
+    if given.write:
+        page = [
+            "# Where the time of a method goes",
+            "",
+            "Measured by `python benchmarks/methods.py --write`:",
+            described("secateur", "numpy", "numba", "scipy"),
+            "",
+            "One image of 576 tokens of 1024 numbers, an instruction of 77 tokens, 64 tokens kept,",
+            "float32, NumPy arrays; `fastv`, `pyramiddrop` and `sparsevlm` keep 144 of 576 at one",
+            "layer shaped as Qwen2.5-VL-7B's. Times are medians, from tokens to a selection. Named",
+            "are functions of secateur that take more than a fifth of their method's time, those",
+            "of secateur that they call not counted.",
+            "",
+            *lines,
+            "",
+            "Over commits the same times are followed by `make bench` (`benchmarks/suite`).",
+            "",
+        ]
+        (DOCS / "benchmarks" / "methods.md").write_text("\n".join(page))
+
+
+if __name__ == "__main__":
+    main()
