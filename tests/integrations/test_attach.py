@@ -154,6 +154,60 @@ def test_a_text_encoder_compares_in_its_own_space(llava):
     np.testing.assert_allclose(att.last.scores[0], expected.scores.numpy(), rtol=1e-5)
 
 
+def test_a_siglip_text_encoder_compares_without_projections(llava):
+    """SigLIP's text goes through the head of its last layer, its patches through the last norm."""
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    vision = {**shape, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(3)
+    encoder = transformers.SiglipModel(
+        transformers.SiglipConfig(
+            vision_config=vision,
+            text_config={**shape, "vocab_size": 128, "max_position_embeddings": 8},
+        )
+    ).eval()
+    stock = llava[1]
+    config = transformers.LlavaConfig(
+        vision_config=transformers.SiglipVisionConfig(**vision),
+        text_config=copy.deepcopy(stock.config.text_config),
+        image_token_id=4,
+        image_seq_length=16,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    processor = llava[0].processor()
+    inputs = llava[0].inputs(words=(WORDS,))
+    method = sc.EADP(keep=5)
+    with attach(model, method, processor, (encoder, processor.tokenizer)) as att:
+        model(**inputs)
+    with torch.no_grad():
+        tower = model.model.vision_tower
+        states = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-1]
+        read = processor.tokenizer(WORDS, return_tensors="pt", padding="max_length", max_length=8)
+        ids = read["input_ids"]
+        out = encoder.text_model(input_ids=ids)
+        text = encoder.text_model.head(out.last_hidden_state)[0]
+        features = model.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+    assert int((ids == processor.tokenizer.pad_token_id).sum()) == 3
+    expected = method.select(
+        sc.Tokens(
+            features=features,
+            embeds=tower.post_layernorm(states)[0].detach(),
+            grid=(4, 4),
+            text=text,
+            text_global=out.pooler_output[0],
+            text_mask=~torch.isin(ids[0], torch.tensor(processor.tokenizer.all_special_ids)),
+        )
+    )
+    assert np.array_equal(att.last.kept[0], expected.sorted().numpy())
+    np.testing.assert_allclose(att.last.scores[0], expected.scores.numpy(), rtol=1e-5)
+
+
 def test_long_instructions_are_read_in_windows(llava):
     case, model = llava
     encoder, processor = clip(), case.processor()
