@@ -5,10 +5,16 @@ the registry.
 """
 
 import html
+import json
 import re
+from pathlib import Path
 
 from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 
+import secateur
+from secateur import lab
 from secateur.core.methods import table
 
 TABLE = "<!-- table of methods -->"
@@ -51,3 +57,13 @@ def _rendered(found: re.Match[str]) -> str:
     # A formula of several lines: one below the other, the alignment marks dropped.
     lines = [line.replace("&", " ").strip() for line in re.split(r"\\\\", latex)]
     return "".join(convert(line, display="block") for line in lines if line)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Stop the build where search would not find a public name."""
+    index = json.loads(Path(config.site_dir, "search", "search_index.json").read_text("utf-8"))
+    found = {entry["location"].rpartition("#")[2] for entry in index["docs"]}
+    names = [getattr(module, name) for module in (secateur, lab) for name in module.__all__]
+    public = {f"{x.__module__}.{x.__qualname__}" for x in names if hasattr(x, "__qualname__")}
+    if missing := sorted(public - found):
+        raise PluginError(f"no page of docs/api describes {', '.join(missing)}")

@@ -309,6 +309,7 @@ def threshold_scan(
 
 
 def by_score(directions: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions (B, N, D) with the best score first, and the order (B, N) that sorts them."""
     order = flat(scores, 1).argsort(dim=-1, descending=True, stable=True)
     x = flat(directions, 2)
     return x.gather(1, order[:, :, None].expand(-1, -1, x.shape[-1])), order

@@ -162,6 +162,7 @@ class Operation(Generic[P, R]):
 
     @eager
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Answer by the first driver that does, else by the reference."""
         choice = cast("str | None", kwargs.pop("backend", None))
         name = self.reference.__name__
         first: Any = args[0] if args else next(iter(kwargs.values()))

@@ -321,6 +321,7 @@ class FacilityLocation(_ByRow):
         return self._entries
 
     def rows(self) -> Sequence[Self]:
+        """One objective an image; see `Objective.rows`."""
         if not self.batch_shape:
             return (self,)
         return [self._row(position) for position in each_row(self.batch_shape)]
@@ -470,6 +471,7 @@ class LogDeterminant(_ByRow):
         self.batch_shape = shape[:-2]
 
     def rows(self) -> Sequence[Self]:
+        """One objective an image; see `Objective.rows`."""
         if not self.batch_shape:
             return (self,)
         return [
@@ -613,6 +615,7 @@ class Dispersion(_ByRow):
         self._entries: Similarity | None = None
 
     def rows(self) -> Sequence[Self]:
+        """One objective an image; see `Objective.rows`."""
         if not self.batch_shape:
             return (self,)
         return [self._row(position) for position in each_row(self.batch_shape)]

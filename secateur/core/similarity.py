@@ -47,9 +47,11 @@ class MatrixSimilarity:
         self.size = int(matrix.shape[-1])
 
     def columns(self, indices: Array) -> Array:
+        """Of all tokens to those of `indices`: (N, m)."""
         return namespace(self.sample).take(self.sample, indices, axis=1)
 
     def rows(self, indices: Array) -> Array:
+        """Of those of `indices` to all tokens: (m, N)."""
         return namespace(self.sample).take(self.sample, indices, axis=0)
 
 
@@ -65,9 +67,11 @@ class CosineSimilarity:
         self.size = int(features.shape[-2])
 
     def columns(self, indices: Array) -> Array:
+        """Of all tokens to those of `indices`: (N, m)."""
         return shifted(self.sample @ namespace(self.sample).take(self.sample, indices, axis=0).T)
 
     def rows(self, indices: Array) -> Array:
+        """Of those of `indices` to all tokens: (m, N)."""
         return shifted(namespace(self.sample).take(self.sample, indices, axis=0) @ self.sample.T)
 
 
@@ -81,9 +85,11 @@ class SparseSimilarity:
         self.size = int(matrix.shape[-1])
 
     def columns(self, indices: Array) -> Array:
+        """Of all tokens to those of `indices`: (N, m)."""
         return self._columns[:, indices].toarray()
 
     def rows(self, indices: Array) -> Array:
+        """Of those of `indices` to all tokens: (m, N)."""
         return self._rows[indices, :].toarray()
 
 

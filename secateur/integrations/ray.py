@@ -48,6 +48,7 @@ class PruneBatch:
         self._bad = bad
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """Prune a batch; bad rows go to the side output."""
         results = self._pruner(table)
         if self._bad is None:
             return results
