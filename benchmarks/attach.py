@@ -2,11 +2,12 @@
 
 Models have the shapes of the real 7B checkpoints and random weights: all layers on a GPU, two of
 the language model's and four of the tower's on a CPU (`--layers`, `--tower-layers`). Printed for
-the stock model and for each method at 1/2, 1/4 and 1/9 of the tokens: the length of the prompt, in
-the end; FLOPs of the prefill (torch's counter), bytes of the KV cache, seconds of the prefill,
-seconds to the first token from `generate`, milliseconds of choosing, and choosing as a share of
-the unpruned prefill. "eager tower" is the stock model with the vision tower on eager attention, as
-programs run it that read attention weights from its outputs.
+the stock model and for each method at 1/2, 1/4 and 1/9 of the tokens: the length of the prompt;
+FLOPs of the prefill (torch's counter); bytes of the KV cache; time of the prefill, and to the
+first token from `generate`; time of choosing, and as a share of the unpruned prefill; and the
+memory that the prefill takes at its peak beside the weights (on a CPU as Linux counts it for the
+process). "eager tower" is the stock model with the vision tower on eager attention, as programs
+run it that read attention weights from its outputs.
 
     python benchmarks/attach.py --family qwen2.5-vl --rounds 5 --out docs/benchmarks/attach.md
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -30,7 +32,18 @@ from torch.utils.flop_counter import FlopCounterMode
 import secateur as sc
 
 SHARES = {"1/2": 1 / 2, "1/4": 1 / 4, "1/9": 1 / 9}
-HEAD = ("method", "kept", "prompt", "TFLOP", "KV cache", "prefill", "first token", "choosing", "")
+HEAD = (
+    "method",
+    "kept",
+    "prompt",
+    "TFLOP",
+    "KV cache",
+    "prefill",
+    "first token",
+    "choosing",
+    "of the stock prefill",
+    "memory",
+)
 
 
 def llava(layers: int | None, tower: int | None) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -66,7 +79,7 @@ def qwen(layers: int | None, tower: int | None) -> tuple[Any, dict[str, torch.Te
         "intermediate_size": 3420,
         "num_heads": 16,
         "out_hidden_size": 3584,
-        "fullatt_block_indexes": sorted({depth * n // 4 - 1 for n in (1, 2, 3, 4)}),
+        "fullatt_block_indexes": list(range(7, depth, 8)) or [depth - 1],
     }
     text = {
         "hidden_size": 3584,
@@ -122,6 +135,22 @@ def seconds(run: Callable[[], Any], rounds: int, device: torch.device) -> float:
     return sorted(spent[1:])[rounds // 2]
 
 
+def memory(device: torch.device, what: str = "now") -> int:
+    """Bytes the device holds, or has held at most since the last time this said what it holds."""
+    if device.type == "cuda":
+        if what == "peak":
+            return torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    if what == "now":
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    name = {"now": "VmRSS:", "peak": "VmHWM:"}[what]
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+
 @torch.inference_mode()
 def measured(
     model: Any, inputs: dict[str, Any], method: sc.Method | None, rounds: int
@@ -147,11 +176,9 @@ def measured(
                 spent = att.last.milliseconds
                 row["choosing"].append(sum(spent.get(x, 0.0) for x in ("choose", "inside")))
 
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        before = memory(device)
         row["prefill"] = seconds(prefill, rounds, device)
-        if device.type == "cuda":
-            row["peak"] = torch.cuda.max_memory_allocated()
+        row["peak"] = memory(device, "peak") - before
         row["first"] = seconds(
             lambda: model.generate(**inputs, max_new_tokens=1, do_sample=False), rounds, device
         )
@@ -172,9 +199,8 @@ def line(name: str, kept: str, row: dict[str, Any], stock: dict[str, Any]) -> st
         f"{1000 * row['first']:.0f} ms",
         f"{1000 * row['choosing']:.1f} ms" if row["choosing"] else "",
         f"{100 * share:.1f} %" if row["choosing"] else "",
+        f"{row['peak'] / 2**20:.0f} MiB",
     ]
-    if "peak" in row:
-        cells.append(f"{row['peak'] / 2**30:.2f} GiB")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -200,12 +226,11 @@ def main() -> None:
         torch.set_default_dtype(torch.float32)
         model.eval()
         model.generation_config.eos_token_id = None
-        head = [*HEAD[:-1], "of the stock prefill", *(["peak memory"] if cuda else [])]
         depth = model.config.get_text_config().num_hidden_layers
         told += [
             f"\n## {family}, {depth} layers, {str(dtype).removeprefix('torch.')} on {device}\n",
-            "| " + " | ".join(head) + " |",
-            "|" + " --- |" * len(head),
+            "| " + " | ".join(HEAD) + " |",
+            "|" + " --- |" * len(HEAD),
         ]
         stock = measured(model, inputs, None, chosen.rounds)
         told.append(line("stock", "all", stock, stock))

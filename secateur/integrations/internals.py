@@ -24,8 +24,9 @@ def missing() -> list[str]:
 
     wanted = {
         "cache_utils.DynamicLayer.update": hasattr(cache_utils.DynamicLayer, "update"),
-        "cache_utils.StaticLayer.cumulative_length": "cumulative_length"
-        in cache_utils.StaticLayer.__annotations__,
+        "cache_utils.StaticLayer.cumulative_length": hasattr(
+            cache_utils.StaticLayer(max_cache_len=1), "cumulative_length"
+        ),
         "cache_utils.Cache.layers": "layers" in inspect.signature(cache_utils.Cache).parameters,
         "masking_utils.create_causal_mask(layer_idx=)": "layer_idx"
         in inspect.signature(masking_utils.create_causal_mask).parameters,
