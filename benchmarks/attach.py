@@ -31,6 +31,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
 
+INTRODUCTION = """# What attaching costs and saves
+
+Printed by `python benchmarks/attach.py`, which says what is measured. Models have the shapes of the
+real 7B checkpoints with few layers and random weights, so read rows against each other: choosing
+against the unpruned prefill, which with all layers takes some ten times longer while choosing
+takes what it takes here; and memory against the row *eager tower*, which is what programs pay
+that read attention weights from the tower's outputs. An attachment reads queries and keys in
+blocks and leaves sdpa and flash attention on.
+
+"""
 SHARES = {"1/2": 1 / 2, "1/4": 1 / 4, "1/9": 1 / 9}
 HEAD = (
     "method",
@@ -250,7 +260,7 @@ def main() -> None:
         del model, inputs
         gc.collect()
     if chosen.out is not None:
-        title = "# Attached\n\nPrinted by `benchmarks/attach.py`, which says what is measured.\n\n"
+        title = INTRODUCTION
         chosen.out.write_text(title + "\n".join(told) + "\n", encoding="utf-8")
 
 

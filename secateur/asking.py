@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from secateur.core.measures import effective_rank
-from secateur.core.methods import AgilePruner, Method
+from secateur.core.methods import Method
 from secateur.integrations.attach import attach
 from secateur.integrations.report import Report
+from secateur.lab.bench import Lab, fitted, usual_erank
 from secateur.pictures import Panel, heat, sheet
 
 SIDE = 336
@@ -93,18 +93,20 @@ def ask(
     """Ask one question of one picture: with all tokens, then with those each method keeps."""
     picture = Image.open(image).convert("RGB")
     network, processor, pair = loaded(model, text_encoder)
-    inputs = _inputs(processor, picture, question, own=model is None).to(network.device)
+    inputs = inputs_of(processor, picture, question, own=model is None).to(network.device)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
+    lab = Lab(network, processor, pair) if model is None else None
     answers = [_answer(network, processor, inputs, None, None, tokens)]
     for method in methods:
-        fitted = _fitted(method, network, processor if model is None else None)
-        with attach(network, fitted, processor, pair, instruction=question) as attachment:
-            answers.append(_answer(network, processor, inputs, fitted, attachment, tokens))
+        suited = _fitted(method, network, lab)
+        with attach(network, suited, processor, pair, instruction=question) as attachment:
+            answers.append(_answer(network, processor, inputs, suited, attachment, tokens))
     return answers
 
 
-def _inputs(processor: Any, picture: Image.Image, question: str, *, own: bool) -> Any:
+def inputs_of(processor: Any, picture: Image.Image, question: str, *, own: bool) -> Any:
+    """A prompt with one image, as the lab's model (`own`) or a chat template has it."""
     if own:
         from secateur.lab import prompt
 
@@ -117,31 +119,15 @@ def _inputs(processor: Any, picture: Image.Image, question: str, *, own: bool) -
     return processor(images=[picture], text=[text], return_tensors="pt")
 
 
-def _fitted(method: Method, network: Any, lab_processor: Any) -> Method:
-    """Give a method what it cannot know of the model.
-
-    The patch that becomes one token, to a method that cuts pixels itself; the usual effective
-    rank of the lab's scenes, to one that compares with it and was told none.
-    """
-    if isinstance(method, AgilePruner) and method.mean_erank is None and lab_processor is not None:
-        method = replace(method, mean_erank=_usual(network, lab_processor))
+def _fitted(method: Method, network: Any, lab: Lab | None) -> Method:
+    """Give a method what it cannot know of the model: the lab's settings, or the patch's size."""
+    if lab is not None:
+        return fitted(method, lambda: usual_erank(lab))
     vision = getattr(network.config, "vision_config", None)
     if vision is None or "patch" not in {item.name for item in fields(method)}:
         return method
     merge = getattr(vision, "spatial_merge_size", 1)
     return replace(method, patch=vision.patch_size * merge)  # type: ignore[call-arg]
-
-
-def _usual(network: Any, processor: Any, count: int = 32) -> float:
-    """The mean effective rank of the lab's own scenes."""
-    from secateur.lab import prompt, scenes
-
-    pictures = [Image.fromarray(scene.image) for scene in scenes(count, seed=0)]
-    inputs = processor(images=pictures, text=[prompt("")] * count, return_tensors="pt")
-    with torch.inference_mode():
-        found = network.get_image_features(pixel_values=inputs["pixel_values"].to(network.dtype))
-    features = torch.stack(list(getattr(found, "pooler_output", found)))
-    return float(effective_rank(features).mean())
 
 
 def _answer(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
@@ -211,6 +212,148 @@ def prune(
         return
     _print([{k: v for k, v in row.items() if k != "kept"} for row in rows], False, question)
     typer.echo(f"Wrote {output}.")
+
+
+@app.command()
+def bench(
+    folder: Annotated[
+        Path, typer.Argument(help="Where cells and report go; a run goes on there.")
+    ] = Path("build/bench"),
+    only: Annotated[
+        str | None, typer.Option("--methods", help="Names separated by commas; all without.")
+    ] = None,
+    budgets: Annotated[str, typer.Option(help="Tokens to keep, separated by commas.")] = "64,36,16",
+    count: Annotated[int, typer.Option("--scenes", min=2, help="Held-out scenes.")] = 100,
+    claims: Annotated[bool, typer.Option(help="Check the claims of the papers as well.")] = True,
+    on_ray: Annotated[bool, typer.Option("--ray", help="Spread the cells over Ray.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what methods cost the lab's model in answers, and write a report."""
+    with _told():
+        try:
+            from secateur.lab import HELD_OUT, findings, scenes
+            from secateur.lab import bench as running
+            from secateur.lab import claims as claiming
+
+            lab = running.Lab.load()
+        except ImportError as error:
+            raise ImportError(
+                f"bench needs {error.name}: pip install 'secateur[cli,transformers]'"
+            ) from None
+        names = sorted(sc.methods()) if only is None else [n.strip() for n in only.split(",")]
+        keeps = _budgets(budgets)
+        erank = running.usual_erank(lab)
+        planned = running.cells(names, keeps, erank)
+        compared = keeps[-2:]
+        claims = claims and only is None
+        if claims:
+            planned += claiming.variants(compared, erank)
+        running.open_run(folder, count)
+        todo = len(running.missing(folder, planned))
+        with typer.progressbar(
+            length=todo,
+            label=f"{todo} of {len(planned)} cells",
+            file=sys.stderr,
+            hidden=as_json or not sys.stderr.isatty(),
+        ) as bar:
+            if on_ray:
+                running.run_on_ray(folder, planned, count, done=lambda _: bar.update(1))
+            else:
+                running.run(folder, planned, count, lab=lab, done=lambda _: bar.update(1))
+        found = {(each["label"], each["keep"]): each for each in running.results(folder, planned)}
+        checked = []
+        if claims:
+            drawn = list(scenes(count, HELD_OUT))
+            checked = [claiming.pointing(lab, drawn, erank), *claiming.check(found, compared)]
+        made = f"{date.today().isoformat()}, {_machine()}."
+        command = f"secateur bench {folder}" + "".join(
+            f" {flag}"
+            for flag, given in (
+                (f"--methods {only}", only is not None),
+                (f"--budgets {budgets}", budgets != "64,36,16"),
+                (f"--scenes {count}", count != running.SCENES),
+                ("--ray", on_ray),
+            )
+            if given
+        )
+        rows = findings.write(folder / "report", found, checked, made, command)
+    if as_json:
+        told = [{**vars(each), "verdict": each.verdict} for each in checked]
+        typer.echo(json.dumps({"rows": rows, "claims": told}, indent=1))
+        return
+    shown = [
+        {
+            "method": row["method"],
+            "keep": row["keep"],
+            "of_all_tokens": f"{100 * row['relative']:.0f} %",
+            "95_%": f"{100 * row['low']:.0f} to {100 * row['high']:.0f}",
+        }
+        for row in rows
+    ]
+    _print(shown, False, f"Right answers on {count} scenes")
+    for each in checked:
+        typer.echo(f"{each.verdict:9} {each.claim} ({each.measured})")
+    typer.echo(f"Wrote {folder / 'report' / 'bench.md'}.")
+
+
+def _budgets(text: str) -> list[int]:
+    try:
+        keeps = sorted({int(part) for part in text.split(",")}, reverse=True)
+    except ValueError:
+        raise ValueError(f"--budgets: expected counts such as 64,36,16, got {text!r}") from None
+    if not keeps or keeps[-1] < 1 or keeps[0] > 144:
+        raise ValueError(f"--budgets: the lab's model has 144 tokens, got {text!r}")
+    return keeps
+
+
+def _machine() -> str:
+    import os
+    import platform
+
+    return f"{os.cpu_count()} {platform.machine()} cores, Python {platform.python_version()}"
+
+
+@app.command()
+def calibrate(
+    folder: Annotated[Path, typer.Argument(help="A folder of images as the model will see.")],
+    model: Annotated[
+        str | None, typer.Option(help="A folder or name for from_pretrained; the lab's without.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the calibration to this file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what adaptive methods compare an image with: mean complexity and thresholds."""
+    with _told():
+        try:
+            from secateur.calibrating import calibrate_on, pictures
+        except ImportError as error:
+            raise ImportError(
+                f"calibrate needs {error.name}: pip install 'secateur[cli,transformers]'"
+            ) from None
+        images = pictures(folder)
+        with typer.progressbar(
+            length=len(images),
+            label="images",
+            file=sys.stderr,
+            hidden=as_json or not sys.stderr.isatty(),
+        ) as bar:
+            found = calibrate_on(images, model=model, done=lambda: bar.update(1))
+        if output is not None:
+            found.calibration.save(output)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+        return
+    typer.echo(
+        f"mean effective rank of {found.calibration.images} images: {found.calibration.erank:.4g}"
+    )
+    if found.calibration.entropy is not None:
+        typer.echo(f"mean attention entropy: {found.calibration.entropy:.4g} nats")
+    typer.echo(f"thresholds of ERASE: {', '.join(f'{x:.4g}' for x in found.thresholds)}")
+    typer.echo(f"use {found.erase!r}")
+    if output is not None:
+        typer.echo(f"Wrote {output}: secateur.Calibration.load reads it.")
 
 
 @app.command()
