@@ -16,7 +16,7 @@ SHELL := bash
 .PHONY: help demo test test-all coverage check lint format types layers doctests docs bench clean
 
 help:
-	@echo "make demo      prune the patches of a photograph, write demo.png"
+	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
 	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on, JOBS=2 at a time)"
 	@echo "make test-all  run the slow tests too, and every test on JAX arrays"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"

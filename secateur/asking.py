@@ -14,7 +14,7 @@ from PIL import Image
 from secateur.core.methods import Method
 from secateur.integrations.attach import attach
 from secateur.integrations.report import Report
-from secateur.lab.bench import Lab, fitted, usual_erank
+from secateur.lab.bench import Lab, fitted, usual
 from secateur.pictures import Panel, heat, sheet
 
 SIDE = 336
@@ -47,13 +47,22 @@ class Answer:
         """The method's name."""
         return "all tokens" if self.method is None else type(self.method).__name__
 
+    @property
+    def tokens(self) -> int | None:
+        """How many visual tokens were there in the end; None for all of them."""
+        if self.report is None:
+            return None
+        kept = sum(len(each) for each in self.report.kept)
+        inside = [len(columns) for cuts in self.report.inside for _, columns in cuts]
+        return min([kept, *inside])
+
     def told(self) -> dict[str, Any]:
         """The answer as plain values."""
         report = self.report
         return {
             "method": self.title,
             "answer": self.text,
-            "tokens": None if report is None else sum(len(kept) for kept in report.kept),
+            "tokens": self.tokens,
             "prompt": None if report is None else report.prompt_length[1],
             "milliseconds": round(self.milliseconds, 1),
             "choosing": None if report is None else round(report.milliseconds["choose"], 1),
@@ -82,7 +91,7 @@ def loaded(model: str | None, text_encoder: str | None) -> tuple[Any, Any, Any]:
 
 
 def ask(
-    image: Path,
+    image: Path | Image.Image,
     question: str,
     methods: Sequence[Method],
     *,
@@ -91,12 +100,14 @@ def ask(
     tokens: int = 64,
 ) -> list[Answer]:
     """Ask one question of one picture: with all tokens, then with those each method keeps."""
-    picture = Image.open(image).convert("RGB")
+    picture = opened(image)
     network, processor, pair = loaded(model, text_encoder)
     inputs = inputs_of(processor, picture, question, own=model is None).to(network.device)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
     lab = Lab(network, processor, pair) if model is None else None
+    if lab is not None:
+        _answer(network, processor, inputs, None, None, tokens)  # Off the clock: what starts once.
     answers = [_answer(network, processor, inputs, None, None, tokens)]
     for method in methods:
         suited = _fitted(method, network, lab)
@@ -122,7 +133,7 @@ def inputs_of(processor: Any, picture: Image.Image, question: str, *, own: bool)
 def _fitted(method: Method, network: Any, lab: Lab | None) -> Method:
     """Give a method what it cannot know of the model: the lab's settings, or the patch's size."""
     if lab is not None:
-        return fitted(method, lambda: usual_erank(lab))
+        return fitted(method, lambda: usual(lab))
     vision = getattr(network.config, "vision_config", None)
     if vision is None or "patch" not in {item.name for item in fields(method)}:
         return method
@@ -142,9 +153,14 @@ def _answer(
     return Answer(method, told[0].strip(), spent, report)
 
 
-def drawn(image: Path, answers: Sequence[Answer]) -> Image.Image:
+def opened(image: Path | Image.Image) -> Image.Image:
+    """A picture in colour."""
+    return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")
+
+
+def drawn(image: Path | Image.Image, answers: Sequence[Answer]) -> Image.Image:
     """A sheet: the picture with the full answer, then what each method kept, and its scores."""
-    picture = Image.open(image).convert("RGB")
+    picture = opened(image)
     share = SIDE / max(picture.size)
     small = picture.resize([max(1, round(share * side)) for side in picture.size])
     panels = []
@@ -154,7 +170,10 @@ def drawn(image: Path, answers: Sequence[Answer]) -> Image.Image:
             panels.append(Panel(small, answer.title, [said, f"{answer.milliseconds:.0f} ms"]))
             continue
         part = answer.report.pictures[0][0]
-        kept = f"{part.budget} of {part.kept.size} tokens, {answer.milliseconds:.0f} ms"
+        kept = f"{part.budget} of {part.kept.size} tokens"
+        if answer.tokens is not None and answer.tokens < part.budget:
+            kept += f", then {answer.tokens}"
+        kept += f", {answer.milliseconds:.0f} ms"
         panels.append(Panel(answer.report.overlay(small), answer.title, [said, kept]))
         if part.scores is not None and len(answers) == 2:
             panels.append(Panel(heat(part.scores, part.grid, small.size), "its scores"))

@@ -242,12 +242,12 @@ def bench(
             ) from None
         names = sorted(sc.methods()) if only is None else [n.strip() for n in only.split(",")]
         keeps = _budgets(budgets)
-        erank = running.usual_erank(lab)
-        planned = running.cells(names, keeps, erank)
+        usually = running.usual(lab)
+        planned = running.cells(names, keeps, usually)
         compared = keeps[-2:]
         claims = claims and only is None
         if claims:
-            planned += claiming.variants(compared, erank)
+            planned += claiming.variants(compared, usually)
         running.open_run(folder, count)
         todo = len(running.missing(folder, planned))
         with typer.progressbar(
@@ -264,7 +264,7 @@ def bench(
         checked = []
         if claims:
             drawn = list(scenes(count, HELD_OUT))
-            checked = [claiming.pointing(lab, drawn, erank), *claiming.check(found, compared)]
+            checked = [claiming.pointing(lab, drawn, usually), *claiming.check(found, compared)]
         made = f"{date.today().isoformat()}, {_machine()}."
         command = f"secateur bench {folder}" + "".join(
             f" {flag}"

@@ -118,8 +118,10 @@ def test_prune_answers_with_all_tokens_and_with_those_kept(picture, tmp_path):
         "all tokens", "EADP", "AgilePruner", "ERASE", "TopK"
     ]  # fmt: skip
     assert answers[0]["tokens"] is None
-    assert [answers[i]["tokens"] for i in (1, 2, 4)] == [16, 16, 16]
-    assert all(len(row["kept"][0]) == row["tokens"] for row in answers[1:])
+    assert [row["tokens"] for row in answers[1:]] == [16, 16, 16, 16]
+    assert [len(answers[i]["kept"][0]) for i in (1, 2, 4)] == [16, 16, 16]
+    # ERASE lets more into the model and prunes to 16 inside.
+    assert len(answers[3]["kept"][0]) >= 16
     with Image.open(tmp_path / "p.png") as sheet:
         assert sheet.width > 3 * 336
 

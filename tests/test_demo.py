@@ -1,77 +1,48 @@
-"""The demo does what it says: it prunes, it reports, it draws."""
+"""The demo asks, counts and draws, on the model that comes with the package."""
 
-import numpy as np
 import pytest
+
+pytest.importorskip("transformers", reason="the demo asks a model of transformers")
+
 from PIL import Image
 
-from secateur import demo
+from secateur import demo, lab
 
 
-@pytest.fixture(scope="module")
-def kept():
-    return demo.choose(demo.photograph(), 192)
+def test_it_asks_to_read_a_label_that_nothing_else_says():
+    scene = demo.scene()
+    asked = demo.question(scene)
+    assert asked.kind == "reading"
+    assert len(scene.objects) >= 6
+    assert [type(each).__name__ for each in demo.methods(9)] == ["EADP", "AgilePruner", "ERASE"]
+    assert {each.keep for each in demo.methods(9)} == {9}
 
 
-def test_photograph_is_cut_evenly_by_every_patch_in_use():
-    pixels = demo.photograph()
-    assert pixels.shape == (448, 672, 3)
-    assert pixels.min() >= 0
-    assert 200 < pixels.max() <= 255
-    assert [side % patch for side in pixels.shape[:2] for patch in (14, 28, 32)] == [0] * 6
+def test_it_counts_right_answers(monkeypatch):
+    monkeypatch.setattr(demo, "COUNTED", ("colour",))
+    counted = demo.right(16, 3)
+    asked = sum(
+        question.kind == "colour"
+        for scene in lab.scenes(3, lab.HELD_OUT)
+        for question in scene.questions
+    )
+    assert [row[0] for row in counted] == ["all tokens", "EADP", "AgilePruner", "ERASE"]
+    assert {row[2] for row in counted} == {asked}
+    assert counted[0][1] == asked
 
 
-def test_patch_features_follow_the_pixels():
-    """A picture bright below and dark above differs only where the two halves meet."""
-    pixels = np.full((56, 28, 3), 10.0)
-    pixels[28:] = 200.0
-    pixels[7:14] = 60.0
-    described = demo.patch_features(np.random.default_rng(0).normal(pixels, 0.5), 14)
-    assert described.shape == (8, 10)
-    np.testing.assert_allclose(described.mean(0), 0.0, atol=1e-12)
-    np.testing.assert_allclose(described.std(0), 1.0)
-    assert described[4:, 0].min() > described[:4, 0].max()
-    assert list(np.argsort(described[:, 6])[-2:] // 2) == [0, 0]
-
-
-def test_every_way_keeps_what_was_asked(kept):
-    assert [each.title for each in kept] == [
-        "EADP",
-        "AgilePruner",
-        "ERASE",
-        "DivPrune",
-        "Random",
-    ]
-    assert [int(each.mask.sum()) for each in kept] == [192] * 5
-    assert {each.mask.shape for each in kept} == {(32, 48)}
-    assert len({each.mask.tobytes() for each in kept}) == 5
-
-
-def test_coverage_is_a_share_and_greedy_has_the_largest(kept):
-    shares = {each.title: each.coverage for each in kept}
-    assert all(0 < share <= 1 for share in shares.values())
-    assert shares["EADP"] == max(shares.values())
-    assert shares["EADP"] > 0.98
-    assert shares["ERASE"] < 0.9
-
-
-def test_picture_lights_what_was_kept(kept):
-    pixels = demo.photograph()
-    sheet = np.asarray(demo.picture(pixels, kept), dtype=np.float64)
-    x = demo.MARGIN + 48 * demo.SIDE + demo.MARGIN
-    panel = sheet[demo.MARGIN : demo.MARGIN + 32 * demo.SIDE, x : x + 48 * demo.SIDE]
-    photo = Image.fromarray(pixels.astype(np.uint8)).resize((480, 320))
-    lit = kept[0].mask.repeat(demo.SIDE, 0).repeat(demo.SIDE, 1)
-    np.testing.assert_array_equal(panel[lit], np.asarray(photo)[lit])
-    assert panel[~lit].max() <= 0.22 * 255 + max(demo.PAPER)
-
-
-def test_program_writes_the_picture_and_says_so(tmp_path, capsys):
-    path = tmp_path / "kept.png"
-    demo.main([str(path), "--keep", "64"])
+def test_it_says_what_it_did(tmp_path, capsys):
+    path = tmp_path / "asked.png"
+    demo.main([str(path), "--keep", "9", "--scenes", "0"])
     said = capsys.readouterr().out
-    assert "keeps 64 of 1536 patches" in said
+    assert said.count("   9 tokens") == 3
+    assert "144 tokens" in said
     assert f"Wrote {path}" in said
-    assert said.count("coverage at least") == 5
     with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert image.size == (1552, 892)
+        assert image.width > 4 * 336
+
+
+def test_it_refuses_more_tokens_than_there_are(capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["--keep", "145"])
+    assert "has 144 visual tokens, got 145" in capsys.readouterr().err

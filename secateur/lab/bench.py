@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from secateur.core.arrays import to_numpy
-from secateur.core.measures import attention_entropy, effective_rank
+from secateur.core.measures import attention_entropy, effective_rank, median, patch_entropy
 from secateur.core.methods import Method, methods
 from secateur.core.methods.base import rows
+from secateur.core.methods.erase import ERASE
 from secateur.core.selection import Selection
 from secateur.core.tokens import Tokens
 from secateur.lab.answers import HELD_OUT, ask_all, prompt
@@ -84,8 +85,24 @@ class Lab:
         return cls(*load(), text_encoder())
 
 
-def usual_erank(lab: Lab, count: int = 64) -> float:
-    """The mean effective rank of the features of scenes that are neither learnt nor asked."""
+@dataclass(frozen=True)
+class Usual:
+    """What the lab's scenes are like on average; see `usual`.
+
+    Attributes
+    ----------
+    erank
+        Mean effective rank of their features.
+    thresholds
+        Quartiles of their complexity as `ERASE` measures it, highest first.
+    """
+
+    erank: float
+    thresholds: tuple[float, ...]
+
+
+def usual(lab: Lab, count: int = 64) -> Usual:
+    """Measure scenes that are neither learnt nor asked."""
     import torch
 
     drawn = list(scenes(count, USUAL_SEED))
@@ -94,31 +111,46 @@ def usual_erank(lab: Lab, count: int = 64) -> float:
     )
     with torch.inference_mode():
         found = lab.model.get_image_features(pixel_values=inputs["pixel_values"])
-    return float(effective_rank(torch.stack(list(found.pooler_output))).mean())
+    erank = float(effective_rank(torch.stack(list(found.pooler_output))).mean())
+    pixels = np.stack([scene.image for scene in drawn])
+    steps = np.quantile(median(patch_entropy(pixels, PATCH)), (0.75, 0.5, 0.25))
+    return Usual(erank, tuple(steps.tolist()))
 
 
-def fitted(method: Method, erank: float | Callable[[], float]) -> Method:
+def fitted(method: Method, usually: Usual | Callable[[], Usual]) -> Method:
     """A method as it suits the lab.
 
-    Patches of eight pixels; the scenes' own mean complexity, where none is given; and patches
-    that are like a text where they show it, as the lab's twin was taught, while CLIP's own are
-    like it where they do not (``sign=-1``, the default).
+    Patches of eight pixels; the scenes' own complexity, where none is given; and patches that
+    are like a text where they show it, as the lab's twin was taught, while CLIP's own are like it
+    where they do not (``sign=-1``, the default). ERASE prunes after two of the four layers at
+    the earliest: after one, the instruction does not look at what it asks for yet.
     """
     known = {item.name for item in fields(method)}
     changes: dict[str, Any] = {"patch": PATCH, "sign": 1}
-    if "mean_erank" in known and vars(method)["mean_erank"] is None:
-        changes["mean_erank"] = erank() if callable(erank) else erank
+    published = ERASE()
+    adapts = "mean_erank" in known and vars(method)["mean_erank"] is None
+    erases = isinstance(method, ERASE) and method.thresholds == published.thresholds
+    if adapts or erases:
+        usually = usually() if callable(usually) else usually
+        if adapts:
+            changes["mean_erank"] = usually.erank
+        if erases:
+            changes |= {"thresholds": usually.thresholds, "shallow": 2}
     return replace(method, **{name: x for name, x in changes.items() if name in known})
 
 
-def cells(names: Sequence[str], budgets: Sequence[int], erank: float) -> list[Cell]:
+def cells(names: Sequence[str], budgets: Sequence[int], usually: Usual) -> list[Cell]:
     """All tokens, then every method of the registry that is named, at every budget."""
     known = methods()
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"methods: no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     return [
         Cell(ALL),
-        *(Cell(name, fitted(known[name](keep=keep), erank)) for name in names for keep in budgets),
+        *(
+            Cell(name, fitted(known[name](keep=keep), usually))
+            for name in names
+            for keep in budgets
+        ),
     ]
 
 

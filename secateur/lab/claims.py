@@ -24,7 +24,7 @@ from secateur.core.selection import Selection
 from secateur.core.similarity import cosine, cosine_similarity
 from secateur.core.tokens import Tokens
 from secateur.lab.answers import prompt
-from secateur.lab.bench import Cell, Lab, fitted
+from secateur.lab.bench import Cell, Lab, Usual, fitted
 from secateur.lab.scene import Kind, Scene
 
 SCORED: tuple[Kind, ...] = ("colour", "shape", "existence", "count", "reading", "dense")
@@ -64,16 +64,16 @@ VARIANTS = {
 """Methods with one thing left out, or turned round, for the claims to compare with."""
 
 
-def variants(budgets: Sequence[int], erank: float) -> list[Cell]:
+def variants(budgets: Sequence[int], usually: Usual) -> list[Cell]:
     """Every variant at every budget, and ERASE with all of its pruning before the model."""
     made = []
     for keep in budgets:
         made += [
-            Cell(label, fitted(replace(method, keep=keep), erank))
+            Cell(label, fitted(replace(method, keep=keep), usually))
             for label, method in VARIANTS.items()
         ]
         early = replace(ERASE(keep=keep), ratios=(1e-6,) * 4)
-        made.append(Cell("ERASE, pixels only", fitted(early, erank)))
+        made.append(Cell("ERASE, pixels only", fitted(early, usually)))
     return made
 
 
@@ -230,7 +230,7 @@ def check(cells: Cells, budgets: Sequence[int]) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.claim)
 
 
-def pointing(lab: Lab, drawn: Sequence[Scene], erank: float, share: float = 0.2) -> Finding:
+def pointing(lab: Lab, drawn: Sequence[Scene], usually: Usual, share: float = 0.2) -> Finding:
     """Whether the text tokens of lowest entropy point at what is asked, more than the others.
 
     A text token points right when the patch most like it shows what the answer speaks of.
@@ -246,7 +246,7 @@ def pointing(lab: Lab, drawn: Sequence[Scene], erank: float, share: float = 0.2)
             seen.append(tokens)
             return super().choose(tokens, k)
 
-    method = fitted(Watching(keep=16), erank)
+    method = fitted(Watching(keep=16), usually)
     rows: list[list[float]] = []
     with attach(lab.model, method, lab.processor, lab.encoder):
         for scene in drawn:

@@ -11,6 +11,8 @@ import secateur as sc
 from secateur.cli import app
 from secateur.lab import HELD_OUT, bench, claims, findings, scenes
 
+USUAL = bench.Usual(15.0, (1.3, 0.4, 0.0))
+
 
 @pytest.fixture(scope="module")
 def lab():
@@ -19,7 +21,7 @@ def lab():
 
 @pytest.fixture(scope="module")
 def planned():
-    return bench.cells(["topk", "divprune"], [16], 15.0)
+    return bench.cells(["topk", "divprune"], [16], USUAL)
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +137,12 @@ def test_the_share_of_picks_that_rounding_leaves():
 
 
 def test_low_entropies_point_at_what_is_asked(lab):
-    finding = claims.pointing(lab, list(scenes(4, HELD_OUT)), 15.0)
+    finding = claims.pointing(lab, list(scenes(4, HELD_OUT)), USUAL)
     assert -1 <= finding.low <= finding.difference <= finding.high <= 1
 
 
 def test_variants_leave_one_thing_out():
-    cells = {one.label: one.method for one in claims.variants([16], 15.0)}
+    cells = {one.label: one.method for one in claims.variants([16], USUAL)}
     dice = np.random.default_rng(0)
     features, text = dice.normal(size=(36, 8)), dice.normal(size=(5, 8))
     tokens = sc.Tokens(features=features, text=text, text_global=text.mean(0), grid=(6, 6))
@@ -203,3 +205,22 @@ def test_calibrate_measures_a_folder(tmp_path):
     ran = CliRunner().invoke(app, ["calibrate", str(few)])
     assert ran.exit_code == 2
     assert "at least four images" in ran.stderr
+
+
+def test_methods_are_fitted_to_the_lab_and_what_is_given_stays():
+    assert bench.fitted(sc.EADP(), USUAL).sign == 1
+    assert bench.fitted(sc.AgilePruner(), USUAL) == sc.AgilePruner(mean_erank=15.0)
+    given = sc.AgilePruner(mean_erank=3.0)
+    assert bench.fitted(given, USUAL) == given
+    erase = bench.fitted(sc.ERASE(keep=9), USUAL)
+    assert (erase.patch, erase.thresholds, erase.shallow) == (8, USUAL.thresholds, 2)
+    own = bench.fitted(sc.ERASE(thresholds=(2.0, 1.0, 0.5)), USUAL)
+    assert (own.patch, own.thresholds, own.shallow) == (8, (2.0, 1.0, 0.5), 1)
+    assert bench.fitted(sc.TopK(), USUAL) == sc.TopK()
+
+
+def test_what_is_usual_is_measured(lab):
+    found = bench.usual(lab, 8)
+    assert 5 < found.erank < 40
+    assert list(found.thresholds) == sorted(found.thresholds, reverse=True)
+    assert found.thresholds[0] > found.thresholds[2] >= 0
