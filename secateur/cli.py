@@ -187,6 +187,9 @@ def prune(
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path(
         "pruned.png"
     ),
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to explore methods and budgets, too.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question with all visual tokens and with those a method keeps, and draw them."""
@@ -198,20 +201,21 @@ def prune(
                 f"prune needs {error.name}: pip install 'secateur[cli,transformers]'"
             ) from None
         names = compare.split(",") if compare else [method]
-        answers = ask(
-            image,
-            question,
-            [_method(name.strip(), keep, setting) for name in names],
-            model=model,
-            text_encoder=text_encoder,
-        )
+        chosen = [_method(name.strip(), keep, setting) for name in names]
+        answers = ask(image, question, chosen, model=model, text_encoder=text_encoder)
         drawn(image, answers).save(output, optimize=True)
+        if html is not None:
+            from secateur.explorer import explored
+
+            page = explored(image, question, chosen, model=model, text_encoder=text_encoder)
+            html.write_text(page, "utf-8")
     rows = [answer.told() for answer in answers]
     if as_json:
-        typer.echo(json.dumps({"answers": rows, "picture": str(output)}, indent=1))
+        told = {"answers": rows, "picture": str(output), "page": html and str(html)}
+        typer.echo(json.dumps(told, indent=1))
         return
     _print([{k: v for k, v in row.items() if k != "kept"} for row in rows], False, question)
-    typer.echo(f"Wrote {output}.")
+    typer.echo(f"Wrote {output}." if html is None else f"Wrote {output} and {html}.")
 
 
 @app.command()
@@ -226,6 +230,9 @@ def bench(
     count: Annotated[int, typer.Option("--scenes", min=2, help="Held-out scenes.")] = 100,
     claims: Annotated[bool, typer.Option(help="Check the claims of the papers as well.")] = True,
     on_ray: Annotated[bool, typer.Option("--ray", help="Spread the cells over Ray.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the report here instead of FOLDER/report.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure what methods cost the lab's model in answers, and write a report."""
@@ -266,22 +273,25 @@ def bench(
             drawn = list(scenes(count, HELD_OUT))
             checked = [claiming.pointing(lab, drawn, usually), *claiming.check(found, compared)]
         made = f"{date.today().isoformat()}, {_machine()}."
-        command = f"secateur bench {folder}" + "".join(
+        shown = "" if folder == Path("build/bench") else f" {folder}"
+        command = f"secateur bench{shown}" + "".join(
             f" {flag}"
             for flag, given in (
                 (f"--methods {only}", only is not None),
                 (f"--budgets {budgets}", budgets != "64,36,16"),
                 (f"--scenes {count}", count != running.SCENES),
                 ("--ray", on_ray),
+                (f"--report {report}", report is not None),
             )
             if given
         )
-        rows = findings.write(folder / "report", found, checked, made, command)
+        report = report or folder / "report"
+        rows = findings.write(report, found, checked, made, command)
     if as_json:
         told = [{**vars(each), "verdict": each.verdict} for each in checked]
         typer.echo(json.dumps({"rows": rows, "claims": told}, indent=1))
         return
-    shown = [
+    told = [
         {
             "method": row["method"],
             "keep": row["keep"],
@@ -290,10 +300,10 @@ def bench(
         }
         for row in rows
     ]
-    _print(shown, False, f"Right answers on {count} scenes")
+    _print(told, False, f"Right answers on {count} scenes")
     for each in checked:
         typer.echo(f"{each.verdict:9} {each.claim} ({each.measured})")
-    typer.echo(f"Wrote {folder / 'report' / 'bench.md'}.")
+    typer.echo(f"Wrote {report / 'bench.md'}.")
 
 
 def _budgets(text: str) -> list[int]:

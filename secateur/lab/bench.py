@@ -344,7 +344,8 @@ def run_on_ray(
     import ray
 
     open_run(folder, scene_count)
-    if not ray.is_initialized():
+    todo = missing(folder, planned)
+    if todo and not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False)
 
     def task(cell: Cell) -> tuple[Cell, dict[str, Any]]:
@@ -354,7 +355,7 @@ def run_on_ray(
         return cell, run_cell(Lab.load(), cell, list(scenes(scene_count, HELD_OUT)))
 
     spread = ray.remote(num_cpus=1)(task)
-    waiting = [spread.remote(cell) for cell in missing(folder, planned)]
+    waiting = [spread.remote(cell) for cell in todo]
     while waiting:
         ready, waiting = ray.wait(waiting)
         for cell, found in ray.get(ready):
