@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from secateur.backends import cupy_kernels
 from secateur.core.maximize import (
@@ -172,10 +175,32 @@ def test_images_in_parts_and_without_room(driver: Any, monkeypatch: pytest.Monke
     assert driver.threshold_scan(x, x[..., 0], k, np.zeros(2), 0.5) is NotImplemented
 
 
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 1 << 30), n=st.integers(1, 12), levels=st.integers(1, 4))
+def test_matrices_full_of_ties(driver: Any, seed: int, n: int, levels: int) -> None:
+    dice = np.random.default_rng(seed)
+    s = dice.integers(-1, levels, (2, n, n)) / levels
+    w = dice.integers(0, 3, (2, n)) / 2
+    k = dice.integers(1, n + 1, 2)
+    same(driver.facility_location(s, w, k), facility_location.reference(s, w, k))
+    d = np.abs(s)
+    same(driver.farthest_first(d, k), farthest_first.reference(d, k))
+
+
+def test_cupy_has_every_function_that_is_called() -> None:
+    cp = pytest.importorskip("cupy", reason="CuPy is not installed")
+    source = Path(cupy_kernels.__file__).with_name("cupy.py").read_text()
+    called = set(re.findall(r"\bcp\.([a-z_]\w*)", source)) - {"linalg"}
+    assert len(called) > 15
+    assert not [name for name in called if not hasattr(cp, name)]
+    assert hasattr(cp.linalg, "eigvalsh")
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is missing")
 def test_the_source_compiles_for_a_device(tmp_path: Path) -> None:
     source = tmp_path / "kernels.cu"
-    source.write_text("typedef float Entry;\n" + cupy_kernels.SOURCE)
+    # The runtime compiler of CUDA may lack the macro that nvcc's own headers define.
+    source.write_text("typedef float Entry;\n#undef INFINITY\n" + cupy_kernels.SOURCE)
     target = tmp_path / "kernels.ptx"
     command = ["nvcc", "-ptx", "-arch=sm_90", str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
