@@ -89,6 +89,13 @@ def test_facility_location(driver: Any, dtype: Any, k: Any, weighted: bool) -> N
     )
 
 
+def test_more_tokens_than_threads(driver: Any) -> None:
+    x = features(300, dtype=np.float32)[1:]
+    s = cosine_similarity.reference(x)
+    same(driver.facility_location(s, None, 20), facility_location.reference(s, None, 20))
+    same(driver.farthest_first(1 - s, 20), farthest_first.reference(1 - s, 20))
+
+
 @pytest.mark.parametrize("matrix", [np.ones((7, 7)), np.zeros((7, 7)), np.eye(7), -np.eye(7)])
 def test_ties_go_to_the_lowest_index(driver: Any, matrix: np.ndarray) -> None:
     found = driver.facility_location(matrix, None, 7)
