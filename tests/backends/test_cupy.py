@@ -69,7 +69,7 @@ def same(found: Any, wanted: Any) -> None:
     np.testing.assert_allclose(found.value, wanted.value, rtol=1e-6, atol=1e-7)
 
 
-BUDGETS = [1, 9, np.asarray([23, 4])]
+BUDGETS = [1, 9, np.asarray([4, 23]), np.asarray([23, 5])]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
