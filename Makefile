@@ -58,7 +58,7 @@ layers: $(VENV)/.dev
 
 doctests: $(VENV)/.dev
 	@echo "== doctests =="
-	@$(BIN)/python -m pytest -q --doctest-modules secateur
+	@$(BIN)/python -m pytest -q --doctest-modules secateur --ignore=secateur/backends/cupy.py --ignore=secateur/integrations/vllm/llava.py
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site

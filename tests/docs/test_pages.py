@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from secateur.core import arrays
+
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(
     r"(?P<aside><!-- not run: [^\n]+ -->\n+)?^```python[^\n]*\n(?P<code>.*?)^```", re.DOTALL | re.M
@@ -16,6 +18,9 @@ PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md"))
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
     """A block below ``<!-- not run: reason -->`` need only be valid Python."""
     monkeypatch.chdir(tmp_path)
+    for registry in ("_drivers", "_modules"):
+        # What a page registers is gone when the page ends.
+        monkeypatch.setattr(arrays, registry, dict(getattr(arrays, registry)))
     names: dict[str, object] = {"__name__": "page"}
     for block in BLOCK.finditer((DOCS / page).read_text(encoding="utf-8")):
         code = compile(block["code"], page, "exec")
