@@ -65,8 +65,10 @@ class AgilePruner(Method):
     default comes from made-up features (``benchmarks/tau_max.py``: 576 tokens in 3 to 60
     regions, cosines of about 0.75 within and 0.35 across): there sets of 32, 64 and 128 cover
     the image within 0.2 % of the best over all tau_max. Lower ones keep near-copies; higher
-    ones empty the candidates, and attention alone fills up. Features of another spread want
-    another value.
+    ones empty the candidates, and attention alone fills up. On the lab's scenes
+    (``benchmarks/defaults.py``) answers at 16 of 144 tokens are flat from 0.15 upwards, 72.3 %,
+    and 69 % at 0.05; at 36 tokens lower is better, 89.1 % at 0.1 against 84.4 %. Features of
+    another spread want another value.
 
     Attention is meant to come from the class token in the penultimate layer, averaged over heads,
     or, in encoders without one, to be the mean attention a token receives from all others.
