@@ -69,12 +69,20 @@ def keep_all(visual: Visual) -> Chosen:
 
 
 @torch.no_grad()
-def choose(method: Method, visual: Visual, wants: frozenset[str], text: Text | None) -> Chosen:
-    """Let a method choose from the parts of an image or video."""
+def choose(
+    method: Method,
+    visual: Visual,
+    wants: frozenset[str],
+    text: Text | Sequence[Text] | None,
+) -> Chosen:
+    """Let a method choose from the parts of an image or video, by one text or by one a part."""
     if getattr(method, "crops", None) is not None:
         # Crops are parts here, of differing grids, so the method sees them one by one.
         method = replace(method, crops=None)  # type: ignore[call-arg]
-    tokens = [_tokens(visual, part, wants, text) for part in visual.parts]
+    texts = text if isinstance(text, Sequence) else [text] * len(visual.parts)
+    tokens = [
+        _tokens(visual, part, wants, own) for part, own in zip(visual.parts, texts, strict=True)
+    ]
     alike = len({part.grid for part in visual.parts}) == 1
     if visual.crops:
         selections = _crops(method, tokens, visual.crops)
@@ -127,14 +135,23 @@ def _moved(x: Any, like: Tensor) -> Any:
 
 
 def _stacked(tokens: Sequence[Tokens]) -> Tokens:
-    """Frames of one video as a batch."""
+    """Frames of one video, or images of one size, as a batch."""
     first = tokens[0]
     together: dict[str, Any] = {"grid": first.grid}
     for name in ("features", "attention", "attention_shallow", "keys", "embeds", "pixels"):
         if getattr(first, name) is not None:
             together[name] = torch.stack([getattr(each, name) for each in tokens])
-    for name in ("text", "text_global", "text_mask"):
-        together[name] = _repeated(getattr(first, name), len(tokens))
+    if all(each.text is first.text for each in tokens):
+        for name in ("text", "text_global", "text_mask"):
+            together[name] = _repeated(getattr(first, name), len(tokens))
+    else:
+        lengths = torch.tensor([each.text.shape[0] for each in tokens], device=first.text.device)
+        longest = int(lengths.max())
+        together["text"] = torch.nn.utils.rnn.pad_sequence(
+            [each.text for each in tokens], batch_first=True
+        )
+        together["text_global"] = torch.stack([each.text_global for each in tokens])
+        together["text_mask"] = torch.arange(longest, device=lengths.device) < lengths[:, None]
     return Tokens(**together)
 
 
@@ -151,11 +168,7 @@ def _crops(method: Method, crops: Sequence[Tokens], pictures: int) -> list[Selec
     "importance"; in proportion to their sizes where a method has no scores, or negative ones.
     """
     sizes = np.array([each.size for each in crops])
-    if isinstance(method.keep, float):
-        total = method.budget(int(sizes.sum()))
-    else:
-        total = min(int(method.keep) * pictures, int(sizes.sum()))
-    total = max(total, len(crops))
+    total = shared_budget(method, int(sizes.sum()), len(crops), pictures)
     if total == sizes.sum():
         return [_with_budget(method, each.size).select(each, check_finite=False) for each in crops]
     first = method.select(list(crops), check_finite=False)
@@ -169,6 +182,13 @@ def _crops(method: Method, crops: Sequence[Tokens], pictures: int) -> list[Selec
         _with_budget(method, int(budget)).select(each, check_finite=False)
         for each, budget in zip(crops, budgets, strict=True)
     ]
+
+
+def shared_budget(method: Method, size: int, parts: int, pictures: int) -> int:
+    """How many of `size` tokens the parts of an image keep that was cut into `pictures`."""
+    if isinstance(method.keep, float):
+        return max(method.budget(size), parts)
+    return max(min(int(method.keep) * pictures, size), parts)
 
 
 def _with_budget(method: Method, keep: int) -> Method:

@@ -62,7 +62,7 @@ class LlavaNext(Family):
         found, first = [], 0
         for features, size in zip(out.pooler_output, inputs["image_sizes"], strict=True):
             layout = crop_layout(model.config, size, tower.side)
-            found.append(_visual(features, layout, tower.side, seen, first))
+            found.append(crops_visual(features, layout, tower.side, seen, first))
             first += 1 + layout[0] * layout[1]
         return found
 
@@ -81,9 +81,10 @@ def crop_layout(config: Any, size: Any, side: int) -> tuple[int, int, int, int]:
     return rows, columns, 0, (wide - int(round(width * (tall / height), 7))) // 2
 
 
-def _visual(
+def crops_visual(
     features: Tensor, layout: tuple[int, int, int, int], side: int, seen: Seen, first: int
 ) -> Visual:
+    """An image of `crop_layout`, whose overview is the picture `first` of those seen."""
     rows, columns, top, left = layout
     overview = _observed(whole((side, side)), seen, first, np.arange(side * side))
     tall, wide = rows * side - 2 * top, columns * side - 2 * left

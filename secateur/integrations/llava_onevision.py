@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -96,7 +97,9 @@ class LlavaOneVision(Family):
         for features, size, alone in zip(out.pooler_output, sizes, single, strict=True):
             layout = crop_layout(model.config, size, tower.side) if alone else None
             crops = 0 if layout is None else layout[0] * layout[1]
-            found.append(_image(model, features, layout, size, tower.side, seen, first))
+            most = most_crops(model.config)
+            packed = partial(_packed, model, size=size)
+            found.append(image_visual(features, layout, most, tower.side, seen, first, packed))
             first += 1 + crops
         return found
 
@@ -126,7 +129,7 @@ class LlavaOneVision(Family):
         for video in range(videos):
             own = slice(video * frames, (video + 1) * frames)
             observed = {
-                name: _by_token(x, model.model.apply_pooling) for name, x in seen.of(own).items()
+                name: by_token(x, model.model.apply_pooling) for name, x in seen.of(own).items()
             }
             parts = []
             for frame in range(frames):
@@ -146,22 +149,37 @@ class LlavaOneVision(Family):
         return found
 
 
-def _by_token(x: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
+def by_token(x: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
     """What the model does to features (P, N, C), done to x (P, N) or (P, N, C)."""
     if x.ndim == 3:
         return pool(x)
     return pool(x[..., None])[..., 0]
 
 
-def _image(
-    model: Any,
+def shrunk(layout: tuple[int, int, int, int], side: int, most: int) -> tuple[int, int]:
+    """Rows and columns of the grid of crops that the language model sees."""
+    rows, columns, top, left = layout
+    tall, wide = rows * side - 2 * top, columns * side - 2 * left
+    ratio = math.sqrt(tall * wide / (most * side**2))
+    if ratio > 1.1:
+        tall, wide = int(tall // ratio), int(wide // ratio)
+    return tall, wide
+
+
+def image_visual(
     features: Tensor,
     layout: tuple[int, int, int, int] | None,
-    size: Any,
+    most: int,
     side: int,
     seen: Seen,
     first: int,
+    packed: Callable[[Tensor], Tensor],
 ) -> Visual:
+    """An image whose overview is the picture `first` of those seen.
+
+    `packed` does to maps (P, N[, C]) of its pictures what the model does to their features;
+    `most` is how many crops' worth of tokens an image may have.
+    """
     overview = whole((side, side))
     for name, x in seen.of(first).items():
         setattr(overview, name, x)
@@ -173,11 +191,8 @@ def _image(
             parts=[overview],
             separators=[(start, np.arange(start))],
         )
-    rows, columns, top, left = layout
-    tall, wide = rows * side - 2 * top, columns * side - 2 * left
-    ratio = math.sqrt(tall * wide / (_most(model.config) * side**2))
-    if ratio > 1.1:
-        tall, wide = int(tall // ratio), int(wide // ratio)
+    rows, columns, _, _ = layout
+    tall, wide = shrunk(layout, side, most)
     at: Indices = start + np.arange(tall)[:, None] * (wide + 1) + np.arange(wide)
     expected = start + tall * (wide + 1)
     if int(features.shape[0]) != expected:
@@ -188,7 +203,7 @@ def _image(
     crops = Part(index=at.ravel(), grid=(tall, wide))
     pictures = slice(first, first + 1 + rows * columns)
     for name, x in seen.of(pictures).items():
-        setattr(crops, name, _packed(model, x, size)[start:])
+        setattr(crops, name, packed(x)[start:])
     return Visual(
         modality="image",
         features=features,
@@ -198,7 +213,7 @@ def _image(
     )
 
 
-def _most(config: Any) -> int:
+def most_crops(config: Any) -> int:
     """How many crops' worth of tokens an image may have."""
     return int(str(config.vision_aspect_ratio).removeprefix("anyres_max_"))
 

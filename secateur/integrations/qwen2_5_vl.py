@@ -129,7 +129,7 @@ class Qwen25VL(Family):
                 queries, keys = (
                     rotate(x.transpose(0, 1).float(), cos, sin) for x in (queries, keys)
                 )
-                per_patch = _by_frame(queries, keys, grids)
+                per_patch = by_frame(queries, keys, grids)
             merged = per_patch.unflatten(0, (-1, tower.spatial_merge_size**2)).mean(dim=1)
             if order is not None:
                 merged = merged[torch.argsort(order).to(merged.device)]
@@ -183,7 +183,7 @@ class Qwen25VL(Family):
         return found
 
 
-def _by_frame(queries: Tensor, keys: Tensor, grids: Tensor) -> Tensor:
+def by_frame(queries: Tensor, keys: Tensor, grids: Tensor) -> Tensor:
     """Mean attention (n,) that patches receive within their own image or frame."""
     received, start = [], 0
     for frames, height, width in grids.tolist():
