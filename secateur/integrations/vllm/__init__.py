@@ -1,0 +1,125 @@
+"""A plug-in for vLLM: every image costs `keep` tokens.
+
+vLLM finds `register` through the entry-point group ``vllm.general_plugins``. It adds models under
+names of their own and changes none of vLLM's, so nothing happens until one of them is asked for:
+
+    LLM(model, hf_overrides=secateur.integrations.vllm.overrides(sc.DivPrune(keep=64)))
+
+or, with the same as JSON, ``vllm serve MODEL --hf-overrides '{"architectures":
+["SecateurLlavaForConditionalGeneration"], "secateur": {"method": "divprune", "keep": 64}}'``.
+Batching, caching and parallelism stay vLLM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from secateur.core.methods import Method, methods
+
+CHECKED = ("0.32.0",)
+"""The releases of vLLM this was run with."""
+
+_PREFIX = "secateur.integrations.vllm."
+_SEEN = frozenset({"features", "grid", "attention", "attention_shallow", "keys"})
+_PIXELS = _SEEN | {"pixels"}
+TEXT = frozenset({"text", "text_global", "text_mask"})
+
+
+class Served(NamedTuple):
+    """A family of models that can be served."""
+
+    architecture: str
+    """What to write as "architectures" in the model's configuration."""
+    module: str
+    offers: frozenset[str]
+    """Inputs of methods that its encoder gives; the instruction comes with the request."""
+
+
+SUPPORTED = {
+    "llava": Served("SecateurLlavaForConditionalGeneration", "llava", _PIXELS),
+    "llava_next": Served("SecateurLlavaNextForConditionalGeneration", "llava", _SEEN),
+    "llava_onevision": Served("SecateurLlavaOnevisionForConditionalGeneration", "llava", _SEEN),
+    "qwen2_5_vl": Served("SecateurQwen2_5_VLForConditionalGeneration", "qwen", _PIXELS),
+    "qwen3_vl": Served("SecateurQwen3VLForConditionalGeneration", "qwen", _PIXELS),
+}
+"""What serves a model of each type."""
+
+KEY = "secateur"
+"""The key of the configuration that holds the method."""
+
+
+def register() -> None:
+    """Make the models known to vLLM; their code is imported when one is asked for."""
+    from vllm import ModelRegistry
+
+    for served in SUPPORTED.values():
+        where = f"{_PREFIX}{served.module}:{served.architecture}"
+        ModelRegistry.register_model(served.architecture, where)
+
+
+def overrides(method: Method, model_type: str = "llava") -> dict[str, Any]:
+    """What to pass as ``hf_overrides``, checked.
+
+    Parameters
+    ----------
+    method
+        What chooses the tokens of every image.
+    model_type
+        That of the model's configuration: one of `SUPPORTED`.
+
+    Returns
+    -------
+    dict
+        Of plain values: as JSON it is the argument of ``vllm serve --hf-overrides``.
+
+    Examples
+    --------
+    >>> import json, secateur as sc
+    >>> from secateur.integrations.vllm import overrides
+    >>> json.dumps(overrides(sc.TopK(keep=64)))
+    '{"architectures": ["SecateurLlavaForConditionalGeneration"], "secateur": {"method": "topk", "keep": 64}}'
+    """  # noqa: E501
+    if model_type not in SUPPORTED:
+        raise ValueError(
+            f"secateur: no plug-in for vLLM's {model_type!r} yet; there is one for "
+            f"{', '.join(SUPPORTED)}"
+        )
+    stored = method.to_dict()
+    method_of(stored, model_type)
+    return {"architectures": [SUPPORTED[model_type].architecture], KEY: stored}
+
+
+def method_of(stored: Any, model_type: str) -> Method:
+    """The method that a configuration asks for, or an error of one line."""
+    if not isinstance(stored, Mapping) or "method" not in stored:
+        raise ValueError(
+            'secateur: expected {"method": name, "keep": count} under "secateur" in hf_overrides, '
+            f"got {stored!r}"
+        )
+    try:
+        method = Method.from_dict(stored)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"secateur: {error}") from None
+    offers = SUPPORTED[model_type].offers | TEXT
+    missing = sorted(method.needs - offers)
+    if not method.prunes_before or missing:
+        serves = sorted(
+            name
+            for name, kind in methods().items()
+            if kind.prunes_before and name != "mixture" and kind().needs <= offers
+        )
+        why = (
+            f"needs {', '.join(missing)}, which vLLM's {model_type} does not give"
+            if method.prunes_before
+            else "acts inside the language model, whose attention vLLM does not show"
+        )
+        raise ValueError(f"secateur: {stored['method']} {why}; take one of {', '.join(serves)}")
+    if getattr(method, "count", "fixed") != "fixed" or getattr(method, "adaptive", False):
+        raise ValueError(
+            f"secateur: {stored['method']} with a count that depends on the features; vLLM makes "
+            "room for tokens before it encodes an image, so take a fixed count"
+        )
+    if getattr(method, "crops", None) not in (None, "importance"):
+        raise ValueError(f"secateur: crops={method.crops!r}; crops share by importance here")  # type: ignore[attr-defined]
+    return method

@@ -1,0 +1,351 @@
+"""LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision on vLLM, with CLIP and SigLIP towers.
+
+vLLM makes room for an image's tokens before it is encoded, so their number follows from the
+image's size and the method's budget, or from the pixels where the method counts by them (ERASE).
+The newline tokens that LLaVA-NeXT and LLaVA-OneVision put at the end of rows of crops are left
+out of a pruned image: which rows keep a token is not known in time. Kept tokens are numbered
+compactly, as vLLM numbers all tokens of these families.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.models import llava, llava_next, llava_onevision
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
+from vllm.multimodal.processing import PromptReplacement
+
+from secateur.integrations.choosing import shared_budget
+from secateur.integrations.family import Visual, whole
+from secateur.integrations.llava_next import crop_layout, crops_visual
+from secateur.integrations.llava_onevision import by_token, image_visual, most_crops, shrunk
+from secateur.integrations.observation import (
+    SHALLOW,
+    class_attention,
+    heads,
+    mean_attention,
+    watching,
+)
+from secateur.integrations.tower import KINDS, Seen
+from secateur.integrations.vllm.pruning import (
+    Instructed,
+    Pruned,
+    configured,
+    counted,
+    pixels_of,
+)
+
+
+def patches_a_side(config: Any) -> int:
+    """Tokens along one side of what the tower sees."""
+    return int(config.vision_config.image_size // config.vision_config.patch_size)
+
+
+class Sizes:
+    """Sizes of images, in kept tokens."""
+
+    kind = ""
+
+    def __init__(self, ctx: Any) -> None:
+        super().__init__(ctx)  # type: ignore[call-arg]
+        config: Any = self.get_hf_config()  # type: ignore[attr-defined]
+        self.method = configured(config, self.kind)
+        tower = config.vision_config.model_type
+        if tower not in KINDS:
+            raise ValueError(f"secateur: {self.kind} with a {tower} is not served; CLIP and SigLIP")
+
+    def whole(self, width: int, height: int) -> int:
+        """Tokens of an image before pruning."""
+        return int(super().get_num_image_tokens(image_width=width, image_height=height))  # type: ignore[misc]
+
+    def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
+        """Tokens of an image, at most."""
+        size = self.whole(image_width, image_height)
+        return size if "pixels" in self.method.needs else self.method.budget(size)
+
+
+class Cut(Sizes):
+    """Sizes of images that are cut into crops, which share a budget."""
+
+    def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
+        """Tokens of the overview and of the crops."""
+        config: Any = self.get_hf_config()  # type: ignore[attr-defined]
+        side = patches_a_side(config)
+        layout = crop_layout(config, (image_height, image_width), side)
+        crops = layout[0] * layout[1]
+        tall, wide, parts = self.crops(config, layout, side)
+        size = side * side + tall * wide
+        total = shared_budget(self.method, size, parts, 1 + crops)
+        return self.whole(image_width, image_height) if total == size else total
+
+    def crops(
+        self, config: Any, layout: tuple[int, int, int, int], side: int
+    ) -> tuple[int, int, int]:
+        """Rows and columns of all crops together, and among how many parts a method chooses."""
+        rows, columns, top, left = layout
+        parts = 1 + _filled(rows, side, top) * _filled(columns, side, left)
+        return rows * side - 2 * top, columns * side - 2 * left, parts
+
+
+def _filled(crops: int, side: int, cut: int) -> int:
+    """How many of a row of crops are more than padding."""
+    return sum((n + 1) * side > cut and n * side < crops * side - cut for n in range(crops))
+
+
+class LlavaInfo(Sizes, llava.LlavaProcessingInfo):
+    """For LLaVA-1.5."""
+
+    kind = "llava"
+
+    def restored(self) -> Any:
+        """How to get pixels back."""
+        return pixels_of(self.get_hf_processor().image_processor)
+
+
+class NextInfo(Cut, llava_next.LlavaNextProcessingInfo):
+    """For LLaVA-NeXT."""
+
+    kind = "llava_next"
+
+
+class OneVisionInfo(Cut, llava_onevision.LlavaOnevisionProcessingInfo):
+    """For LLaVA-OneVision."""
+
+    kind = "llava_onevision"
+
+    def crops(
+        self, config: Any, layout: tuple[int, int, int, int], side: int
+    ) -> tuple[int, int, int]:
+        """All crops are one part."""
+        return *shrunk(layout, side, most_crops(config)), 2
+
+    def get_num_video_tokens(self, *, image_width: int, image_height: int, num_frames: int) -> int:
+        """Kept tokens of every frame, and the newline."""
+        size = self._get_num_frame_tokens(image_width=image_width, image_height=image_height)
+        return num_frames * self.method.budget(size) + 1
+
+
+class LlavaDummies(llava.LlavaDummyInputsBuilder):
+    """What memory is measured on: images that keep as much as any."""
+
+    def get_dummy_mm_data(self, seq_len: int, mm_counts: Any, mm_options: Any) -> Any:
+        """Noise, of which a method that looks at pixels keeps the most."""
+        data = dict(super().get_dummy_mm_data(seq_len, mm_counts, mm_options))
+        dice = np.random.default_rng(0)
+        data["image"] = [
+            dice.integers(0, 256, (image.height, image.width, 3), dtype=np.uint8)
+            for image in data["image"]
+        ]
+        return data
+
+
+class LlavaProcessor(Instructed, llava.LlavaMultiModalProcessor):
+    """Makes room for what LLaVA-1.5 keeps."""
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        if "pixels" not in self.info.method.needs:
+            return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        config = self.info.get_hf_config()
+        image = config.image_token_index
+        patch = config.vision_config.patch_size
+
+        def replacement(place: int) -> list[int]:
+            items = mm_items.get_items("image", (ImageEmbeddingItems, ImageProcessorItems))
+            if isinstance(items, ImageEmbeddingItems):
+                return [image] * items.get_feature_size(place)
+            values = out_mm_kwargs["image"][place]["pixel_values"].data
+            grid = (values.shape[-2] // patch, values.shape[-1] // patch)
+            return [image] * counted(self.info.method, grid, values, self.info.restored())
+
+        return [PromptReplacement(modality="image", target=[image], replacement=replacement)]
+
+
+class NextProcessor(Instructed, llava_next.LlavaNextMultiModalProcessor):
+    """Makes room for what LLaVA-NeXT keeps."""
+
+
+class OneVisionProcessor(Instructed, llava_onevision.LlavaOnevisionMultiModalProcessor):
+    """Makes room for what LLaVA-OneVision keeps."""
+
+
+class Towered(Pruned):
+    """A model with a CLIP or SigLIP tower."""
+
+    vision_tower: Any
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.prepare(vllm_config)
+
+    def inputs_of(self, kwargs: Any) -> list[tuple[str, Any]]:
+        """Images only, unless the family says otherwise."""
+        parsed = self._parse_and_validate_image_input(**kwargs)  # type: ignore[attr-defined]
+        return [] if parsed is None else [("image", parsed)]
+
+    @contextmanager
+    def watched(self) -> Iterator[Seen]:
+        """Collect what the method wants of the tower, (P, N, ...) each."""
+        seen = Seen()
+        vision = self.config.vision_config
+        layers = self.vision_tower.vision_model.encoder.layers
+        shallow = min(max(round(SHALLOW * vision.num_hidden_layers), 1), len(layers)) - 1
+        depths = {"attention": len(layers) - 1, "attention_shallow": shallow}
+        depths["keys"] = len(layers) - 1
+        with watching() as watch:
+            outputs = {
+                name: watch.output(layers[depth].self_attn.qkv_proj)
+                for name, depth in depths.items()
+                if name in self.wants
+            }
+            yield seen
+        first = int(vision.model_type == "clip_vision_model")
+        for name, found in outputs.items():
+            queries, keys, _ = torch.cat(found).chunk(3, dim=-1)
+            if name == "keys":
+                seen.keys = keys[:, first:]
+                continue
+            size = vision.hidden_size // vision.num_attention_heads
+            received = class_attention if first else mean_attention
+            share = received(heads(queries, size), heads(keys, size))
+            parts = vision.num_attention_heads // (queries.shape[-1] // size)
+            # Each rank of a tensor-parallel tower has some of the heads.
+            share = tensor_model_parallel_all_reduce(share) / parts if parts > 1 else share
+            setattr(seen, name, share)
+
+    def packed(self, visual: Visual) -> Visual:
+        """Without newlines, unless all tokens stay."""
+        size = sum(len(part.index) for part in visual.parts)
+        if shared_budget(self.method, size, len(visual.parts), visual.crops) == size:
+            return visual
+        nothing = np.zeros(0, dtype=np.int64)
+        return replace(visual, separators=[(place, nothing) for place, _ in visual.separators])
+
+
+@MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaInfo, dummy_inputs=LlavaDummies)
+class SecateurLlavaForConditionalGeneration(Towered, llava.LlavaForConditionalGeneration):
+    """LLaVA-1.5."""
+
+    kind = "llava"
+
+    def encoded(self, modality: str, inputs: Any) -> list[Visual]:
+        """One grid an image."""
+        with self.watched() as seen:
+            embeds = self._process_image_input(inputs)
+        values = inputs["pixel_values"]
+        patch = self.config.vision_config.patch_size
+        visuals = []
+        for place, features in enumerate(embeds):
+            channels = values[place]
+            part = whole((channels.shape[-2] // patch, channels.shape[-1] // patch))
+            for name, x in seen.of(place).items():
+                setattr(part, name, x)
+            if self.pixels is not None:
+                part.pixels = self.pixels.restore(channels)
+            visuals.append(Visual(modality="image", features=features, parts=[part]))
+        return visuals
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    NextProcessor, info=NextInfo, dummy_inputs=llava.LlavaDummyInputsBuilder
+)
+class SecateurLlavaNextForConditionalGeneration(
+    Towered, llava_next.LlavaNextForConditionalGeneration
+):
+    """LLaVA-NeXT."""
+
+    kind = "llava_next"
+
+    def encoded(self, modality: str, inputs: Any) -> list[Visual]:
+        """An overview and crops each image."""
+        with self.watched() as seen:
+            embeds = self._process_image_input(inputs)
+        side = patches_a_side(self.config)
+        visuals, first = [], 0
+        for features, size, pictures in zip(
+            embeds, inputs["image_sizes"], inputs["pixel_values"], strict=True
+        ):
+            layout = crop_layout(self.config, size, side)
+            visuals.append(self.packed(crops_visual(features, layout, side, seen, first)))
+            first += len(pictures)
+        return visuals
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    OneVisionProcessor,
+    info=OneVisionInfo,
+    dummy_inputs=llava_onevision.LlavaOnevisionDummyInputsBuilder,
+)
+class SecateurLlavaOnevisionForConditionalGeneration(
+    Towered, llava_onevision.LlavaOnevisionForConditionalGeneration
+):
+    """LLaVA-OneVision: images, and videos by frame."""
+
+    kind = "llava_onevision"
+
+    def inputs_of(self, kwargs: Any) -> list[tuple[str, Any]]:
+        """Images and videos."""
+        return Pruned.inputs_of(self, kwargs)
+
+    def encoded(self, modality: str, inputs: Any) -> list[Visual]:
+        """An overview and crops each image; a grid each frame of a video."""
+        return self._videos(inputs) if modality == "video" else self._images(inputs)
+
+    def _images(self, inputs: Any) -> list[Visual]:
+        with self.watched() as seen:
+            embeds = self._process_image_input(inputs)
+        side = patches_a_side(self.config)
+        visuals, first = [], 0
+        for features, size, pictures in zip(
+            embeds, inputs["image_sizes"], inputs["pixel_values"], strict=True
+        ):
+            layout = crop_layout(self.config, size, side)
+
+            def packed(x: Any, size: Any = size) -> Any:
+                flat = x if x.ndim == 3 else x[..., None]
+                merged = self._merge_image_patch_embeddings(
+                    size, flat.float(), strategy="spatial_unpad"
+                ).to(x.dtype)
+                return merged if x.ndim == 3 else merged[..., 0]
+
+            visual = image_visual(
+                features, layout, most_crops(self.config), side, seen, first, packed
+            )
+            visuals.append(self.packed(visual))
+            first += len(pictures)
+        return visuals
+
+    def _videos(self, inputs: Any) -> list[Visual]:
+        with self.watched() as seen:
+            embeds = self._process_video_pixels(inputs)
+        side = math.ceil(patches_a_side(self.config) / 2)
+        visuals, first = [], 0
+        for features, frames in zip(embeds, inputs["pixel_values_videos"], strict=True):
+            own = slice(first, first + len(frames))
+            observed = {name: by_token(x, self.apply_pooling) for name, x in seen.of(own).items()}
+            parts = []
+            for frame in range(len(frames)):
+                part = whole((side, side), frame * side * side)
+                for name, x in observed.items():
+                    setattr(part, name, x[frame])
+                parts.append(part)
+            size = len(frames) * side * side
+            visuals.append(
+                Visual(
+                    modality="video",
+                    features=features.reshape(size + 1, -1),
+                    parts=parts,
+                    separators=[(size, np.arange(size))],
+                )
+            )
+            first += len(frames)
+        return visuals

@@ -1,0 +1,221 @@
+"""What the plug-ins for all families share: counts before encoding, choices after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.multimodal.inputs import MultiModalFieldConfig
+
+from secateur.core.complexity import RunningCalibration
+from secateur.core.methods import Method
+from secateur.core.tokens import Tokens
+from secateur.integrations.choosing import TEXT, choose
+from secateur.integrations.family import Visual
+from secateur.integrations.guidance import Text
+from secateur.integrations.pixels import Pixels
+from secateur.integrations.vllm import KEY, method_of
+
+IDS = "secateur_instruction_"
+NORMALISATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's, for image processors that do not tell theirs."""
+
+
+def configured(config: Any, kind: str) -> Method:
+    """The method in a model's configuration, if vLLM can serve it."""
+    method = method_of(getattr(config, KEY, None), kind)
+    running = [
+        item.name
+        for item in fields(method)
+        if isinstance(getattr(method, item.name), RunningCalibration)
+    ]
+    if running:
+        raise ValueError(
+            f"secateur: {running[0]}: a running mean makes answers depend on other requests; "
+            "take a number or a Calibration"
+        )
+    return method
+
+
+def pixels_of(worker: Any) -> Pixels:
+    """How to undo what an image processor does to 8-bit values."""
+    mean, std = NORMALISATION
+    if getattr(worker, "do_normalize", True):
+        mean = tuple(getattr(worker, "image_mean", mean))
+        std = tuple(getattr(worker, "image_std", std))
+    else:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    scale = float(worker.rescale_factor) if getattr(worker, "do_rescale", True) else 1.0
+    return Pixels(mean, std, scale)
+
+
+def counted(method: Method, grid: tuple[int, int], channels: Any, pixels: Pixels) -> int:
+    """How many tokens of a grid a method keeps that decides by pixels, from (3, H, W)."""
+    blank = torch.zeros(grid[0] * grid[1], 1)
+    chosen = method.select(Tokens(features=blank, grid=grid, pixels=pixels.restore(channels)))
+    return int(chosen.count)
+
+
+class Instructed:
+    """A processor that lets the instruction of a request travel with its images.
+
+    vLLM caches what it encodes by the image and by the arguments of its processor. The instruction
+    is one of those, so the same image under another instruction is another entry.
+    """
+
+    info: Any
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """With an instruction, for methods that need one."""
+        made = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
+        if self.info.method.needs & TEXT:
+            made = replace(made, hf_processor_mm_kwargs={"instruction": "what is there?"})
+        return made
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        given = dict(hf_kwargs)
+        instruction = given.pop("instruction", None)
+        output = super()._apply_hf_processor_main(mm_items, given)  # type: ignore[misc]
+        if self.info.method.needs & TEXT:
+            ids = self._instruction(instruction)
+            for modality, count in mm_items.get_all_counts().items():
+                output[IDS + modality] = [ids] * count
+        return output
+
+    def _instruction(self, instruction: object) -> Any:
+        if not isinstance(instruction, str) or not instruction.strip():
+            name = type(self.info.method).__name__
+            raise ValueError(
+                f"secateur: {name} chooses by the instruction; send it with the request as "
+                'mm_processor_kwargs={"instruction": "..."}'
+            )
+        tokenizer = self.info.get_tokenizer()
+        ids = torch.tensor(tokenizer.encode(instruction, add_special_tokens=False))
+        ids = ids[~torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids)))]
+        if len(ids) == 0:
+            raise ValueError(f"secateur: no words in the instruction {instruction!r}")
+        return ids
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
+        known = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))  # type: ignore[misc]
+        for modality in ("image", "video"):
+            if IDS + modality in hf_inputs:
+                known[IDS + modality] = MultiModalFieldConfig.batched(modality)
+        return known
+
+
+class Pruned:
+    """A model of vLLM with a method between its vision side and its language model."""
+
+    config: Any
+    language_model: Any
+    kind = ""
+    """The model type whose method is served."""
+
+    def prepare(self, vllm_config: Any) -> None:
+        """Read the method and what it wants to see; called once the model is built."""
+        self.method = configured(self.config, self.kind)
+        self.wants = self.method.needs | self.method.optional
+        self.pixels = None
+        if "pixels" in self.wants:
+            from vllm.transformers_utils.processor import cached_get_image_processor
+
+            # Every rank counts as the processor did that made room for the tokens.
+            model = vllm_config.model_config
+            self.pixels = pixels_of(
+                cached_get_image_processor(
+                    model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
+                )
+            )
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Kept embeddings, a tensor an image or video, in vLLM's order."""
+        ids = {name: kwargs.pop(IDS + name, None) for name in ("image", "video")}
+        found: list[Any] = []
+        for modality, inputs in self.inputs_of(kwargs):
+            if inputs["type"].endswith("_embeds"):
+                # What a user encoded has no encoder to look at, and is as long as it is.
+                found += self.given(modality, inputs)
+                continue
+            visuals = self.encoded(modality, inputs)
+            texts = self._texts(ids[modality], len(visuals))
+            found += self.finished(modality, inputs, visuals, self.kept(visuals, texts))
+        return found
+
+    def inputs_of(self, kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """vLLM's parsed inputs by modality."""
+        parsed = self._parse_and_validate_multimodal_inputs(**kwargs)  # type: ignore[attr-defined]
+        return [(name, each) for name, each in parsed.items() if each is not None]
+
+    def given(self, modality: str, inputs: Any) -> list[Any]:
+        """Embeddings that came with the request."""
+        return list(getattr(self, f"_process_{modality}_input")(inputs))
+
+    def encoded(self, modality: str, inputs: Any) -> list[Visual]:
+        """Run the vision side once and say what is where."""
+        raise NotImplementedError
+
+    def finished(
+        self,
+        modality: str,
+        inputs: Any,
+        visuals: Sequence[Visual],
+        kept: Sequence[tuple[Any, Any]],
+    ) -> list[Any]:
+        """What goes to the language model, from places and features that were kept."""
+        return [features for _, features in kept]
+
+    def _texts(self, ids: Any, count: int) -> list[Text] | None:
+        if not self.method.needs & TEXT:
+            return None
+        if ids is None:
+            # Without a request, as when memory is measured: words of no meaning.
+            ids = [torch.zeros(1, dtype=torch.int64)] * count
+        device = next(self.parameters()).device  # type: ignore[attr-defined]
+        words = [
+            self.language_model.embed_input_ids(each.reshape(-1).to(device)).detach()
+            for each in ids
+        ]
+        return [Text(each, each.mean(dim=0)) for each in words]
+
+    @torch.no_grad()
+    def kept(
+        self, visuals: Sequence[Visual], texts: Sequence[Text] | None
+    ) -> list[tuple[Any, Any]]:
+        """Places (n,) and features (n, D) of the tokens of each image that stay."""
+        plain = all(not each.crops and not each.planes for each in visuals)
+        if plain and (texts is None or all(len(each.parts) == 1 for each in visuals)):
+            return self._together(visuals, texts)
+        kept = []
+        for number, visual in enumerate(visuals):
+            chosen = choose(
+                self.method, visual, self.wants, None if texts is None else texts[number]
+            )
+            kept.append((chosen.kept, chosen.features[torch.from_numpy(chosen.kept)]))
+        return kept
+
+    def _together(
+        self, visuals: Sequence[Visual], texts: Sequence[Text] | None
+    ) -> list[tuple[Any, Any]]:
+        """The images of a step in one call, batched where their grids agree."""
+        starts = np.cumsum([0, *(each.size for each in visuals)])
+        parts, separators = [], []
+        for start, visual in zip(starts, visuals, strict=False):
+            parts += [replace(part, index=part.index + start) for part in visual.parts]
+            separators += [(place + start, marked + start) for place, marked in visual.separators]
+        whole = Visual(
+            modality=visuals[0].modality,
+            features=torch.cat([each.features for each in visuals]),
+            parts=parts,
+            separators=separators,
+        )
+        chosen = choose(self.method, whole, self.wants, texts)
+        ends = np.searchsorted(chosen.kept, starts)
+        kept = []
+        for start, low, high in zip(starts, ends, ends[1:], strict=False):
+            own = chosen.kept[low:high]
+            kept.append((own - start, chosen.features[torch.from_numpy(own)]))
+        return kept

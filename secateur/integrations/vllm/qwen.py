@@ -1,0 +1,428 @@
+"""Qwen2.5-VL and Qwen3-VL on vLLM: kept tokens keep time, row and column.
+
+An image keeps `keep` tokens, so does every frame of a video. vLLM asks for the positions of a
+prompt before anything is encoded; text is numbered then, by the sizes of the images, and the
+positions of kept tokens travel with their embeddings, as those of vLLM's own video pruning do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.models import qwen2_5_vl, qwen3_vl
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import PromptReplacement
+from vllm.platforms import current_platform
+
+from secateur.integrations.family import Part, Visual
+from secateur.integrations.observation import SHALLOW, rotate, watching
+from secateur.integrations.qwen2_5_vl import by_frame, unpatched
+from secateur.integrations.vllm.pruning import (
+    Instructed,
+    Pruned,
+    configured,
+    counted,
+    pixels_of,
+)
+
+DIGIT = 128
+"""Positions travel as two digits, which bfloat16 holds exactly."""
+CHANNELS = 6
+"""Two digits each of time, row and column."""
+CPU_ASKS = False
+"""Whether vLLM's runner for CPUs asks models for positions, as those for accelerators do."""
+
+
+class Info:
+    """What the processor has to know."""
+
+    kind = ""
+
+    def __init__(self, ctx: Any) -> None:
+        super().__init__(ctx)  # type: ignore[call-arg]
+        self.method = configured(self.get_hf_config(), self.kind)  # type: ignore[attr-defined]
+
+    def get_num_image_tokens(self, **given: Any) -> int:
+        """Tokens of an image, at most."""
+        size = int(super().get_num_image_tokens(**given))  # type: ignore[misc]
+        return size if "pixels" in self.method.needs else self.method.budget(size)
+
+    def kept(self, modality: str, item: Any) -> list[int]:
+        """Kept tokens of an image or of each frame of a video."""
+        config: Any = self.get_hf_config()  # type: ignore[attr-defined]
+        vision = config.vision_config
+        frames, height, width = (int(x) for x in item[f"{modality}_grid_thw"].data)
+        grid = height // vision.spatial_merge_size, width // vision.spatial_merge_size
+        values = "pixel_values" if modality == "image" else "pixel_values_videos"
+        if values not in item:
+            return [grid[0] * grid[1]] * frames
+        if "pixels" not in self.method.needs:
+            return [self.method.budget(grid[0] * grid[1])] * frames
+        worker = (
+            self.get_image_processor() if modality == "image" else self.get_video_processor()  # type: ignore[attr-defined]
+        )
+        channels = unpatched(item[values].data, (frames, height, width), vision)
+        pixels = pixels_of(worker)
+        return [counted(self.method, grid, own, pixels) for own in channels]
+
+
+class Info25(Info, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
+    """For Qwen2.5-VL."""
+
+    kind = "qwen2_5_vl"
+
+
+class Info3(Info, qwen3_vl.Qwen3VLProcessingInfo):
+    """For Qwen3-VL."""
+
+    kind = "qwen3_vl"
+
+
+class Processor25(Instructed, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
+    """Makes room for what Qwen2.5-VL keeps."""
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        config = self.info.get_hf_config()
+        tokens = {"image": config.image_token_id, "video": config.video_token_id}
+
+        def replaced(modality: str) -> Any:
+            def replacement(place: int) -> list[int]:
+                kept = self.info.kept(modality, out_mm_kwargs[modality][place])
+                return [tokens[modality]] * sum(kept)
+
+            return PromptReplacement(
+                modality=modality, target=[tokens[modality]], replacement=replacement
+            )
+
+        return [replaced(modality) for modality in tokens]
+
+
+class Processor3(Instructed, qwen3_vl.Qwen3VLMultiModalProcessor):
+    """Makes room for what Qwen3-VL keeps; frames of a video stand between timestamps."""
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        config = self.info.get_hf_config()
+        image, video = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+
+        def of_image(place: int) -> list[int]:
+            return [config.image_token_id] * sum(
+                self.info.kept("image", out_mm_kwargs["image"][place])
+            )
+
+        def of_video(place: int) -> Any:
+            item = out_mm_kwargs["video"][place]
+            return self.get_video_repl(
+                tokens_per_frame=self.info.kept("video", item),
+                timestamps=item["timestamps"].data,
+                tokenizer=self.info.get_tokenizer(),
+                vision_start_token_id=config.vision_start_token_id,
+                vision_end_token_id=config.vision_end_token_id,
+                video_token_id=config.video_token_id,
+                select_token_id=True,
+            )
+
+        return [
+            PromptReplacement(modality="image", target=image.target, replacement=of_image),
+            PromptReplacement(modality="video", target=video.target, replacement=of_video),
+        ]
+
+
+class Positioned(Pruned):
+    """A model whose kept tokens keep their places in three dimensions."""
+
+    visual: Any
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        model = vllm_config.model_config
+        if current_platform.is_cpu() and not CPU_ASKS:
+            raise ValueError(
+                f"secateur: {self.kind} on a CPU: vLLM's runner for CPUs does not ask where kept "
+                "tokens were; serve it on an accelerator"
+            )
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            raise ValueError(
+                f"secateur: {self.kind} in stages (pipeline_parallel_size > 1): later stages are "
+                "not told the positions of kept tokens; use tensor_parallel_size"
+            )
+        if model.multimodal_config.mm_encoder_tp_mode == "data":
+            raise ValueError(
+                "secateur: mm_encoder_tp_mode='data' spreads images over ranks, and attention is "
+                "not seen; leave it at 'weights'"
+            )
+        # vLLM asks a model for positions only if pruning is on. The rate is not used.
+        model.multimodal_config.video_pruning_rate = 0.5
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.prepare(vllm_config)
+
+    def encoded(self, modality: str, inputs: Any) -> list[Visual]:
+        """A grid an image, one a frame of a video."""
+        grids = inputs[f"{modality}_grid_thw"]
+        layers = self.full_attention()
+        target = round(SHALLOW * len(self.visual.blocks)) - 1
+        depths = {
+            "attention": layers[-1],
+            "attention_shallow": next((each for each in layers if each >= target), layers[-1]),
+            "keys": layers[-1],
+        }
+        with watching() as watch:
+            seen = {
+                name: (
+                    watch.output(self.visual.blocks[depth].attn.qkv),
+                    watch.arguments(self.visual.blocks[depth].attn),
+                )
+                for name, depth in depths.items()
+                if name in self.wants
+            }
+            embeds = getattr(self, f"_process_{modality}_input")(inputs)
+        observed = self._observed(seen, grids)
+        values = inputs["pixel_values" if modality == "image" else "pixel_values_videos"]
+        return list(self._visuals(modality, values, grids, embeds, observed))
+
+    def full_attention(self) -> Sequence[int]:
+        """Layers of the tower in which every patch of a frame sees every other."""
+        raise NotImplementedError
+
+    def order(self, grids: Any) -> Any:
+        """The order in which the tower runs its merged tokens, None for the prompt's."""
+        return None
+
+    def rate(self, inputs: Any, modality: str, place: int) -> float:
+        """Steps of time from a frame to the next."""
+        return 1.0
+
+    @torch.no_grad()
+    def _observed(self, seen: Mapping[str, Any], grids: Any) -> dict[str, Any]:
+        """Attention (n,) and keys (n, C) of all merged tokens, in the prompt's order."""
+        order = self.order(grids) if seen else None
+        found = {}
+        vision = self.config.vision_config
+        size = vision.hidden_size // vision.num_heads
+        for name, (projected, called) in seen.items():
+            packed = projected[0].detach().flatten(0, 1)
+            queries, keys, _ = packed.unflatten(-1, (3, -1, size)).unbind(1)
+            if name == "keys":
+                per_patch = keys.flatten(1)
+            else:
+                given = called[0][1]
+                cos, sin = (
+                    torch.cat([given[f"rotary_pos_emb_{each}"]] * 2, dim=-1).float()
+                    for each in ("cos", "sin")
+                )
+                queries, keys = (
+                    rotate(x.transpose(0, 1).float(), cos, sin) for x in (queries, keys)
+                )
+                per_patch = by_frame(queries, keys, grids)
+                parts = vision.num_heads // keys.shape[0]
+                if parts > 1:
+                    # Each rank of a tensor-parallel tower has some of the heads.
+                    per_patch = tensor_model_parallel_all_reduce(per_patch) / parts
+            merged = per_patch.unflatten(0, (-1, self.visual.spatial_merge_size**2)).mean(dim=1)
+            if order is not None:
+                merged = merged[torch.argsort(order).to(merged.device)]
+            found[name] = merged
+        return found
+
+    def _visuals(
+        self, modality: str, values: Any, grids: Any, embeds: Any, observed: Mapping[str, Any]
+    ) -> Iterator[Visual]:
+        merge = self.visual.spatial_merge_size
+        width = self.config.vision_config.out_hidden_size
+        start = patch_start = 0
+        for features, (frames, tall, wide) in zip(embeds, grids.tolist(), strict=True):
+            h, w = tall // merge, wide // merge
+            images = None
+            if self.pixels is not None:
+                own = values[patch_start : patch_start + frames * tall * wide]
+                images = self.pixels.restore(
+                    unpatched(own, (frames, tall, wide), self.config.vision_config)
+                )
+            parts = []
+            for frame in range(frames):
+                at = slice(start + frame * h * w, start + (frame + 1) * h * w)
+                part = Part(index=np.arange(frame * h * w, (frame + 1) * h * w), grid=(h, w))
+                for name, x in observed.items():
+                    setattr(part, name, x[at])
+                part.pixels = None if images is None else images[frame]
+                parts.append(part)
+            yield Visual(
+                modality="image" if modality == "image" else "video",
+                features=features[:, :width],
+                parts=parts,
+                # Deepstack features stand beside the others.
+                planes=[features[:, width:]] if features.shape[1] > width else (),
+            )
+            start += frames * h * w
+            patch_start += frames * tall * wide
+
+    def finished(
+        self,
+        modality: str,
+        inputs: Any,
+        visuals: Sequence[Visual],
+        kept: Sequence[tuple[Any, Any]],
+    ) -> list[Any]:
+        """With deepstack features, and positions relative to the image's first."""
+        found = []
+        for place, (visual, (index, features)) in enumerate(zip(visuals, kept, strict=True)):
+            chosen = torch.from_numpy(index).to(features.device)
+            planes = [plane[chosen] for plane in visual.planes]
+            where = self._places(visual.parts[0].grid, index, self.rate(inputs, modality, place))
+            found.append(torch.cat([features, *planes, where.to(features)], dim=1))
+        return found
+
+    def given(self, modality: str, inputs: Any) -> list[Any]:
+        """Embeddings that came with the request, all of them, with positions."""
+        merge = self.visual.spatial_merge_size
+        found = []
+        for place, (features, grid) in enumerate(
+            zip(
+                super().given(modality, inputs),
+                inputs[f"{modality}_grid_thw"].tolist(),
+                strict=True,
+            )
+        ):
+            index = np.arange(len(features))
+            rate = self.rate(inputs, modality, place)
+            where = self._places((grid[1] // merge, grid[2] // merge), index, rate)
+            found.append(torch.cat([features, where.to(features)], dim=1))
+        return found
+
+    def _places(self, grid: tuple[int, int], index: Any, rate: float) -> Any:
+        """Two digits (n, 6) each of time, row and column."""
+        frame, inside = np.divmod(index, grid[0] * grid[1])
+        row, column = np.divmod(inside, grid[1])
+        places = np.stack([self.time(frame, rate), row, column], axis=1)
+        return torch.from_numpy(np.concatenate(np.divmod(places, DIGIT), axis=1))
+
+    def time(self, frame: Any, rate: float) -> Any:
+        """Positions in time of frames."""
+        return (frame * rate).astype(np.int64)
+
+    def runs(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> Any:
+        """Where visual tokens stand in a prompt, and how many positions they take.
+
+        Yields (first, count, extent) for every run of them.
+        """
+        merge = self.visual.spatial_merge_size
+        for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
+            frames, tall, wide = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+            seconds = feature.data.get("second_per_grid_ts")
+            rate = self.seconds(1.0 if seconds is None else float(seconds.data))
+            last = 0 if feature.modality == "image" else int(self.time(np.int64(frames - 1), rate))
+            extent = max(last + 1, tall // merge, wide // merge)
+            yield feature.mm_position.offset, feature.mm_position.length, extent
+
+    def seconds(self, between: float) -> float:
+        """Steps of time for the seconds between frames."""
+        return 1.0
+
+    def get_mrope_input_positions(
+        self, input_tokens: Sequence[int], mm_features: Sequence[Any]
+    ) -> tuple[Any, int]:
+        """Positions (3, L) of the text, and of visual tokens where their image begins."""
+        flat = np.arange(len(input_tokens))
+        for first, count, extent in self.runs(input_tokens, mm_features):
+            flat[first + count :] += extent - count
+            flat[first : first + count] = flat[first]
+        positions = torch.from_numpy(np.broadcast_to(flat, (3, len(flat))).copy())
+        return positions, int(flat.max()) + 1 - len(flat)
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: Any,
+        multimodal_embeddings: Sequence[Any],
+        mrope_positions: Any,
+        num_computed_tokens: int,
+    ) -> tuple[Any, Any, int]:
+        """Put kept tokens where they were; text stays as it was numbered."""
+        ids = torch.as_tensor(input_ids, device=mrope_positions.device)
+        positions = mrope_positions.clone()
+        visual = (ids == self.config.image_token_id) | (ids == self.config.video_token_id)
+        here = torch.arange(len(ids), device=ids.device)
+        before = torch.where(visual, -1, here).cummax(dim=0).values
+        places = here[visual & (here >= num_computed_tokens)]
+        embeds = [each[:, :-CHANNELS] for each in multimodal_embeddings]
+        if multimodal_embeddings:
+            digits = torch.cat([each[:, -CHANNELS:] for each in multimodal_embeddings])
+            digits = digits.to(torch.int64).to(positions.device)
+            offsets = digits[:, :3] * DIGIT + digits[:, 3:]
+            places = places[: len(offsets)]
+            text = before[places]
+            base = torch.where(text < 0, -1, positions[0, text.clamp(min=0)])
+            positions[:, places] = (base + 1 + offsets.T).to(positions.dtype)
+        return embeds, positions, int(positions.max()) + 1 - positions.shape[1]
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor25, info=Info25, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
+)
+class SecateurQwen2_5_VLForConditionalGeneration(
+    Positioned, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration
+):
+    """Qwen2.5-VL."""
+
+    kind = "qwen2_5_vl"
+
+    def full_attention(self) -> Sequence[int]:
+        """Those without windows."""
+        return sorted(self.config.vision_config.fullatt_block_indexes)
+
+    def order(self, grids: Any) -> Any:
+        """By windows."""
+        found, start = [], 0
+        for frames, height, width in grids.tolist():
+            index = self.visual.get_window_index_thw(frames, height, width)[0]
+            found.append(torch.as_tensor(index) + start)
+            start += int(frames * height * width // self.visual.spatial_merge_size**2)
+        return torch.cat(found)
+
+    def seconds(self, between: float) -> float:
+        """By the model's clock."""
+        return between * float(getattr(self.config.vision_config, "tokens_per_second", 1.0))
+
+    def rate(self, inputs: Any, modality: str, place: int) -> float:
+        """By the seconds between a video's frames."""
+        if modality == "image":
+            return 1.0
+        seconds = inputs.get("second_per_grid_ts")
+        return self.seconds(1.0 if seconds is None else float(seconds[place]))
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor3, info=Info3, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
+)
+class SecateurQwen3VLForConditionalGeneration(Positioned, qwen3_vl.Qwen3VLForConditionalGeneration):
+    """Qwen3-VL."""
+
+    kind = "qwen3_vl"
+
+    def full_attention(self) -> Sequence[int]:
+        """All of them."""
+        return range(len(self.visual.blocks))
+
+    def time(self, frame: Any, rate: float) -> Any:
+        """Timestamps tell the time; every frame begins anew."""
+        return frame * 0
+
+    def runs(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> Any:
+        """As for images; frames of a video stand apart."""
+        merge = self.visual.spatial_merge_size
+        for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
+            offset, length = feature.mm_position.offset, feature.mm_position.length
+            _, tall, wide = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+            extent = max(tall // merge, wide // merge)
+            if feature.modality == "image":
+                yield offset, length, extent
+                continue
+            own = np.asarray(input_tokens[offset : offset + length]) == self.config.video_token_id
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], own.astype(np.int8), [0]])))
+            for first, stop in edges.reshape(-1, 2):
+                yield offset + int(first), int(stop - first), extent
