@@ -235,6 +235,8 @@ def qwen_processor(kind, video, **how):
 
 def qwen2_5_vl():
     vision = {**QWEN_VISION, "window_size": 32, "fullatt_block_indexes": [1, 3]}
+    # transformers lets text go on before the end of a video of many steps, vLLM after it.
+    vision["tokens_per_second"] = 1
     config = transformers.Qwen2_5_VLConfig(
         vision_config=vision, text_config=qwen_text(), **QWEN_IDS
     )
@@ -356,6 +358,7 @@ def engine(folder, method=None, kind="llava", **how):
     """vLLM's `LLM` in this process, gone afterwards; without a method vLLM's own model."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.triton_utils import dispatcher
 
     from secateur.integrations.vllm import overrides
 
@@ -372,6 +375,8 @@ def engine(folder, method=None, kind="llava", **how):
     if method is not None:
         given["hf_overrides"] = overrides(method, kind)
     made = LLM(str(folder), **given)
+    # vLLM looks for its kernels in every module, and stumbles over llvmlite's; once is enough.
+    dispatcher.register_kernels = lambda overrides: None
     try:
         yield made
     finally:

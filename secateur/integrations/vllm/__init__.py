@@ -13,6 +13,8 @@ Batching, caching and parallelism stay vLLM's.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from secateur.core.methods import Method, methods
@@ -47,6 +49,69 @@ SUPPORTED = {
 
 KEY = "secateur"
 """The key of the configuration that holds the method."""
+
+
+INTERNALS = {
+    "model_executor.models.llava": (
+        "LlavaForConditionalGeneration.embed_multimodal",
+        "LlavaForConditionalGeneration._parse_and_validate_image_input",
+        "LlavaForConditionalGeneration._process_image_input",
+        "LlavaProcessingInfo.get_num_image_tokens",
+        "LlavaMultiModalProcessor._get_prompt_updates",
+        "LlavaDummyInputsBuilder.get_dummy_mm_data",
+    ),
+    "model_executor.models.llava_next": (
+        "LlavaNextForConditionalGeneration._process_image_input",
+        "LlavaNextProcessingInfo.get_num_image_tokens",
+        "LlavaNextMultiModalProcessor",
+    ),
+    "model_executor.models.llava_onevision": (
+        "LlavaOnevisionForConditionalGeneration._merge_image_patch_embeddings",
+        "LlavaOnevisionForConditionalGeneration._process_video_pixels",
+        "LlavaOnevisionForConditionalGeneration.apply_pooling",
+        "LlavaOnevisionProcessingInfo.get_num_video_tokens",
+        "LlavaOnevisionProcessingInfo._get_num_frame_tokens",
+    ),
+    "model_executor.models.qwen2_5_vl": (
+        "Qwen2_5_VLForConditionalGeneration._process_image_input",
+        "Qwen2_5_VLForConditionalGeneration._process_video_input",
+        "Qwen2_5_VLForConditionalGeneration.recompute_mrope_positions",
+        "Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions",
+        "Qwen2_5_VisionTransformer.get_window_index_thw",
+        "Qwen2_5_VLProcessingInfo.get_num_image_tokens",
+    ),
+    "model_executor.models.qwen3_vl": (
+        "Qwen3VLForConditionalGeneration.recompute_mrope_positions",
+        "Qwen3VLMultiModalProcessor.get_video_repl",
+        "Qwen3VLProcessingInfo.get_num_image_tokens",
+    ),
+    "multimodal.processing": (
+        "BaseMultiModalProcessor._apply_hf_processor_main",
+        "BaseMultiModalProcessor._get_mm_fields_config",
+        "BaseMultiModalProcessor.get_dummy_inputs",
+        "PromptReplacement",
+    ),
+    "config.multimodal": ("MultiModalConfig.is_multimodal_pruning_enabled",),
+    "transformers_utils.processor": ("cached_get_image_processor",),
+}
+"""Names of vLLM that it does not promise, by module; `missing` looks them up."""
+
+
+def missing() -> list[str]:
+    """What the installed vLLM lacks of what the plug-in uses."""
+    gone = []
+    for module, names in INTERNALS.items():
+        try:
+            found = import_module(f"vllm.{module}")
+        except ImportError:
+            gone.append(f"vllm.{module}")
+            continue
+        for name in names:
+            try:
+                attrgetter(name)(found)
+            except AttributeError:
+                gone.append(f"vllm.{module}.{name}")
+    return gone
 
 
 def register() -> None:

@@ -10,7 +10,7 @@ compactly, as vLLM numbers all tokens of these families.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -41,6 +41,7 @@ from secateur.integrations.vllm.pruning import (
     configured,
     counted,
     pixels_of,
+    restored,
 )
 
 
@@ -152,7 +153,7 @@ class LlavaProcessor(Instructed, llava.LlavaMultiModalProcessor):
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
-    ) -> Sequence[Any]:
+    ) -> Any:
         if "pixels" not in self.info.method.needs:
             return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
         config = self.info.get_hf_config()
@@ -250,7 +251,7 @@ class SecateurLlavaForConditionalGeneration(Towered, llava.LlavaForConditionalGe
             for name, x in seen.of(place).items():
                 setattr(part, name, x)
             if self.pixels is not None:
-                part.pixels = self.pixels.restore(channels)
+                part.pixels = restored(self.pixels, channels)
             visuals.append(Visual(modality="image", features=features, parts=[part]))
         return visuals
 

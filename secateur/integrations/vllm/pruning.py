@@ -52,10 +52,17 @@ def pixels_of(worker: Any) -> Pixels:
     return Pixels(mean, std, scale)
 
 
+def restored(pixels: Pixels, channels: Any) -> Any:
+    """Pixels (..., H, W, 3) from what a model of vLLM is given, which may not be normalised yet."""
+    if channels.is_floating_point():
+        return pixels.restore(channels)
+    return channels.movedim(-3, -1).float()
+
+
 def counted(method: Method, grid: tuple[int, int], channels: Any, pixels: Pixels) -> int:
     """How many tokens of a grid a method keeps that decides by pixels, from (3, H, W)."""
     blank = torch.zeros(grid[0] * grid[1], 1)
-    chosen = method.select(Tokens(features=blank, grid=grid, pixels=pixels.restore(channels)))
+    chosen = method.select(Tokens(features=blank, grid=grid, pixels=restored(pixels, channels)))
     return int(chosen.count)
 
 

@@ -27,6 +27,7 @@ from secateur.integrations.vllm.pruning import (
     configured,
     counted,
     pixels_of,
+    restored,
 )
 
 DIGIT = 128
@@ -62,11 +63,8 @@ class Info:
             return [grid[0] * grid[1]] * frames
         if "pixels" not in self.method.needs:
             return [self.method.budget(grid[0] * grid[1])] * frames
-        worker = (
-            self.get_image_processor() if modality == "image" else self.get_video_processor()  # type: ignore[attr-defined]
-        )
         channels = unpatched(item[values].data, (frames, height, width), vision)
-        pixels = pixels_of(worker)
+        pixels = pixels_of(self.get_image_processor())  # type: ignore[attr-defined]
         return [counted(self.method, grid, own, pixels) for own in channels]
 
 
@@ -241,9 +239,8 @@ class Positioned(Pruned):
             images = None
             if self.pixels is not None:
                 own = values[patch_start : patch_start + frames * tall * wide]
-                images = self.pixels.restore(
-                    unpatched(own, (frames, tall, wide), self.config.vision_config)
-                )
+                channels = unpatched(own, (frames, tall, wide), self.config.vision_config)
+                images = restored(self.pixels, channels)
             parts = []
             for frame in range(frames):
                 at = slice(start + frame * h * w, start + (frame + 1) * h * w)
@@ -364,7 +361,7 @@ class Positioned(Pruned):
 @MULTIMODAL_REGISTRY.register_processor(
     Processor25, info=Info25, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
 )
-class SecateurQwen2_5_VLForConditionalGeneration(
+class SecateurQwen2_5_VLForConditionalGeneration(  # noqa: N801
     Positioned, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration
 ):
     """Qwen2.5-VL."""

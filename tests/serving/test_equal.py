@@ -1,0 +1,171 @@
+"""vLLM with the plug-in writes what transformers writes with the same method attached."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import engine, picture
+from vllm import SamplingParams
+
+import secateur as sc
+from secateur.integrations.llava_next import LlavaNext
+from secateur.integrations.llava_onevision import LlavaOneVision
+
+LENGTH = 32
+GREEDY = SamplingParams(max_tokens=LENGTH, temperature=0, ignore_eos=True)
+SEEN = [
+    sc.TopK(keep=9),
+    sc.DivPrune(keep=7),
+    sc.VisionZip(keep=12),
+    sc.HiPrune(keep=10),
+    sc.AgilePruner(keep=8, mean_erank=10.0),
+    sc.FPS(keep=0.25),
+]
+ERASE = sc.ERASE(keep=4, thresholds=(3.6, 3.4, 3.0), ratios=(0.6, 0.5, 0.4, 0.3), patch=8)
+EADP = sc.EADP(keep=8)
+FAMILIES = ["llava", "llava-siglip", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl"]
+VIDEOS = ("llava_onevision", "qwen2_5_vl", "qwen3_vl")
+SIZES = [(60, 90), (48, 48), (90, 40)]
+
+
+@pytest.fixture(autouse=True)
+def no_newlines(monkeypatch):
+    """The plug-in leaves newlines of pruned images out, so the other side does as well."""
+    for family in (LlavaNext, LlavaOneVision):
+
+        def encode(self, *given, stock=family.encode):
+            visuals = stock(self, *given)
+            for visual in visuals:
+                if visual.modality == "image":
+                    nothing = np.zeros(0, dtype=np.int64)
+                    visual.separators = [(place, nothing) for place, _ in visual.separators]
+            return visuals
+
+        monkeypatch.setattr(family, "encode", encode)
+
+
+def clip(frames=4):
+    """A video as vLLM takes it with its metadata, and as transformers takes it."""
+    pictures = np.stack([np.asarray(picture(50 + n, 48, 48)) for n in range(frames)])
+    told = {
+        "fps": 2.0,
+        "duration": frames / 2.0,
+        "total_num_frames": frames,
+        "frames_indices": list(range(frames)),
+        "video_backend": "opencv",
+        "do_sample_frames": False,
+    }
+    return pictures, told
+
+
+class FirstStage(sc.ERASE):
+    """ERASE as vLLM serves it: without the stage inside the language model."""
+
+    def cuts(self, *given, **more):
+        return ()
+
+
+class Request:
+    """A prompt with pictures, for both sides."""
+
+    def __init__(self, checkpoint, sizes=(), videos=0, words="what is in the picture ?", seed=0):
+        self.checkpoint = checkpoint
+        self.images = [picture(seed + n, *size) for n, size in enumerate(sizes)]
+        self.videos = [clip() for _ in range(videos)]
+        self.text = checkpoint.prompt(words, len(sizes), videos)
+
+    def served(self, instruction=None):
+        given = {"prompt": self.text}
+        data = {}
+        if self.images:
+            data["image"] = self.images
+        if self.videos:
+            plain = self.checkpoint.kind == "llava_onevision"
+            data["video"] = [each[0] if plain else each for each in self.videos]
+        if data:
+            given["multi_modal_data"] = data
+        if data and instruction is not None:
+            given["mm_processor_kwargs"] = {"instruction": instruction}
+        return given
+
+    def expected(self, method, instruction=None):
+        own = self.checkpoint
+        if isinstance(method, sc.ERASE):
+            method = FirstStage(**vars(method))
+        given = {"text": [self.text], "return_tensors": "pt"}
+        if self.images:
+            given["images"] = self.images
+        if self.videos:
+            given["videos"] = [each[0] for each in self.videos]
+            given["do_sample_frames"] = False
+            if own.qwen:
+                told = [
+                    {k: x for k, x in each[1].items() if k != "do_sample_frames"}
+                    for each in self.videos
+                ]
+                given["video_metadata"] = told
+        inputs = own.processor(**given)
+        positions = "original" if own.qwen else "compact"
+        how = {} if instruction is None else {"instruction": instruction}
+        with (
+            torch.no_grad(),
+            sc.attach(own.model, method, own.processor, positions=positions, **how),
+        ):
+            out = own.model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False)
+        return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def written(llm, requests, instruction=None):
+    prompts = [
+        each.served(instruction if each.images or each.videos else None) for each in requests
+    ]
+    out = llm.generate(prompts, GREEDY, use_tqdm=False)
+    return [list(each.outputs[0].token_ids) for each in out]
+
+
+def limits(checkpoint):
+    return {"image": 3, **({"video": 1} if checkpoint.kind in VIDEOS else {})}
+
+
+def requests_of(checkpoint):
+    """Unlike images, several images, a video, text alone."""
+    made = [Request(checkpoint, [size], seed=n) for n, size in enumerate(SIZES)]
+    if checkpoint.kind != "llava_onevision":
+        # transformers does not cut several images of a OneVision prompt into crops; vLLM does.
+        made.append(Request(checkpoint, SIZES[:2], seed=7))
+    if checkpoint.kind in VIDEOS:
+        made.append(Request(checkpoint, videos=1))
+    made.append(Request(checkpoint))
+    return made
+
+
+def methods_of(name):
+    yield from SEEN
+    yield EADP
+    if name not in ("llava_next", "llava_onevision"):
+        yield replace(ERASE, patch=16) if name.startswith("qwen") else ERASE
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, method) for name in FAMILIES for method in methods_of(name)],
+    ids=lambda x: x if isinstance(x, str) else x.name,
+)
+def test_the_same_tokens(checkpoints, name, method):
+    checkpoint = checkpoints(name)
+    instruction = "how many red dog" if method == EADP else None
+    requests = requests_of(checkpoint)
+    with engine(
+        checkpoint.folder, method, checkpoint.kind, limit_mm_per_prompt=limits(checkpoint)
+    ) as llm:
+        got = written(llm, requests, instruction)
+        del llm
+    want = [
+        each.expected(method, instruction if each.images or each.videos else None)
+        for each in requests
+    ]
+    assert got == want
+    assert len({tuple(each) for each in got}) >= len(got) - 1
