@@ -359,6 +359,7 @@ def engine(folder, method=None, kind="llava", **how):
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.triton_utils import dispatcher
+    from vllm.v1.engine import core
 
     from secateur.integrations.vllm import overrides
 
@@ -374,6 +375,9 @@ def engine(folder, method=None, kind="llava", **how):
     }
     if method is not None:
         given["hf_overrides"] = overrides(method, kind)
+    # vLLM collects garbage seven times an engine; what is there already need not be looked through.
+    core.freeze_gc_heap, gc.unfreeze = (lambda: None), (lambda: None)
+    gc.freeze()
     made = LLM(str(folder), **given)
     # vLLM looks for its kernels in every module, and stumbles over llvmlite's; once is enough.
     dispatcher.register_kernels = lambda overrides: None

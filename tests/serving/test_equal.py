@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import engine, picture
+import vllm
+from conftest import TOKENS, engine, picture
 from vllm import SamplingParams
 
 import secateur as sc
 from secateur.integrations.llava_next import LlavaNext
 from secateur.integrations.llava_onevision import LlavaOneVision
+from secateur.integrations.vllm import INTERNALS, missing, overrides
 
 LENGTH = 32
 GREEDY = SamplingParams(max_tokens=LENGTH, temperature=0, ignore_eos=True)
@@ -169,3 +171,128 @@ def test_the_same_tokens(checkpoints, name, method):
     ]
     assert got == want
     assert len({tuple(each) for each in got}) >= len(got) - 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keeping_all_is_stock_vllm(checkpoints, name):
+    checkpoint = checkpoints(name)
+    requests = requests_of(checkpoint)
+    found = []
+    for method in (None, sc.DivPrune(keep=10_000), sc.DivPrune(keep=1.0)):
+        limit = limits(checkpoint)
+        with engine(checkpoint.folder, method, checkpoint.kind, limit_mm_per_prompt=limit) as llm:
+            found.append(written(llm, requests))
+            del llm
+    assert found[0] == found[1] == found[2]
+
+
+CACHES = {
+    "usual": {},
+    "no prefix cache": {"enable_prefix_caching": False},
+    "in chunks": {"enable_chunked_prefill": True, "max_num_batched_tokens": 16},
+    "no processor cache": {"mm_processor_cache_gb": 0},
+    "not measured": {"skip_mm_profiling": True},
+}
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+def test_caches_and_chunks_change_nothing(checkpoints, name):
+    checkpoint = checkpoints(name)
+    method = sc.TopK(keep=12)
+    # The same picture under other words, and once more: its prefix and its encoding are cached.
+    requests = [
+        Request(checkpoint, [SIZES[0]], words=words)
+        for words in ("what is in the picture ?", "how many red dog ?", "what is in the picture ?")
+    ]
+    requests.append(Request(checkpoint, SIZES[:2], seed=3))
+    want = [each.expected(method) for each in requests]
+    for what, how in CACHES.items():
+        if "max_num_batched_tokens" in how:
+            # No less than one item, which vLLM encodes whole.
+            how = {**how, "max_num_batched_tokens": 64 if name == "llava_next" else 24}
+        with engine(checkpoint.folder, method, checkpoint.kind, **how) as llm:
+            assert written(llm, requests) == want, what
+            one_by_one = [written(llm, [each])[0] for each in requests]
+            assert one_by_one == want, what
+            del llm
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_an_image_under_two_instructions(checkpoints, name):
+    checkpoint = checkpoints(name)
+    request = Request(checkpoint, [SIZES[0]])
+    asked = ["red dog", "how many tree", "red dog"]
+    with engine(checkpoint.folder, EADP, checkpoint.kind) as llm:
+        got = [written(llm, [request], instruction)[0] for instruction in asked]
+        with pytest.raises(ValueError, match="EADP chooses by the instruction; send it"):
+            written(llm, [request])
+        with pytest.raises(ValueError, match="no words in the instruction"):
+            written(llm, [request], "</s>")
+        del llm
+    assert got == [request.expected(EADP, instruction) for instruction in asked]
+    assert got[0] != got[1]
+
+
+REFUSED = [
+    ({"method": "nothing"}, "method: expected one of"),
+    ({"keep": 3}, 'expected {"method": name'),
+    ({"method": "topk", "kept": 3}, "topk: no parameter 'kept'"),
+    ({"method": "topk", "keep": 0}, "keep: a count is at least 1"),
+    ({"method": "fastv"}, "acts inside the language model"),
+    ({"method": "erase"}, "needs pixels, which vLLM's llava_next does not give"),
+    ({"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0}, "take a fixed count"),
+]
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"), REFUSED, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_what_cannot_be_served_is_refused_at_the_start(checkpoints, stored, words):
+    checkpoint = checkpoints("llava_next")
+    asked = {"architectures": ["SecateurLlavaNextForConditionalGeneration"], "secateur": stored}
+    with pytest.raises(Exception) as caught:  # noqa: PT011, SIM117
+        with engine(checkpoint.folder, hf_overrides=asked):
+            pass
+    told = str(caught.value)
+    assert words in told
+    assert "secateur: " in told
+
+
+def test_families_nobody_serves():
+    with pytest.raises(ValueError, match="no plug-in for vLLM's 'pixtral' yet; there is one for"):
+        overrides(sc.TopK(), "pixtral")
+
+
+def test_vllm_still_has_what_the_plugin_uses():
+    assert missing() == [], f"vLLM {vllm.__version__} lacks {missing()}; adapt secateur's plug-in"
+
+
+def test_missing_tells_names(monkeypatch):
+    from vllm.model_executor.models import llava
+
+    monkeypatch.delattr(llava.LlavaForConditionalGeneration, "_process_image_input")
+    monkeypatch.setitem(INTERNALS, "nowhere", ("thing",))
+    assert missing() == [
+        "vllm.model_executor.models.llava.LlavaForConditionalGeneration._process_image_input",
+        "vllm.nowhere",
+    ]
+
+
+def test_nothing_happens_unless_asked_for(checkpoints):
+    checkpoint = checkpoints("llava")
+    request = Request(checkpoint, [SIZES[0]])
+    with engine(checkpoint.folder) as llm:
+        out = llm.generate([request.served()], GREEDY, use_tqdm=False)[0]
+        del llm
+    assert len(out.prompt_token_ids) == 46
+    assert sum(token == 4 for token in out.prompt_token_ids) == TOKENS
+
+
+def test_a_prompt_is_shorter_by_what_was_dropped(checkpoints):
+    checkpoint = checkpoints("llava")
+    with engine(checkpoint.folder, sc.FPS(keep=5)) as llm:
+        out = llm.generate(
+            [Request(checkpoint, SIZES).served()], SamplingParams(max_tokens=1), use_tqdm=False
+        )[0]
+        del llm
+    assert sum(token == 4 for token in out.prompt_token_ids) == 3 * 5
