@@ -24,8 +24,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 HERE = Path(__file__).parent
 # Processes that vLLM starts need what `sitecustomize` does here as well.
-os.environ["PYTHONPATH"] = f"{HERE / 'site'}:{os.environ.get('PYTHONPATH', '')}"
-sys.path.insert(0, str(HERE / "site"))
+os.environ["PYTHONPATH"] = f"{HERE / 'beside'}:{os.environ.get('PYTHONPATH', '')}"
+sys.path.insert(0, str(HERE / "beside"))
 
 import numpy as np
 import safetensors.torch
