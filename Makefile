@@ -9,16 +9,19 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+SERVING := .venv-serving
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo test test-all coverage check lint format types layers doctests docs bench clean
+.PHONY: help demo test test-all test-serving coverage check lint format types layers doctests docs bench clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
 	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on, JOBS=2 at a time)"
 	@echo "make test-all  run the slow tests too, and every test on JAX arrays"
+	@echo "make test-serving  test the vLLM plug-in, in an environment of its own (3.5 GB)"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
 	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
 	@echo "make docs      build the site into site/"
@@ -37,6 +40,10 @@ test-all: $(VENV)/.dev $(VENV)/.jax
 
 coverage: $(VENV)/.dev
 	@$(PYTEST) -m "not slow" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)
+
+test-serving: $(SERVING)/.installed
+	@echo "== tests of the vLLM plug-in =="
+	@OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/serving $(PYTEST_ARGS)
 
 check: lint format types layers doctests
 
@@ -58,7 +65,7 @@ layers: $(VENV)/.dev
 
 doctests: $(VENV)/.dev
 	@echo "== doctests =="
-	@$(BIN)/python -m pytest -q --doctest-modules secateur --ignore=secateur/backends/cupy.py --ignore=secateur/integrations/vllm/llava.py
+	@$(BIN)/python -m pytest -q --doctest-modules secateur --ignore=secateur/backends/cupy.py --ignore-glob='secateur/integrations/vllm/[!_]*.py'
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
@@ -69,13 +76,21 @@ bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/record.py $(ASV_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(SERVING) build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find secateur tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
 
 # One environment; each stamp is newer than pyproject.toml once that group is installed in it.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing secateur[$*] into $(VENV) ..."
 	@$(PIP) install --quiet -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# vLLM for the CPU; the audio libraries it brings are built for CUDA and do not load beside it.
+$(SERVING)/.installed: pyproject.toml constraints-serving.txt
+	@echo "Installing secateur[test-serving] into $(SERVING) ..."
+	@[ -f $(SERVING)/pyvenv.cfg ] || $(PYTHON) -m venv $(SERVING)
+	@$(SERVING)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-serving.txt -e '.[test-serving]'
+	@$(SERVING)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
 $(VENV)/pyvenv.cfg:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import vllm
-from conftest import TOKENS, engine, picture
+from small import TOKENS, engine, picture
 from vllm import SamplingParams
 
 import secateur as sc

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from conftest import picture
+from small import picture
 
 import secateur as sc
 from secateur.integrations.vllm import overrides

@@ -1,0 +1,370 @@
+"""Small checkpoints of every family with random weights, and vLLM to serve them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import string
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torchvision_beside_cpu  # noqa: F401
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+WORDS = (
+    "a an the what is in on of how many color does this picture show count red green blue left "
+    "right dog cat car tree sky man woman stop sign USER ASSISTANT : ? . , both and"
+).split()
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>"]
+QWEN = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+PADS = ["<|image_pad|>", "<|video_pad|>"]
+CHAT = (
+    "{% for m in messages %}{{ m['role'].upper() + ' : ' }}{% if m['content'] is string %}"
+    "{{ m['content'] + ' ' }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] in ('image', 'image_url') %}{{ '<image> ' }}"
+    "{% else %}{{ c['text'] + ' ' }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT :' }}{% endif %}"
+)
+PINPOINTS = [[48, 96], [96, 48], [96, 96], [48, 144]]
+TOKENS = 36
+"""Visual tokens of a picture of the LLaVA towers: 48 pixels in patches of eight."""
+
+
+def tokenizer():
+    """A word-level tokenizer of the words above, a letter where it knows no word."""
+    special = [*SPECIAL, *QWEN, *PADS]
+    known = [*special, *WORDS, *(c for c in string.printable if c.strip() and c not in WORDS)]
+    model = models.WordLevel({word: n for n, word in enumerate(known)}, unk_token="<unk>")
+    core = Tokenizer(model)
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
+    )
+    made.add_special_tokens({"additional_special_tokens": [*QWEN, *PADS]})
+    return made
+
+
+def qwen_tokenizer():
+    made = tokenizer()
+    made.image_token, made.video_token = PADS
+    return made
+
+
+def llama(**more):
+    return transformers.LlamaConfig(**language(), **more)
+
+
+def language():
+    return {
+        "hidden_size": 128,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 160,
+        "max_position_embeddings": 1024,
+    }
+
+
+def tower(kind):
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 48,
+        "patch_size": 8,
+    }
+    if kind == "clip":
+        return transformers.CLIPVisionConfig(**shape, projection_dim=32)
+    return transformers.SiglipVisionConfig(**shape, vision_use_head=False)
+
+
+def select(kind):
+    if kind == "clip":
+        return {"vision_feature_select_strategy": "default", "vision_feature_layer": -2}
+    return {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}
+
+
+def llava(kind="clip"):
+    config = transformers.LlavaConfig(
+        vision_config=tower(kind),
+        text_config=llama(),
+        image_token_id=4,
+        image_token_index=4,
+        image_seq_length=TOKENS,
+        **select(kind),
+    )
+    images = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}
+    )
+    processor = transformers.LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer(),
+        patch_size=8,
+        vision_feature_select_strategy=select(kind)["vision_feature_select_strategy"],
+        num_additional_image_tokens=int(kind == "clip"),
+        chat_template=CHAT,
+    )
+    return transformers.LlavaForConditionalGeneration(config), processor
+
+
+def llava_next():
+    config = transformers.LlavaNextConfig(
+        vision_config=tower("clip"),
+        text_config=llama(),
+        image_token_id=4,
+        image_token_index=4,
+        image_seq_length=TOKENS,
+        image_grid_pinpoints=PINPOINTS,
+        **select("clip"),
+    )
+    processor = transformers.LlavaNextProcessor(
+        image_processor=transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": 48},
+            crop_size={"height": 48, "width": 48},
+            image_grid_pinpoints=PINPOINTS,
+        ),
+        tokenizer=tokenizer(),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    )
+    return transformers.LlavaNextForConditionalGeneration(config), processor
+
+
+def llava_onevision():
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=tower("siglip"),
+        text_config=transformers.Qwen2Config(
+            **{name: x for name, x in language().items() if name != "head_dim"}
+        ),
+        image_token_id=4,
+        image_token_index=4,
+        video_token_id=5,
+        video_token_index=5,
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_9",
+        **select("siglip"),
+    )
+    size = {"height": 48, "width": 48}
+    processor = transformers.LlavaOnevisionProcessor(
+        image_processor=transformers.LlavaOnevisionImageProcessor(
+            size=size, image_grid_pinpoints=PINPOINTS
+        ),
+        video_processor=transformers.LlavaOnevisionVideoProcessor(size=size),
+        tokenizer=tokenizer(),
+        num_image_tokens=TOKENS,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+        chat_template=CHAT,
+    )
+    return transformers.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+QWEN_IDS = {
+    "image_token_id": 10,
+    "video_token_id": 11,
+    "vision_start_token_id": 8,
+    "vision_end_token_id": 9,
+}
+QWEN_VISION = {
+    "depth": 4,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_heads": 2,
+    "patch_size": 8,
+    "out_hidden_size": 128,
+}
+
+
+def qwen_text(**rope):
+    return {
+        **language(),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [8, 12, 12],
+            **rope,
+        },
+    }
+
+
+def qwen_processor(kind, video, **how):
+    size = {"shortest_edge": 256, "longest_edge": 16384}
+    # The smallest and the largest number of pixels.
+    how = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2, "size": size, **how}
+    return kind(
+        image_processor=transformers.Qwen2VLImageProcessor(**how),
+        video_processor=video(**how),
+        tokenizer=qwen_tokenizer(),
+        chat_template=CHAT,
+    )
+
+
+def qwen2_5_vl():
+    vision = {**QWEN_VISION, "window_size": 32, "fullatt_block_indexes": [1, 3]}
+    # transformers lets text go on before the end of a video of many steps, vLLM after it.
+    vision["tokens_per_second"] = 1
+    config = transformers.Qwen2_5_VLConfig(
+        vision_config=vision, text_config=qwen_text(), **QWEN_IDS
+    )
+    processor = qwen_processor(transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl():
+    vision = {**QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
+    config = transformers.Qwen3VLConfig(
+        vision_config=vision,
+        text_config=qwen_text(mrope_interleaved=True),
+        **QWEN_IDS,
+    )
+    processor = qwen_processor(
+        transformers.Qwen3VLProcessor,
+        transformers.Qwen3VLVideoProcessor,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config), processor
+
+
+MAKERS = {
+    "llava": llava,
+    "llava-siglip": lambda: llava("siglip"),
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+}
+
+
+class Checkpoint:
+    """A folder that vLLM reads, and the same model and processor in transformers."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        torch.manual_seed(0)
+        self.model, self.processor = MAKERS[name]()
+        self.model.eval()
+        self.kind = self.model.config.model_type
+        self.qwen = self.kind.startswith("qwen")
+        with torch.no_grad():
+            for key, weight in self.model.named_parameters():
+                if weight.ndim > 1:
+                    # Larger than usual, so that answers depend on what is looked at.
+                    weight.normal_(0, 1.0 / weight.shape[-1] ** 0.5)
+                if key.endswith(("q_proj.weight", "o_proj.weight")) and "vision" not in key:
+                    weight.mul_(3.0)
+                if "embed_tokens" in key:
+                    weight.mul_(2.0)
+        self.model.generation_config.eos_token_id = None
+        self.folder = published(folder, self.model, self.processor)
+
+    def prompt(self, words: str = "what is in the picture ?", images: int = 1, videos: int = 0):
+        if self.qwen:
+            marks = f"{QWEN[2]} {PADS[0]} {QWEN[3]} " * images
+            marks += f"{QWEN[2]} {PADS[1]} {QWEN[3]} " * videos
+        else:
+            marks = "<image> " * images + "<video> " * videos
+        return f"USER : {marks}{words} ASSISTANT :"
+
+
+def published(folder: Path, model, processor) -> Path:
+    """Save with the names of the published checkpoints, which vLLM reads."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    renamed = {}
+    for name, weight in weights.items():
+        if "vision_tower." in name and "vision_tower.vision_model." not in name:
+            name = name.replace("vision_tower.", "vision_tower.vision_model.")
+        renamed[name] = weight
+    safetensors.torch.save_file(renamed, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = [type(model).__name__]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def picture(seed: int, height: int = 48, width: int = 48) -> Image.Image:
+    """A few boxes on noise, which is not even everywhere."""
+    dice = np.random.default_rng(seed)
+    image = dice.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image[: height // 2] = image[: height // 2] // 32 * 32
+    for _ in range(4):
+        y, x = dice.integers(0, height - 8), dice.integers(0, width - 8)
+        image[y : y + 12, x : x + 12] = dice.integers(0, 256, 3)
+    return Image.fromarray(image)
+
+
+def asked_for_positions():
+    """Let vLLM's CPU runner ask for the positions of kept tokens, with the code of the others."""
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    from secateur.integrations.vllm import qwen
+
+    stock = CPUModelRunner.load_model
+    if qwen.CPU_ASKS:
+        return
+
+    def load_model(self, *given, **more):
+        stock(self, *given, **more)
+        config = self.model_config.multimodal_config
+        self.is_multimodal_pruning_enabled = (
+            getattr(self.get_model(), "supports_multimodal_pruning", False)
+            and config is not None
+            and config.is_multimodal_pruning_enabled()
+        )
+
+    CPUModelRunner.load_model = load_model
+    qwen.CPU_ASKS = True
+
+
+@contextmanager
+def engine(folder, method=None, kind="llava", **how):
+    """vLLM's `LLM` in this process, gone afterwards; without a method vLLM's own model."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.triton_utils import dispatcher
+    from vllm.v1.engine import core
+
+    from secateur.integrations.vllm import overrides
+
+    asked_for_positions()
+    given = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_num_seqs": 8,
+        "seed": 0,
+        "limit_mm_per_prompt": {"image": 3},
+        **how,
+    }
+    if method is not None:
+        given["hf_overrides"] = overrides(method, kind)
+    # vLLM collects garbage seven times an engine; what is there already need not be looked through.
+    core.freeze_gc_heap, gc.unfreeze = (lambda: None), (lambda: None)
+    gc.freeze()
+    made = LLM(str(folder), **given)
+    # vLLM looks for its kernels in every module, and stumbles over llvmlite's; once is enough.
+    dispatcher.register_kernels = lambda overrides: None
+    try:
+        yield made
+    finally:
+        del made
+        cleanup_dist_env_and_memory()
+        gc.collect()
