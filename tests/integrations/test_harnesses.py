@@ -170,8 +170,8 @@ def test_loglikelihood_is_refused(harness):
 
 def test_model_arguments_become_a_method_and_the_rest():
     given = {"pretrained": "x", "secateur": "erase", "keep": 0.25, "device_map": "auto"}
-    method, rest = ours.read({**given, "ratios": "[0.5, 0.25, 0.125]"})
-    assert method == sc.ERASE(keep=0.25, ratios=(0.5, 0.25, 0.125))
+    method, rest = ours.read({**given, "thresholds": "[2.5]", "ratios": "[0.5, 0.25]"})
+    assert method == sc.ERASE(keep=0.25, thresholds=(2.5,), ratios=(0.5, 0.25))
     assert rest == {"pretrained": "x", "device_map": "auto"}
     whole = '{"method": "mixture", "keep": 9, "diversity": {"method": "fps", "keep": 9}}'
     assert ours.read({"secateur": whole})[0] == sc.Mixture(keep=9, diversity=sc.FPS(keep=9))
