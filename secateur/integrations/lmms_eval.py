@@ -22,13 +22,11 @@ from secateur.core.methods import Method, methods
 CHECKED = ("0.7.3",)
 """The releases of lmms-eval this was run with."""
 
-MODELS = {
-    "llava_hf": ("simple", "chat"),
-    "qwen2_5_vl": ("simple", "chat"),
-    "qwen3_vl": ("simple", "chat"),
-    "huggingface": ("chat",),
-}
-"""lmms-eval's models that get a twin, and the kinds of prompt it has a class for."""
+MODELS = ("llava_hf", "qwen2_5_vl", "qwen3_vl")
+"""lmms-eval's models that get a twin. ``llava_hf`` reads LLaVA-1.5, NeXT and OneVision."""
+
+KINDS = ("simple", "chat")
+"""The kinds of prompt that lmms-eval has a class of each for."""
 
 
 def manifests() -> list[Any]:
@@ -38,16 +36,16 @@ def manifests() -> list[Any]:
     return [
         ModelManifest(
             f"secateur_{name}",
-            **{f"{kind}_class_path": f"{__name__}.{name}_{kind}" for kind in kinds},
+            **{f"{kind}_class_path": f"{__name__}.{name}_{kind}" for kind in KINDS},
         )
-        for name, kinds in MODELS.items()
+        for name in MODELS
     ]
 
 
 def __getattr__(name: str) -> Any:
     """The class of a manifest, made from lmms-eval's own when it is first asked for."""
     model, _, kind = name.rpartition("_")
-    if kind not in MODELS.get(model, ()):
+    if model not in MODELS or kind not in KINDS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lmms_eval.models import get_model
 
@@ -123,7 +121,7 @@ class Pruned:
     attachment
         What is attached.
     lengths
-        Of every prompt with images so far: tokens before and after pruning.
+        Of every prompt with images so far: tokens it had, and those that every layer caches.
     """
 
     model: Any
@@ -176,7 +174,8 @@ class Pruned:
             except Exception as error:
                 raise _Stop from error
             if attachment.last is not None and attachment.last is not before:
-                self.lengths.append(attachment.last.prompt_length)
+                report = attachment.last
+                self.lengths.append((report.prompt_length[0], report.final_length))
             return out
 
         model.generate = generate
