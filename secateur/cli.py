@@ -48,8 +48,9 @@ def _told() -> Iterator[None]:
     """Turn what a user can mend into one line and exit status 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        typer.echo(f"secateur: {error}", err=True)
+    except (ValueError, OSError, ImportError) as error:
+        # transformers writes paragraphs about a checkpoint it cannot find.
+        typer.echo(f"secateur: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from None
 
 

@@ -146,3 +146,13 @@ def test_prune_tells_mistakes_in_one_line(picture, tmp_path, words, said):
     assert result.exit_code == 2
     assert said in result.stderr
     assert result.stderr.strip().count("\n") == 0
+
+
+def test_a_picture_or_checkpoint_that_cannot_be_read_is_one_line_too(picture, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    for words in ((str(broken),), (str(picture), "--model", str(tmp_path))):
+        result = run("prune", *words, "--question", "what?", "-o", str(tmp_path / "out.png"))
+        assert result.exit_code == 2
+        assert result.stderr.startswith("secateur: ")
+        assert result.stderr.count("\n") == 1
