@@ -9,8 +9,9 @@ README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"(?P<aside><!-- not run: [^\n]+ -->\n+)?```python\n(?P<code>.*?)```", re.DOTALL)
 
 
-def test_python_blocks_run():
+def test_python_blocks_run(tmp_path, monkeypatch):
     """A block below ``<!-- not run: reason -->`` need only be valid Python."""
+    monkeypatch.chdir(tmp_path)
     found = list(BLOCK.finditer(README.read_text(encoding="utf-8")))
     names: dict[str, object] = {}
     for block in found:
