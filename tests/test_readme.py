@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from secateur.core.methods import _OWN, table
+
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"(?P<aside><!-- not run: [^\n]+ -->\n+)?```python\n(?P<code>.*?)```", re.DOTALL)
 
@@ -26,3 +28,11 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README.read_text("utf-8")))
 def test_links_into_the_repository_lead_somewhere(target):
     assert target.startswith(("http:", "https:")) or (README.parent / target).exists()
+
+
+def test_every_method_is_in_the_table_with_what_it_is_checked_against():
+    text = README.read_text("utf-8")
+    own = [row for row in table() if row.name in {kind.name for kind in _OWN}]
+    assert len(own) >= 18
+    for row in own:
+        assert f"| `{row.name}` | {row.paper} | {row.acts} | {row.parity} |" in text

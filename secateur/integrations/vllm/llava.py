@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.models import llava, llava_next, llava_onevision
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
@@ -38,8 +37,10 @@ from secateur.integrations.tower import KINDS, Seen
 from secateur.integrations.vllm.pruning import (
     Instructed,
     Pruned,
+    all_heads,
     configured,
     counted,
+    over_heads,
     pixels_of,
     restored,
 )
@@ -213,15 +214,13 @@ class Towered(Pruned):
         for name, found in outputs.items():
             queries, keys, _ = torch.cat(found).chunk(3, dim=-1)
             if name == "keys":
-                seen.keys = keys[:, first:]
+                seen.keys = all_heads(keys[:, first:], vision.hidden_size)
                 continue
             size = vision.hidden_size // vision.num_attention_heads
             received = class_attention if first else mean_attention
             share = received(heads(queries, size), heads(keys, size))
             parts = vision.num_attention_heads // (queries.shape[-1] // size)
-            # Each rank of a tensor-parallel tower has some of the heads.
-            share = tensor_model_parallel_all_reduce(share) / parts if parts > 1 else share
-            setattr(seen, name, share)
+            setattr(seen, name, over_heads(share, parts))
 
     def packed(self, visual: Visual) -> Visual:
         """Without newlines, unless all tokens stay."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from secateur.core.complexity import RunningCalibration
@@ -64,6 +65,20 @@ def counted(method: Method, grid: tuple[int, int], channels: Any, pixels: Pixels
     blank = torch.zeros(grid[0] * grid[1], 1)
     chosen = method.select(Tokens(features=blank, grid=grid, pixels=restored(pixels, channels)))
     return int(chosen.count)
+
+
+def over_heads(share: Any, ranks: int) -> Any:
+    """The mean over all heads, of which each of the `ranks` of a tensor-parallel tower has some."""
+    if ranks == 1:
+        return share
+    return tensor_model_parallel_all_reduce(share.contiguous()) / ranks
+
+
+def all_heads(keys: Any, width: int) -> Any:
+    """Keys (..., width) of all heads."""
+    if keys.shape[-1] == width:
+        return keys
+    return tensor_model_parallel_all_gather(keys.contiguous())
 
 
 class Instructed:
@@ -124,6 +139,11 @@ class Pruned:
 
     def prepare(self, vllm_config: Any) -> None:
         """Read the method and what it wants to see; called once the model is built."""
+        if vllm_config.model_config.multimodal_config.mm_encoder_tp_mode == "data":
+            raise ValueError(
+                "secateur: mm_encoder_tp_mode='data' spreads images over ranks, and what the tower "
+                "attends to is not seen; leave it at 'weights'"
+            )
         self.method = configured(self.config, self.kind)
         self.wants = self.method.needs | self.method.optional
         self.pixels = None
@@ -193,7 +213,7 @@ class Pruned:
         self, visuals: Sequence[Visual], texts: Sequence[Text] | None
     ) -> list[tuple[Any, Any]]:
         """Places (n,) and features (n, D) of the tokens of each image that stay."""
-        plain = all(not each.crops and not each.planes for each in visuals)
+        plain = not any(each.crops for each in visuals)
         if plain and (texts is None or all(len(each.parts) == 1 for each in visuals)):
             return self._together(visuals, texts)
         kept = []

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.models import qwen2_5_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import PromptReplacement
@@ -24,8 +23,10 @@ from secateur.integrations.qwen2_5_vl import by_frame, unpatched
 from secateur.integrations.vllm.pruning import (
     Instructed,
     Pruned,
+    all_heads,
     configured,
     counted,
+    over_heads,
     pixels_of,
     restored,
 )
@@ -150,11 +151,6 @@ class Positioned(Pruned):
                 f"secateur: {self.kind} in stages (pipeline_parallel_size > 1): later stages are "
                 "not told the positions of kept tokens; use tensor_parallel_size"
             )
-        if model.multimodal_config.mm_encoder_tp_mode == "data":
-            raise ValueError(
-                "secateur: mm_encoder_tp_mode='data' spreads images over ranks, and attention is "
-                "not seen; leave it at 'weights'"
-            )
         # vLLM asks a model for positions only if pruning is on. The rate is not used.
         model.multimodal_config.video_pruning_rate = 0.5
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -207,7 +203,7 @@ class Positioned(Pruned):
             packed = projected[0].detach().flatten(0, 1)
             queries, keys, _ = packed.unflatten(-1, (3, -1, size)).unbind(1)
             if name == "keys":
-                per_patch = keys.flatten(1)
+                per_patch = all_heads(keys.flatten(1), vision.hidden_size)
             else:
                 given = called[0][1]
                 cos, sin = (
@@ -217,11 +213,9 @@ class Positioned(Pruned):
                 queries, keys = (
                     rotate(x.transpose(0, 1).float(), cos, sin) for x in (queries, keys)
                 )
-                per_patch = by_frame(queries, keys, grids)
-                parts = vision.num_heads // keys.shape[0]
-                if parts > 1:
-                    # Each rank of a tensor-parallel tower has some of the heads.
-                    per_patch = tensor_model_parallel_all_reduce(per_patch) / parts
+                per_patch = over_heads(
+                    by_frame(queries, keys, grids), vision.num_heads // keys.shape[0]
+                )
             merged = per_patch.unflatten(0, (-1, self.visual.spatial_merge_size**2)).mean(dim=1)
             if order is not None:
                 merged = merged[torch.argsort(order).to(merged.device)]
