@@ -7,6 +7,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+PYTEST_SERVING = OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/serving
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 SERVING := .venv-serving
@@ -15,13 +16,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo test test-all test-serving coverage check lint format types layers doctests docs bench clean
+.PHONY: help demo test test-all test-serving test-serving-all coverage check lint format types layers doctests docs bench clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
 	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on, JOBS=2 at a time)"
 	@echo "make test-all  run the slow tests too, and every test on JAX arrays"
 	@echo "make test-serving  test the vLLM plug-in, in an environment of its own (3.5 GB)"
+	@echo "make test-serving-all  its slow tests too, such as two tensor-parallel ranks"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
 	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
 	@echo "make docs      build the site into site/"
@@ -43,7 +45,10 @@ coverage: $(VENV)/.dev
 
 test-serving: $(SERVING)/.installed
 	@echo "== tests of the vLLM plug-in =="
-	@OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/serving $(PYTEST_ARGS)
+	@$(PYTEST_SERVING) -m "not slow" $(PYTEST_ARGS)
+
+test-serving-all: $(SERVING)/.installed
+	@$(PYTEST_SERVING) $(PYTEST_ARGS)
 
 check: lint format types layers doctests
 

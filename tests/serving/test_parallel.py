@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from test_equal import LENGTH, SIZES, Request
 
 import secateur as sc
@@ -32,6 +33,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_heads_on_two_ranks(checkpoints, tmp_path):
     checkpoint = checkpoints("llava")
     script = tmp_path / "two_ranks.py"
