@@ -2,14 +2,17 @@
 
 Greedy makes all picks of a batch on the device, a block of threads an image, without waiting for
 the host between picks. The forms that start from features build float64 matrices of as many
-images at a time as `MATRIX` has room for, and leave an image without room to the reference.
+images at a time as `MATRIX` has room for. An image without room, attention and relevance go to the
+PyTorch driver, on the same memory, where PyTorch sees the device too; else to the reference.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, cast
 
 import cupy as cp
@@ -69,6 +72,50 @@ def _answer(batch: tuple[int, ...], indices: Any, gains: Any, value: Any, bound:
     )
 
 
+@functools.cache
+def _torch() -> ModuleType | None:
+    """The PyTorch driver, if PyTorch is installed and sees a device."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    from secateur.backends import torch as driver
+
+    return driver
+
+
+def _by_torch(name: str, shared: Sequence[Any], *args: Any, **more: Any) -> Any:
+    """What the PyTorch driver answers about `shared` arrays, none of them copied."""
+    driver = _torch()
+    if driver is None:
+        return NotImplemented
+    return _taken(getattr(driver, name)(*(_lent(x) for x in shared), *args, **more))
+
+
+def _lent(x: Any) -> Any:
+    """The tensor on the memory of an array. Each library waits for what the other has queued."""
+    import torch
+
+    if x is None:
+        return None
+    if x.dtype == cp.bool_:
+        return torch.from_dlpack(x.view(cp.uint8)).view(torch.bool)
+    return torch.from_dlpack(x)
+
+
+def _taken(found: Any) -> Any:
+    """The arrays on the memory of the tensors in an answer."""
+    if found is NotImplemented:
+        return found
+    if isinstance(found, Picks):
+        return Picks(*(cp.from_dlpack(x) for x in found))
+    if isinstance(found, tuple):
+        return tuple(cp.from_dlpack(x) for x in found)
+    return cp.from_dlpack(found)
+
+
 def facility_location(similarity: Any, weights: Any, k: Any) -> Picks:
     """Greedy facility location from matrices (..., N, N): about 4 N rows of N in all."""
     return _facility_location(similarity, weights, k, 0.0)
@@ -118,21 +165,29 @@ def _certificate(history: Any, gains: Any, budget: Any, begin: int) -> Any:
 def facility_location_features(features: Any, weights: Any, k: Any) -> Picks:
     """Greedy facility location on (1 + cos) / 2 of features (..., N, D).
 
-    In float64 matrices; `NotImplemented` where a matrix exceeds `MATRIX`, and the reference
-    answers in O(N D) memory, waiting for the device at each pick.
+    In float64 matrices; in O(N D) memory by the PyTorch driver or the reference, which waits for
+    the device at each pick, where a matrix exceeds `MATRIX`.
     """
+
     # Entries carry the rounding of a cosine: whatever the gain, ties are that wide.
-    return _in_parts(features, weights, k, lambda s, w, b: _facility_location(s, w, b, 8 * EPSILON))
+    def solve(s: Any, w: Any, budget: Any) -> Picks:
+        return _facility_location(s, w, budget, 8 * EPSILON)
+
+    if _room(features):
+        return _in_parts(features, weights, k, solve)
+    return cast(Picks, _by_torch("facility_location_features", (features, weights), k))
+
+
+def _room(features: Any) -> int:
+    """How many images' float64 matrices there may be at once."""
+    return MATRIX // (8 * int(features.shape[-2]) ** 2)
 
 
 def _in_parts(
     features: Any, weights: Any, k: Any, solve: Callable[[Any, Any, Any], Picks]
 ) -> Picks:
     """Answers of `solve` on float64 similarities of as many images at a time as fit."""
-    batch, n = features.shape[:-2], int(features.shape[-2])
-    room = MATRIX // (8 * n * n)
-    if not room:
-        return cast(Picks, NotImplemented)
+    batch, n, room = features.shape[:-2], int(features.shape[-2]), _room(features)
     x = _entries(features, 2)
     host, longest = _budgets(k, batch)
     w = None if weights is None else cp.broadcast_to(weights, (*batch, n)).reshape(-1, n)
@@ -171,13 +226,15 @@ def _farthest_first(distance: Any, k: Any, start: int | None, margin: float) -> 
 def farthest_first_features(features: Any, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), from float64 matrices.
 
-    `NotImplemented` where a matrix exceeds `MATRIX`: the reference answers in O(N D) memory.
+    In O(N D) memory by the PyTorch driver or the reference where a matrix exceeds `MATRIX`.
     """
 
     def solve(s: Any, _: None, budget: Any) -> Picks:
         return _farthest_first(2.0 * (1.0 - s), budget, start, 16 * EPSILON)
 
-    return _in_parts(features, None, k, solve)
+    if _room(features):
+        return _in_parts(features, None, k, solve)
+    return cast(Picks, _by_torch("farthest_first_features", (features,), k, start))
 
 
 def determinant(kernel: Any, k: Any) -> Picks:
@@ -199,12 +256,13 @@ def determinant(kernel: Any, k: Any) -> Picks:
 def threshold_scan(
     features: Any, attention: Any, k: Any, step: np.ndarray[Any, Any], tau_max: float
 ) -> tuple[Any, Any]:
-    """AgilePruner's scan from matrices of cosines; `NotImplemented` where they exceed `MATRIX`."""
+    """AgilePruner's scan from matrices of cosines; by PyTorch where they exceed `MATRIX`."""
     batch, n = features.shape[:-2], int(features.shape[-2])
     x = _entries(arrays.unit(features), 2)
     images = len(x)
     if 8 * images * n * n > MATRIX:
-        return cast("tuple[Any, Any]", NotImplemented)
+        shared = _by_torch("threshold_scan", (features, attention), k, step, tau_max)
+        return cast("tuple[Any, Any]", shared)
     host, longest = _budgets(k, batch)
     order = cp.argsort(-attention.reshape(images, n), axis=-1, kind="stable")
     slope = cp.asarray(np.ascontiguousarray(step, dtype=np.float64).reshape(-1))
@@ -250,3 +308,29 @@ def singular_values(features: Any) -> Any:
     gram = turned @ x if x.shape[-2] > x.shape[-1] else x @ turned
     squares = cp.linalg.eigvalsh(gram)[..., ::-1]
     return cp.sqrt(cp.clip(squares, 0.0, None)).astype(features.dtype)
+
+
+def text_relevance(visual: Any, text: Any, text_global: Any, mask: Any, *more: Any) -> Any:
+    """As the PyTorch driver computes it."""
+    return _by_torch("text_relevance", (visual, text, text_global, mask), *more)
+
+
+def attention_received(
+    queries: Any,
+    keys: Any,
+    *,
+    scale: float | None = None,
+    query_weights: Any = None,
+    key_mask: Any = None,
+    positions: Any = None,
+) -> Any:
+    """As the PyTorch driver computes it, in blocks of queries."""
+    if _torch() is None:
+        return NotImplemented
+    lent = {"query_weights": query_weights, "key_mask": key_mask, "positions": positions}
+    return _by_torch(
+        "attention_received",
+        (queries, keys),
+        scale=scale,
+        **{name: _lent(x) for name, x in lent.items()},
+    )

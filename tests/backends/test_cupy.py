@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from secateur.backends import cupy_kernels
+from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     determinant,
     facility_location,
@@ -25,6 +26,7 @@ from secateur.core.maximize import (
     farthest_first_features,
 )
 from secateur.core.measures import patch_entropy, singular_values
+from secateur.core.relevance import text_relevance
 from secateur.core.similarity import cosine_similarity
 from secateur.core.threshold import threshold_scan
 
@@ -182,6 +184,50 @@ def test_images_in_parts_and_without_room(driver: Any, monkeypatch: pytest.Monke
     assert driver.threshold_scan(x, x[..., 0], k, np.zeros(2), 0.5) is NotImplemented
 
 
+def test_torch_answers_on_the_same_memory(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from secateur.backends import torch as other
+
+    dice = np.random.default_rng(1)
+    q, keys = dice.standard_normal((2, 4, 9, 8)), dice.standard_normal((2, 2, 12, 8))
+    seen = dice.random((2, 12)) < 0.7
+    x, text = features(20), dice.standard_normal((2, 5, 12))
+    told = (text, text.mean(axis=1), seen[:, :5] | True, 100.0, 0.4, 1.0, 0.5, "entropy", -1)
+    assert driver.attention_received(q, keys, key_mask=seen) is NotImplemented
+    assert driver.text_relevance(x, *told) is NotImplemented
+    monkeypatch.setattr(driver, "_torch", lambda: other)
+    np.testing.assert_allclose(
+        driver.attention_received(q, keys, key_mask=seen),
+        attention_received.reference(q, keys, key_mask=seen),
+        atol=1e-12,
+    )
+    np.testing.assert_allclose(
+        driver.text_relevance(x, *told), text_relevance.reference(x, *told), atol=1e-12
+    )
+    monkeypatch.setattr(driver, "MATRIX", 8 * 20 * 20 - 1)
+    k = np.asarray([4, 9])
+    same(
+        driver.facility_location_features(x, None, k),
+        facility_location_features.reference(x, None, k),
+    )
+    same(driver.farthest_first_features(x, k), farthest_first_features.reference(x, k))
+    steps = np.asarray([0.05, 0.02])
+    attention = np.abs(x[..., 0])
+    for got, wanted in zip(
+        driver.threshold_scan(x, attention, k, steps, 0.5),
+        threshold_scan.reference(x, attention, k, steps, 0.5),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, wanted)
+    lent = driver._lent(x)
+    lent[0, 0, 0] = 7.0
+    assert x[0, 0, 0] == 7.0
+    back = torch.zeros(3)
+    driver._taken(back)[1] = 2.0
+    assert back.tolist() == [0.0, 2.0, 0.0]
+    assert driver._lent(seen).dtype == torch.bool
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 1 << 30), n=st.integers(1, 12), levels=st.integers(1, 4))
 def test_matrices_full_of_ties(driver: Any, seed: int, n: int, levels: int) -> None:
@@ -231,6 +277,10 @@ def test_on_a_device() -> None:
         wanted = operation.reference(*args)
         np.testing.assert_array_equal(found.indices.get(), wanted.indices)
         np.testing.assert_allclose(found.gains.get(), wanted.gains, rtol=1e-9, atol=1e-9)
+    dice = np.random.default_rng(2)
+    q, keys = dice.standard_normal((2, 4, 9, 8)), dice.standard_normal((2, 2, 12, 8))
+    received = attention_received(cp.asarray(q), cp.asarray(keys)).get()
+    np.testing.assert_allclose(received, attention_received.reference(q, keys), atol=1e-12)
     image = np.random.default_rng(3).integers(0, 256, (2, 56, 84, 3)).astype(np.uint8)
     entropy = patch_entropy(cp.asarray(image), 28).get()
     np.testing.assert_allclose(entropy, patch_entropy.reference(image, 28), atol=1e-12)
