@@ -184,6 +184,9 @@ def test_entropies_and_the_sharpest_words(to_xp, to_numpy):
     mask = to_xp(np.array([True, True, True, True, False]))
     assert to_numpy(sharpest(entropies, mask, 0.5)).tolist() == [0, 1, 0, 1, 0]
     assert to_numpy(sharpest(entropies, mask, 0.01)).tolist() == [0, 1, 0, 0, 0]
+    # In float64 0.29 * 100 is a little under 29.
+    many = to_xp(np.linspace(1.0, 2.0, 100))
+    assert to_numpy(sharpest(many, to_xp(np.ones(100, dtype=bool)), 0.29)).sum() == 29
 
 
 def test_softmax_gives_nothing_to_minus_infinity(to_xp, to_numpy):
