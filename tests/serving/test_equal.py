@@ -258,6 +258,20 @@ def test_what_cannot_be_served_is_refused_at_the_start(checkpoints, stored, word
     assert "secateur: " in told
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"mm_encoder_tp_mode": "data"}, "mm_encoder_tp_mode='data' spreads images"),
+        ({"compilation_config": {"compile_mm_encoder": True}}, "watches the tower, which compile_mm_encoder hides"),
+    ],
+)
+def test_settings_under_which_the_tower_cannot_be_watched(checkpoints, how, words):
+    checkpoint = checkpoints("qwen3_vl")
+    with pytest.raises(ValueError, match=words):  # noqa: SIM117
+        with engine(checkpoint.folder, sc.TopK(keep=9), checkpoint.kind, **how):
+            pass
+
+
 def test_families_nobody_serves():
     with pytest.raises(ValueError, match="no plug-in for vLLM's 'pixtral' yet; there is one for"):
         overrides(sc.TopK(), "pixtral")

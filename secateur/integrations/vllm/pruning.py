@@ -21,6 +21,8 @@ from secateur.integrations.pixels import Pixels
 from secateur.integrations.vllm import KEY, method_of
 
 IDS = "secateur_instruction_"
+OBSERVED = frozenset({"attention", "attention_shallow", "keys"})
+"""What hooks on the tower collect."""
 NORMALISATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, for image processors that do not tell theirs."""
 
@@ -146,6 +148,11 @@ class Pruned:
             )
         self.method = configured(self.config, self.kind)
         self.wants = self.method.needs | self.method.optional
+        if vllm_config.compilation_config.compile_mm_encoder and self.wants & OBSERVED:
+            raise ValueError(
+                f"secateur: {type(self.method).__name__} watches the tower, which "
+                "compile_mm_encoder hides; leave that off, or take a method such as divprune"
+            )
         self.pixels = None
         if "pixels" in self.wants:
             from vllm.transformers_utils.processor import cached_get_image_processor
