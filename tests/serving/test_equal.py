@@ -262,7 +262,7 @@ def test_what_cannot_be_served_is_refused_at_the_start(checkpoints, stored, word
     ("how", "words"),
     [
         ({"mm_encoder_tp_mode": "data"}, "mm_encoder_tp_mode='data' spreads images"),
-        ({"compilation_config": {"compile_mm_encoder": True}}, "watches the tower, which compile_mm_encoder hides"),
+        ({"compilation_config": {"compile_mm_encoder": True}}, "compile_mm_encoder hides; leave"),
     ],
 )
 def test_settings_under_which_the_tower_cannot_be_watched(checkpoints, how, words):
