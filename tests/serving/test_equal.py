@@ -176,7 +176,7 @@ def test_the_same_tokens(checkpoints, name, method):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_keeping_all_is_stock_vllm(checkpoints, name):
     checkpoint = checkpoints(name)
-    requests = requests_of(checkpoint)
+    requests = [*requests_of(checkpoint), Request(checkpoint, SIZES[1:], seed=11)]
     found = []
     for method in (None, sc.DivPrune(keep=10_000), sc.DivPrune(keep=1.0)):
         limit = limits(checkpoint)
