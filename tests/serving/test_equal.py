@@ -186,6 +186,22 @@ def test_keeping_all_is_stock_vllm(checkpoints, name):
     assert found[0] == found[1] == found[2]
 
 
+def test_text_after_a_long_video_is_numbered_as_vllm_does(checkpoints):
+    checkpoint = checkpoints("qwen2_5_vl")
+    request = Request(checkpoint, videos=1)
+    found = []
+    for method in (None, sc.DivPrune(keep=1.0), None):
+        asked = {} if method is None else overrides(method, checkpoint.kind)
+        # Two steps of time, the second at 4: further than three rows and columns reach.
+        asked["vision_config"] = {"tokens_per_second": 4 if len(found) < 2 else 1}
+        limit = limits(checkpoint)
+        with engine(checkpoint.folder, limit_mm_per_prompt=limit, hf_overrides=asked) as llm:
+            found.append(written(llm, [request]))
+            del llm
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
 CACHES = {
     "usual": {},
     "no prefix cache": {"enable_prefix_caching": False},
