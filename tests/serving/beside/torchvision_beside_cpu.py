@@ -1,6 +1,6 @@
 """Lets torchvision be imported beside a torch without CUDA.
 
-The registry's torchvision is built for CUDA: its own operators do not load, and on import it gives
+PyPI's torchvision is built for CUDA: its own operators do not load, and on import it gives
 torch the shapes of what they would return, which torch refuses for operators it does not know.
 Declaring their names is enough, because nothing here calls them.
 """
