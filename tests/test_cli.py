@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,3 +159,17 @@ def test_a_picture_or_checkpoint_that_cannot_be_read_is_one_line_too(picture, tm
         assert result.exit_code == 2
         assert result.stderr.startswith("secateur: ")
         assert result.stderr.count("\n") == 1
+
+
+def test_without_what_it_needs_it_says_what_to_install():
+    code = "import sys; sys.modules['typer'] = None; from secateur.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == ("secateur: the command line needs typer: pip install 'secateur[cli]'\n")
+
+
+def test_it_is_a_module_too():
+    told = subprocess.run(
+        [sys.executable, "-m", "secateur", "methods", "--json"], capture_output=True, text=True
+    )
+    assert len(json.loads(told.stdout)) >= 18
