@@ -106,15 +106,15 @@ def methods(as_json: AsJson = False) -> None:
 def models(as_json: AsJson = False) -> None:
     """List the models of transformers that a method can be attached to, and their names on vLLM."""
     from secateur.integrations.family import FAMILIES
-    from secateur.integrations.vllm import SUPPORTED
+    from secateur.integrations.vllm import SUPPORTED, architecture
 
     with _told():
-        served = {each.architecture for each in SUPPORTED.values()}
+        served = set(SUPPORTED.values())
         rows = [
             {
                 "class": name,
                 "file": where.partition(":")[0].replace(".", "/") + ".py",
-                "vllm": f"Secateur{name}" if f"Secateur{name}" in served else None,
+                "vllm": architecture(name) if name in served else None,
             }
             for name, where in FAMILIES.items()
         ]

@@ -14,11 +14,9 @@ from secateur.core.budget import allocate
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
 from secateur.core.tokens import Tokens
-from secateur.integrations.family import Family, Indices, Part, Tensor, Visual
+from secateur.integrations.family import TEXT, Family, Indices, Part, Tensor, Visual
 from secateur.integrations.guidance import Text, TextEncoder
 from secateur.integrations.report import Picture
-
-TEXT = frozenset({"text", "text_global", "text_mask"})
 
 
 @dataclass(frozen=True, eq=False)

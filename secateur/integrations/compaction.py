@@ -11,8 +11,17 @@ import numpy as np
 import torch
 
 from secateur.core.methods.base import Method
-from secateur.integrations.choosing import TEXT, Chosen, choose, keep_all, wanted
-from secateur.integrations.family import Family, Indices, Modality, Positions, Tensor, Visual, split
+from secateur.integrations.choosing import Chosen, choose, keep_all, wanted
+from secateur.integrations.family import (
+    TEXT,
+    Family,
+    Indices,
+    Modality,
+    Positions,
+    Tensor,
+    Visual,
+    split,
+)
 from secateur.integrations.guidance import Flags, Guidance
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.report import Report, scores_of

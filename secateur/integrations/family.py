@@ -24,6 +24,9 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 Modality = Literal["image", "video"]
 Positions = Literal["original", "compact"]
 
+TEXT = frozenset({"text", "text_global", "text_mask"})
+"""Inputs of methods that tell the instruction."""
+
 FAMILIES = {
     "LlavaForConditionalGeneration": "llava:Llava",
     "LlavaNextForConditionalGeneration": "llava_next:LlavaNext",
@@ -195,6 +198,13 @@ class Family(ABC):
         return frozenset(int(x) for name in names if (x := getattr(config, name, None)) is not None)
 
 
+def family_named(name: str) -> Family:
+    """Who knows the models of a class in `FAMILIES`."""
+    module, _, kind = FAMILIES[name].partition(":")
+    known: Family = getattr(import_module(f"secateur.integrations.{module}"), kind)()
+    return known
+
+
 def family_of(model: Any) -> Family:
     """Who knows this model.
 
@@ -205,8 +215,7 @@ def family_of(model: Any) -> Family:
     """
     for kind in type(model).__mro__:
         if kind.__name__ in FAMILIES and kind.__module__.partition(".")[0] == "transformers":
-            module, _, name = FAMILIES[kind.__name__].partition(":")
-            known: Family = getattr(import_module(f"secateur.integrations.{module}"), name)()
+            known = family_named(kind.__name__)
             known.check(model)
             return known
     inner = _wrapped(model)

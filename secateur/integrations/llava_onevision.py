@@ -131,22 +131,22 @@ class LlavaOneVision(Family):
             observed = {
                 name: by_token(x, model.model.apply_pooling) for name, x in seen.of(own).items()
             }
-            parts = []
-            for frame in range(frames):
-                part = whole((side, side), frame * side * side)
-                for name, x in observed.items():
-                    setattr(part, name, x[frame])
-                parts.append(part)
-            size = frames * side * side
-            found.append(
-                Visual(
-                    modality="video",
-                    features=features[video],
-                    parts=parts,
-                    separators=[(size, np.arange(size))],
-                )
-            )
+            found.append(video_visual(features[video], frames, side, observed))
         return found
+
+
+def video_visual(
+    features: Tensor, frames: int, side: int, observed: Mapping[str, Tensor]
+) -> Visual:
+    """A video of pooled frames and their newline, with what was observed (frames, side * side)."""
+    parts, size = [], side * side
+    for frame in range(frames):
+        part = whole((side, side), frame * size)
+        for name, x in observed.items():
+            setattr(part, name, x[frame])
+        parts.append(part)
+    newline = (frames * size, np.arange(frames * size))
+    return Visual(modality="video", features=features, parts=parts, separators=[newline])
 
 
 def by_token(x: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:

@@ -11,10 +11,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 
-from secateur.integrations.family import Family, Modality, Part, Tensor, Visual
+from secateur.integrations.family import Family, Modality, Part, Tensor, Visual, whole
 from secateur.integrations.internals import window_index
 from secateur.integrations.observation import SHALLOW, Watch, mean_attention, rotate, watching
 
@@ -98,13 +97,7 @@ class Qwen25VL(Family):
         model.model.rope_deltas = (reached - mask.sum(dim=-1))[:, None]
 
     def _watch(self, watch: Watch, tower: Any, wants: frozenset[str]) -> dict[str, Any]:
-        full = self.full_attention(tower)
-        target = round(SHALLOW * len(tower.blocks)) - 1
-        layers = {
-            "attention": full[-1],
-            "attention_shallow": next((layer for layer in full if layer >= target), full[-1]),
-            "keys": full[-1],
-        }
+        layers = watched_layers(self.full_attention(tower), len(tower.blocks))
         return {
             name: (watch.output(block.attn.qkv), watch.arguments(block.attn), block.attn.num_heads)
             for name, layer in layers.items()
@@ -162,14 +155,7 @@ class Qwen25VL(Family):
                 images = pixels.restore(
                     unpatched(own, (frames, height, width), model.config.vision_config)
                 )
-            parts = []
-            for frame in range(frames):
-                at = slice(start + frame * h * w, start + (frame + 1) * h * w)
-                part = Part(index=np.arange(frame * h * w, (frame + 1) * h * w), grid=(h, w))
-                for name, x in observed.items():
-                    setattr(part, name, x[at])
-                part.pixels = None if images is None else images[frame]
-                parts.append(part)
+            parts = frame_parts(frames, (h, w), observed, start, images)
             found.append(
                 Visual(
                     modality=modality,
@@ -181,6 +167,31 @@ class Qwen25VL(Family):
             start += frames * h * w
             patch_start += frames * height * width
         return found
+
+
+def frame_parts(
+    frames: int,
+    grid: tuple[int, int],
+    observed: Mapping[str, Tensor],
+    start: int,
+    images: Tensor | None,
+) -> list[Part]:
+    """The frames of a video, or the one of an image, which begins at `start` of the observed."""
+    size, parts = grid[0] * grid[1], []
+    for frame in range(frames):
+        part = whole(grid, frame * size)
+        for name, x in observed.items():
+            setattr(part, name, x[start + frame * size : start + (frame + 1) * size])
+        part.pixels = None if images is None else images[frame]
+        parts.append(part)
+    return parts
+
+
+def watched_layers(full: Sequence[int], depth: int) -> dict[str, int]:
+    """In which of `depth` layers to observe what, given those of `full` attention."""
+    target = round(SHALLOW * depth) - 1
+    shallow = next((layer for layer in full if layer >= target), full[-1])
+    return {"attention": full[-1], "attention_shallow": shallow, "keys": full[-1]}
 
 
 def by_frame(queries: Tensor, keys: Tensor, grids: Tensor) -> Tensor:

@@ -257,6 +257,14 @@ REFUSED = [
     ({"method": "fastv"}, "acts inside the language model"),
     ({"method": "erase"}, "needs pixels, which vLLM's llava_next does not give"),
     ({"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0}, "take a fixed count"),
+    ({"method": "agilepruner", "mean_erank": {"running": None}}, "depend on other requests"),
+    (
+        {
+            "method": "mixture",
+            "attention": {"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0},
+        },
+        "take a fixed count",
+    ),
 ]
 
 

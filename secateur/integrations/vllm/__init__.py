@@ -12,40 +12,27 @@ Batching, caching and parallelism stay vLLM's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from importlib import import_module
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
+from secateur.core.complexity import RunningCalibration
 from secateur.core.methods import Method, methods
+from secateur.integrations.family import TEXT, family_named
 
 CHECKED = ("0.32.0",)
 """The releases of vLLM this was run with."""
 
-_PREFIX = "secateur.integrations.vllm."
-_SEEN = frozenset({"features", "grid", "attention", "attention_shallow", "keys"})
-_PIXELS = _SEEN | {"pixels"}
-TEXT = frozenset({"text", "text_global", "text_mask"})
-
-
-class Served(NamedTuple):
-    """A family of models that can be served."""
-
-    architecture: str
-    """What to write as "architectures" in the model's configuration."""
-    module: str
-    offers: frozenset[str]
-    """Inputs of methods that its encoder gives; the instruction comes with the request."""
-
-
 SUPPORTED = {
-    "llava": Served("SecateurLlavaForConditionalGeneration", "llava", _PIXELS),
-    "llava_next": Served("SecateurLlavaNextForConditionalGeneration", "llava", _SEEN),
-    "llava_onevision": Served("SecateurLlavaOnevisionForConditionalGeneration", "llava", _SEEN),
-    "qwen2_5_vl": Served("SecateurQwen2_5_VLForConditionalGeneration", "qwen", _PIXELS),
-    "qwen3_vl": Served("SecateurQwen3VLForConditionalGeneration", "qwen", _PIXELS),
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
-"""What serves a model of each type."""
+"""The classes that are served, by the type of a model: vLLM and transformers call them alike."""
 
 KEY = "secateur"
 """The key of the configuration that holds the method."""
@@ -118,9 +105,15 @@ def register() -> None:
     """Make the models known to vLLM; their code is imported when one is asked for."""
     from vllm import ModelRegistry
 
-    for served in SUPPORTED.values():
-        where = f"{_PREFIX}{served.module}:{served.architecture}"
-        ModelRegistry.register_model(served.architecture, where)
+    for model_type, served in SUPPORTED.items():
+        module = "qwen" if model_type.startswith("qwen") else "llava"
+        name = architecture(served)
+        ModelRegistry.register_model(name, f"secateur.integrations.vllm.{module}:{name}")
+
+
+def architecture(served: str) -> str:
+    """What to write as "architectures" in a model's configuration for a class of `SUPPORTED`."""
+    return f"Secateur{served}"
 
 
 def overrides(method: Method, model_type: str = "llava") -> dict[str, Any]:
@@ -152,7 +145,7 @@ def overrides(method: Method, model_type: str = "llava") -> dict[str, Any]:
         )
     stored = method.to_dict()
     method_of(stored, model_type)
-    return {"architectures": [SUPPORTED[model_type].architecture], KEY: stored}
+    return {"architectures": [architecture(SUPPORTED[model_type])], KEY: stored}
 
 
 def method_of(stored: Any, model_type: str) -> Method:
@@ -166,7 +159,7 @@ def method_of(stored: Any, model_type: str) -> Method:
         method = Method.from_dict(stored)
     except (TypeError, ValueError) as error:
         raise ValueError(f"secateur: {error}") from None
-    offers = SUPPORTED[model_type].offers | TEXT
+    offers = family_named(SUPPORTED[model_type]).offers | TEXT
     missing = sorted(method.needs - offers)
     if not method.prunes_before or missing:
         serves = sorted(
@@ -180,11 +173,29 @@ def method_of(stored: Any, model_type: str) -> Method:
             else "acts inside the language model, whose attention vLLM does not show"
         )
         raise ValueError(f"secateur: {stored['method']} {why}; take one of {', '.join(serves)}")
+    for each in _within(method):
+        _check(each)
+    return method
+
+
+def _within(method: Method) -> Iterator[Method]:
+    """A method and those it is made of."""
+    yield method
+    for item in fields(method):
+        if isinstance(inner := getattr(method, item.name), Method):
+            yield from _within(inner)
+
+
+def _check(method: Method) -> None:
     if getattr(method, "count", "fixed") != "fixed" or getattr(method, "adaptive", False):
         raise ValueError(
-            f"secateur: {stored['method']} with a count that depends on the features; vLLM makes "
-            "room for tokens before it encodes an image, so take a fixed count"
+            f"secateur: {method.name} with a count that depends on the features; vLLM makes room "
+            "for tokens before it encodes an image, so take a fixed count"
         )
     if getattr(method, "crops", None) not in (None, "importance"):
         raise ValueError(f"secateur: crops={method.crops!r}; crops share by importance here")  # type: ignore[attr-defined]
-    return method
+    if isinstance(getattr(method, "mean_erank", None), RunningCalibration):
+        raise ValueError(
+            "secateur: mean_erank: a running mean makes answers depend on other requests; take a "
+            "number or a Calibration"
+        )

@@ -25,7 +25,13 @@ from vllm.multimodal.processing import PromptReplacement
 from secateur.integrations.choosing import shared_budget
 from secateur.integrations.family import Visual, whole
 from secateur.integrations.llava_next import crop_layout, crops_visual
-from secateur.integrations.llava_onevision import by_token, image_visual, most_crops, shrunk
+from secateur.integrations.llava_onevision import (
+    by_token,
+    image_visual,
+    most_crops,
+    shrunk,
+    video_visual,
+)
 from secateur.integrations.observation import (
     SHALLOW,
     class_attention,
@@ -37,11 +43,9 @@ from secateur.integrations.tower import KINDS, Seen
 from secateur.integrations.vllm.pruning import (
     Instructed,
     Pruned,
+    Sized,
     all_heads,
-    configured,
-    counted,
     over_heads,
-    pixels_of,
     restored,
 )
 
@@ -51,16 +55,12 @@ def patches_a_side(config: Any) -> int:
     return int(config.vision_config.image_size // config.vision_config.patch_size)
 
 
-class Sizes:
+class Sizes(Sized):
     """Sizes of images, in kept tokens."""
 
-    kind = ""
-
     def __init__(self, ctx: Any) -> None:
-        super().__init__(ctx)  # type: ignore[call-arg]
-        config: Any = self.get_hf_config()  # type: ignore[attr-defined]
-        self.method = configured(config, self.kind)
-        tower = config.vision_config.model_type
+        super().__init__(ctx)
+        tower = self.get_hf_config().vision_config.model_type  # type: ignore[attr-defined]
         if tower not in KINDS:
             raise ValueError(f"secateur: {self.kind} with a {tower} is not served; CLIP and SigLIP")
 
@@ -70,8 +70,7 @@ class Sizes:
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
         """Tokens of an image, at most."""
-        size = self.whole(image_width, image_height)
-        return size if "pixels" in self.method.needs else self.method.budget(size)
+        return self.at_most(self.whole(image_width, image_height))
 
 
 class Cut(Sizes):
@@ -106,10 +105,6 @@ class LlavaInfo(Sizes, llava.LlavaProcessingInfo):
     """For LLaVA-1.5."""
 
     kind = "llava"
-
-    def restored(self) -> Any:
-        """How to get pixels back."""
-        return pixels_of(self.get_hf_processor().image_processor)
 
 
 class NextInfo(Cut, llava_next.LlavaNextProcessingInfo):
@@ -167,7 +162,7 @@ class LlavaProcessor(Instructed, llava.LlavaMultiModalProcessor):
                 return [image] * items.get_feature_size(place)
             values = out_mm_kwargs["image"][place]["pixel_values"].data
             grid = (values.shape[-2] // patch, values.shape[-1] // patch)
-            return [image] * counted(self.info.method, grid, values, self.info.restored())
+            return [image] * self.info.counted(grid, values)
 
         return [PromptReplacement(modality="image", target=[image], replacement=replacement)]
 
@@ -222,6 +217,17 @@ class Towered(Pruned):
             parts = vision.num_attention_heads // (queries.shape[-1] // size)
             setattr(seen, name, over_heads(share, parts))
 
+    def cut(self, inputs: Any) -> Iterator[tuple[Any, Any, Seen, int]]:
+        """Features of each image that is cut into crops, its size, and where its pictures begin."""
+        with self.watched() as seen:
+            embeds = self._process_image_input(inputs)  # type: ignore[attr-defined]
+        first = 0
+        for features, size, pictures in zip(
+            embeds, inputs["image_sizes"], inputs["pixel_values"], strict=True
+        ):
+            yield features, size, seen, first
+            first += len(pictures)
+
     def packed(self, visual: Visual) -> Visual:
         """Without newlines, unless all tokens stay."""
         size = sum(len(part.index) for part in visual.parts)
@@ -267,16 +273,10 @@ class SecateurLlavaNextForConditionalGeneration(
 
     def encoded(self, modality: str, inputs: Any) -> list[Visual]:
         """An overview and crops each image."""
-        with self.watched() as seen:
-            embeds = self._process_image_input(inputs)
-        side = patches_a_side(self.config)
-        visuals, first = [], 0
-        for features, size, pictures in zip(
-            embeds, inputs["image_sizes"], inputs["pixel_values"], strict=True
-        ):
+        side, visuals = patches_a_side(self.config), []
+        for features, size, seen, first in self.cut(inputs):
             layout = crop_layout(self.config, size, side)
             visuals.append(self.packed(crops_visual(features, layout, side, seen, first)))
-            first += len(pictures)
         return visuals
 
 
@@ -301,13 +301,8 @@ class SecateurLlavaOnevisionForConditionalGeneration(
         return self._videos(inputs) if modality == "video" else self._images(inputs)
 
     def _images(self, inputs: Any) -> list[Visual]:
-        with self.watched() as seen:
-            embeds = self._process_image_input(inputs)
-        side = patches_a_side(self.config)
-        visuals, first = [], 0
-        for features, size, pictures in zip(
-            embeds, inputs["image_sizes"], inputs["pixel_values"], strict=True
-        ):
+        side, visuals = patches_a_side(self.config), []
+        for features, size, seen, first in self.cut(inputs):
             layout = crop_layout(self.config, size, side)
 
             def packed(x: Any, size: Any = size) -> Any:
@@ -321,7 +316,6 @@ class SecateurLlavaOnevisionForConditionalGeneration(
                 features, layout, most_crops(self.config), side, seen, first, packed
             )
             visuals.append(self.packed(visual))
-            first += len(pictures)
         return visuals
 
     def _videos(self, inputs: Any) -> list[Visual]:
@@ -332,20 +326,8 @@ class SecateurLlavaOnevisionForConditionalGeneration(
         for features, frames in zip(embeds, inputs["pixel_values_videos"], strict=True):
             own = slice(first, first + len(frames))
             observed = {name: by_token(x, self.apply_pooling) for name, x in seen.of(own).items()}
-            parts = []
-            for frame in range(len(frames)):
-                part = whole((side, side), frame * side * side)
-                for name, x in observed.items():
-                    setattr(part, name, x[frame])
-                parts.append(part)
-            size = len(frames) * side * side
             visuals.append(
-                Visual(
-                    modality="video",
-                    features=features.reshape(size + 1, -1),
-                    parts=parts,
-                    separators=[(size, np.arange(size))],
-                )
+                video_visual(features.reshape(-1, features.shape[-1]), len(frames), side, observed)
             )
             first += len(frames)
         return visuals

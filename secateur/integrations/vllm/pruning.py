@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,48 +11,52 @@ import torch
 from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
-from secateur.core.complexity import RunningCalibration
 from secateur.core.methods import Method
 from secateur.core.tokens import Tokens
-from secateur.integrations.choosing import TEXT, choose
-from secateur.integrations.family import Visual
+from secateur.integrations.choosing import choose, wanted
+from secateur.integrations.family import TEXT, Visual, family_named
 from secateur.integrations.guidance import Text
 from secateur.integrations.pixels import Pixels
-from secateur.integrations.vllm import KEY, method_of
+from secateur.integrations.vllm import KEY, SUPPORTED, method_of
 
 IDS = "secateur_instruction_"
 OBSERVED = frozenset({"attention", "attention_shallow", "keys"})
 """What hooks on the tower collect."""
-NORMALISATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's, for image processors that do not tell theirs."""
+
+
+class Sized:
+    """What a processor has to know: how many tokens a method keeps."""
+
+    kind = ""
+    """The model type whose method is served."""
+
+    def __init__(self, ctx: Any) -> None:
+        super().__init__(ctx)  # type: ignore[call-arg]
+        self.method = configured(self.get_hf_config(), self.kind)  # type: ignore[attr-defined]
+
+    def at_most(self, size: int) -> int:
+        """How many of an image's tokens may stay; only pixels tell how many do where they count."""
+        return size if "pixels" in self.method.needs else self.method.budget(size)
+
+    def counted(self, grid: tuple[int, int], channels: Any) -> int:
+        """How many tokens of a grid a method keeps that decides by pixels, from (3, H, W)."""
+        pixels = pixels_of(self.kind, self.get_hf_processor())  # type: ignore[attr-defined]
+        tokens = Tokens(
+            features=torch.zeros(grid[0] * grid[1], 1),
+            grid=grid,
+            pixels=restored(pixels, channels),
+        )
+        return int(self.method.select(tokens).count)
 
 
 def configured(config: Any, kind: str) -> Method:
     """The method in a model's configuration, if vLLM can serve it."""
-    method = method_of(getattr(config, KEY, None), kind)
-    running = [
-        item.name
-        for item in fields(method)
-        if isinstance(getattr(method, item.name), RunningCalibration)
-    ]
-    if running:
-        raise ValueError(
-            f"secateur: {running[0]}: a running mean makes answers depend on other requests; "
-            "take a number or a Calibration"
-        )
-    return method
+    return method_of(getattr(config, KEY, None), kind)
 
 
-def pixels_of(worker: Any) -> Pixels:
-    """How to undo what an image processor does to 8-bit values."""
-    mean, std = NORMALISATION
-    if getattr(worker, "do_normalize", True):
-        mean = tuple(getattr(worker, "image_mean", mean))
-        std = tuple(getattr(worker, "image_std", std))
-    else:
-        mean, std = (0.0,) * 3, (1.0,) * 3
-    scale = float(worker.rescale_factor) if getattr(worker, "do_rescale", True) else 1.0
-    return Pixels(mean, std, scale)
+def pixels_of(kind: str, processor: Any) -> Pixels:
+    """How to undo what a processor does to 8-bit values."""
+    return Pixels.of(family_named(SUPPORTED[kind]), processor)
 
 
 def restored(pixels: Pixels, channels: Any) -> Any:
@@ -60,13 +64,6 @@ def restored(pixels: Pixels, channels: Any) -> Any:
     if channels.is_floating_point():
         return pixels.restore(channels)
     return channels.movedim(-3, -1).float()
-
-
-def counted(method: Method, grid: tuple[int, int], channels: Any, pixels: Pixels) -> int:
-    """How many tokens of a grid a method keeps that decides by pixels, from (3, H, W)."""
-    blank = torch.zeros(grid[0] * grid[1], 1)
-    chosen = method.select(Tokens(features=blank, grid=grid, pixels=restored(pixels, channels)))
-    return int(chosen.count)
 
 
 def over_heads(share: Any, ranks: int) -> Any:
@@ -147,7 +144,7 @@ class Pruned:
                 "attends to is not seen; leave it at 'weights'"
             )
         self.method = configured(self.config, self.kind)
-        self.wants = self.method.needs | self.method.optional
+        self.wants = wanted(self.method, family_named(SUPPORTED[self.kind]), None)
         if vllm_config.compilation_config.compile_mm_encoder and self.wants & OBSERVED:
             raise ValueError(
                 f"secateur: {type(self.method).__name__} watches the tower, which "
@@ -159,11 +156,10 @@ class Pruned:
 
             # Every rank counts as the processor did that made room for the tokens.
             model = vllm_config.model_config
-            self.pixels = pixels_of(
-                cached_get_image_processor(
-                    model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
-                )
+            worker = cached_get_image_processor(
+                model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
             )
+            self.pixels = pixels_of(self.kind, worker)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Kept embeddings, a tensor an image or video, in vLLM's order."""
@@ -175,7 +171,7 @@ class Pruned:
                 found += self.given(modality, inputs)
                 continue
             visuals = self.encoded(modality, inputs)
-            texts = self._texts(ids[modality], len(visuals))
+            texts = self._texts(ids[modality])
             found += self.finished(modality, inputs, visuals, self.kept(visuals, texts))
         return found
 
@@ -202,12 +198,9 @@ class Pruned:
         """What goes to the language model, from places and features that were kept."""
         return [features for _, features in kept]
 
-    def _texts(self, ids: Any, count: int) -> list[Text] | None:
+    def _texts(self, ids: Any) -> list[Text] | None:
         if not self.method.needs & TEXT:
             return None
-        if ids is None:
-            # Without a request, as when memory is measured: words of no meaning.
-            ids = [torch.zeros(1, dtype=torch.int64)] * count
         device = next(self.parameters()).device  # type: ignore[attr-defined]
         words = [
             self.language_model.embed_input_ids(each.reshape(-1).to(device)).detach()

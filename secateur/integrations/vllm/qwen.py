@@ -17,17 +17,15 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import PromptReplacement
 from vllm.platforms import current_platform
 
-from secateur.integrations.family import Part, Visual
-from secateur.integrations.observation import SHALLOW, rotate, watching
-from secateur.integrations.qwen2_5_vl import by_frame, unpatched
+from secateur.integrations.family import Visual
+from secateur.integrations.observation import rotate, watching
+from secateur.integrations.qwen2_5_vl import by_frame, frame_parts, unpatched, watched_layers
 from secateur.integrations.vllm.pruning import (
     Instructed,
     Pruned,
+    Sized,
     all_heads,
-    configured,
-    counted,
     over_heads,
-    pixels_of,
     restored,
 )
 
@@ -39,19 +37,12 @@ CPU_ASKS = False
 """Whether vLLM's runner for CPUs asks models for positions, as those for accelerators do."""
 
 
-class Info:
-    """What the processor has to know."""
-
-    kind = ""
-
-    def __init__(self, ctx: Any) -> None:
-        super().__init__(ctx)  # type: ignore[call-arg]
-        self.method = configured(self.get_hf_config(), self.kind)  # type: ignore[attr-defined]
+class Info(Sized):
+    """Sizes of images and frames, in kept tokens."""
 
     def get_num_image_tokens(self, **given: Any) -> int:
         """Tokens of an image, at most."""
-        size = int(super().get_num_image_tokens(**given))  # type: ignore[misc]
-        return size if "pixels" in self.method.needs else self.method.budget(size)
+        return self.at_most(int(super().get_num_image_tokens(**given)))  # type: ignore[misc]
 
     def kept(self, modality: str, item: Any) -> list[int]:
         """Kept tokens of an image or of each frame of a video."""
@@ -65,8 +56,7 @@ class Info:
         if "pixels" not in self.method.needs:
             return [self.method.budget(grid[0] * grid[1])] * frames
         channels = unpatched(item[values].data, (frames, height, width), vision)
-        pixels = pixels_of(self.get_image_processor())  # type: ignore[attr-defined]
-        return [counted(self.method, grid, own, pixels) for own in channels]
+        return [self.counted(grid, own) for own in channels]
 
 
 class Info25(Info, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
@@ -159,13 +149,7 @@ class Positioned(Pruned):
     def encoded(self, modality: str, inputs: Any) -> list[Visual]:
         """A grid an image, one a frame of a video."""
         grids = inputs[f"{modality}_grid_thw"]
-        layers = self.full_attention()
-        target = round(SHALLOW * len(self.visual.blocks)) - 1
-        depths = {
-            "attention": layers[-1],
-            "attention_shallow": next((each for each in layers if each >= target), layers[-1]),
-            "keys": layers[-1],
-        }
+        depths = watched_layers(self.full_attention(), len(self.visual.blocks))
         with watching() as watch:
             seen = {
                 name: (
@@ -235,14 +219,7 @@ class Positioned(Pruned):
                 own = values[patch_start : patch_start + frames * tall * wide]
                 channels = unpatched(own, (frames, tall, wide), self.config.vision_config)
                 images = restored(self.pixels, channels)
-            parts = []
-            for frame in range(frames):
-                at = slice(start + frame * h * w, start + (frame + 1) * h * w)
-                part = Part(index=np.arange(frame * h * w, (frame + 1) * h * w), grid=(h, w))
-                for name, x in observed.items():
-                    setattr(part, name, x[at])
-                part.pixels = None if images is None else images[frame]
-                parts.append(part)
+            parts = frame_parts(frames, (h, w), observed, start, images)
             yield Visual(
                 modality="image" if modality == "image" else "video",
                 features=features[:, :width],
