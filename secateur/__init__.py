@@ -11,6 +11,7 @@ import secateur.backends  # noqa: F401  (registers the drivers, loads none)
 from secateur.core.arrays import backend
 from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
+from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
 from secateur.core.methods import (
@@ -37,13 +38,13 @@ from secateur.core.methods import (
     VisPruner,
     method,
     methods,
+    published,
 )
 from secateur.core.methods.calibrate import calibrate
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant, Objective
 from secateur.core.relevance import dense_relevance, min_max, polarize, smooth
 from secateur.core.selection import Selection
 from secateur.core.threshold import greedy_threshold
-from secateur.core.tokens import MissingInputError, Tokens
 
 if TYPE_CHECKING:
     from secateur.integrations.attach import attach as attach
@@ -97,6 +98,7 @@ __all__ = [
     "min_max",
     "patch_entropy",
     "polarize",
+    "published",
     "smooth",
 ]
 

@@ -14,11 +14,11 @@ from PIL import Image
 from secateur.asking import inputs_of, loaded
 from secateur.core.arrays import to_numpy
 from secateur.core.complexity import Calibration, RunningCalibration
+from secateur.core.inputs import Tokens
 from secateur.core.measures import median, patch_entropy
 from secateur.core.methods import Method
 from secateur.core.methods.erase import ERASE
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 from secateur.integrations.attach import attach
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from secateur.core.arrays import to_numpy
+from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.measures import attention_entropy, effective_rank
-from secateur.core.tokens import MissingInputError, Tokens
 
 Measure = Literal["erank", "entropy"]
 MEASURES: tuple[Measure, ...] = ("erank", "entropy")

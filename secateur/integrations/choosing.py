@@ -11,9 +11,9 @@ import torch
 
 from secateur.core.arrays import to_numpy
 from secateur.core.budget import allocate
+from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 from secateur.integrations.family import TEXT, Family, Indices, Part, Tensor, Visual
 from secateur.integrations.guidance import Text, TextEncoder
 from secateur.integrations.report import Picture

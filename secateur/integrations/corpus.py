@@ -22,9 +22,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from secateur.core.arrays import to_numpy
+from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 
 from secateur.core.arrays import to_numpy
+from secateur.core.inputs import Tokens
 from secateur.core.measures import attention_entropy, effective_rank, median, patch_entropy
 from secateur.core.methods import Method, methods
-from secateur.core.methods.base import rows
 from secateur.core.methods.erase import ERASE
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 from secateur.lab.answers import HELD_OUT, ask_all, prompt
 from secateur.lab.questions import DESCRIBE, mentioned
 from secateur.lab.scene import KINDS, PATCH, Scene, scenes
@@ -177,7 +176,7 @@ class Seen:
 
     def _note(self, tokens: Tokens, chosen: Selection, again: Selection) -> None:
         picks = [_rows_of(each) for each in (chosen, again)]
-        for image, one, other in zip(rows(tokens), *picks, strict=True):
+        for image, one, other in zip(tokens.rows(), *picks, strict=True):
             features = to_numpy(image.features).astype(np.float64)
             attention = image.attention
             told = {

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from secateur.core.arrays import descending, namespace, to_numpy
+from secateur.core.inputs import Tokens
 from secateur.core.maximize import maximize
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
@@ -22,7 +23,6 @@ from secateur.core.objectives import FacilityLocation
 from secateur.core.relevance import text_entropy
 from secateur.core.selection import Selection
 from secateur.core.similarity import cosine, cosine_similarity
-from secateur.core.tokens import Tokens
 from secateur.lab.answers import prompt
 from secateur.lab.bench import Cell, Lab, Usual, fitted
 from secateur.lab.scene import Kind, Scene

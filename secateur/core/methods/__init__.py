@@ -85,6 +85,32 @@ def method(name: str, **parameters: Any) -> Method:
     return known[name](**parameters)
 
 
+def published(name: str, **settings: Any) -> Method:
+    """A method as its authors' program has it: every setting, observation, budget and position.
+
+    On arrays and attached to a model it does what that program does, where the program's faults
+    can be said as a selection at all; a method's page tells which cannot.
+
+    Parameters
+    ----------
+    name
+        One of `methods`.
+    settings
+        Parameters of the method, such as `keep`, for what the program leaves open.
+
+    Examples
+    --------
+    >>> import secateur as sc
+    >>> sc.published("divprune", keep=64)
+    DivPrune(keep=64, published=True)
+    """
+    known = methods()
+    if name not in known:
+        raise ValueError(f"name: expected one of {', '.join(sorted(known))}; got {name!r}")
+    kind = known[name]
+    return kind(**{**kind.as_published, **settings, "published": True})
+
+
 class Row(NamedTuple):
     """What the table of methods says about one."""
 
@@ -149,5 +175,6 @@ __all__ = [
     "VisionZip",
     "method",
     "methods",
+    "published",
     "table",
 ]

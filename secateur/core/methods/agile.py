@@ -11,10 +11,10 @@ import numpy as np
 from secateur.core.arrays import like, namespace, wide
 from secateur.core.budget import allocate
 from secateur.core.complexity import MEASURES, Mean, Measure, as_mean, relative_complexity
+from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method, require_one_of, require_positive, require_share
 from secateur.core.selection import Selection
 from secateur.core.threshold import greedy_threshold
-from secateur.core.tokens import Tokens
 
 Count = Literal["fixed", "adaptive", "balanced"]
 

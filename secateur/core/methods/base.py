@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, overload
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar, Literal, NamedTuple, Self, overload
 
 import numpy as np
 
 from secateur.core.arrays import (
     Array,
     checked,
-    constant,
-    each_row,
     eager,
     like,
     namespace,
@@ -23,22 +21,20 @@ from secateur.core.arrays import (
     shape_of,
 )
 from secateur.core.arrays import backend as backend_choice
+from secateur.core.inputs import INPUTS, Request, Tokens
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
-_LAYOUTS = {
-    "features": "(..., N, D)",
-    "embeds": "(..., N, C)",
-    "keys": "(..., N, C)",
-    "attention": "(..., N)",
-    "attention_shallow": "(..., N)",
-    "pixels": "(..., H, W, 3)",
-    "text": "(..., L, C)",
-    "text_global": "(..., C)",
-}
-"""The inputs that hold numbers which must be finite."""
+CountedFrom = Literal["size", "pixels", "features"]
 
-_NON_NEGATIVE = frozenset({"attention", "attention_shallow"})
+
+class Program(NamedTuple):
+    """A program that the authors of a method published."""
+
+    repository: str
+    """owner/name."""
+    commit: str
+    notes: str = ""
+    """Which file or version of it, where there are several; faults that no selection can say."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,8 @@ class Method(ABC):
     """
 
     keep: int | float = 64
+    published: bool = field(default=False, kw_only=True)
+    """Whether it does what its authors' program does, to the letter; see `secateur.published`."""
 
     name: ClassVar[str]
     """What `secateur.method` calls it."""
@@ -70,8 +68,28 @@ class Method(ABC):
     prunes_before: ClassVar[bool] = True
     """Whether `select` chooses before the language model; False for methods that act inside."""
 
+    program: ClassVar[Program | None] = None
+    """The authors' program, where there is one."""
+    as_published: ClassVar[Mapping[str, Any]] = {}
+    """Parameters that the authors' program sets otherwise than our defaults."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Method.__repr__  # type: ignore[method-assign]
+
     def __post_init__(self) -> None:
         resolve_keep(self.keep, 1)
+        if not isinstance(self.published, bool):
+            raise ValueError(f"published: expected True or False, got {self.published!r}")
+
+    def __repr__(self) -> str:
+        told = (f"{item.name}={getattr(self, item.name)!r}" for item in self._told())
+        return f"{type(self).__name__}({', '.join(told)})"
+
+    def _told(self) -> list[Field[Any]]:
+        """The parameters to print and store; `published` only where it is true."""
+        return [item for item in fields(self) if item.name != "published" or self.published]
 
     @property
     @abstractmethod
@@ -91,8 +109,22 @@ class Method(ABC):
         is checked, and 1 <= k <= N.
         """
 
+    @property
+    def requests(self) -> Mapping[str, Request]:
+        """What to observe in a model for the inputs it needs, where `REQUESTS` would be wrong."""
+        return {}
+
+    @property
+    def counted_from(self) -> CountedFrom:
+        """What its count comes from: known beforehand (``"size"``), or only from what it sees.
+
+        ``"size"``: `budget` says how many of how many tokens. ``"pixels"``: the image decides.
+        ``"features"``: only the encoded image does.
+        """
+        return "size"
+
     def budget(self, size: int) -> int:
-        """How many of `size` tokens it keeps."""
+        """How many of `size` tokens it keeps, at most where the image decides."""
         return resolve_keep(self.keep, size)
 
     @overload
@@ -142,7 +174,7 @@ class Method(ABC):
             each.require(type(self).__name__, *sorted(self.needs))
             if check_finite:
                 self._check(each)
-            images[place] = _without_gradients(each)
+            images[place] = each.without_gradients()
         with nullcontext() if backend is None else backend_choice(backend):
             chosen = self.choose_each(images)
         return chosen[0] if one else chosen
@@ -152,23 +184,23 @@ class Method(ABC):
         return [self.choose(each, self.budget(each.size)) for each in images]
 
     def _check(self, tokens: Tokens) -> None:
-        for name in sorted((self.needs | self.optional | {"features"}) & _LAYOUTS.keys()):
-            given = getattr(tokens, name)
-            if given is None:
+        for name in sorted(self.needs | self.optional | {"features"}):
+            row, given = INPUTS[name], getattr(tokens, name)
+            if given is None or not row.numbers:
                 continue
-            several = isinstance(given, (list, tuple)) and name in ("text", "text_global")
+            several = isinstance(given, (list, tuple)) and row.axis == "text"
             for place, x in enumerate(given if several else [given]):
                 if name == "text":
                     x = _without_masked(x, tokens.text_mask, place if several else None)
                 if name == "pixels":
                     _check_pixels(x)
                 else:
-                    checked(x, name, _LAYOUTS[name], non_negative=name in _NON_NEGATIVE)
+                    checked(x, name, row.layout, non_negative=row.non_negative)
 
     def to_dict(self) -> dict[str, Any]:
         """The method as plain values that JSON can hold; `Method.from_dict` reads them."""
         stored: dict[str, Any] = {"method": self.name}
-        for item in fields(self):
+        for item in self._told():
             stored[item.name] = _plain(getattr(self, item.name))
         return stored
 
@@ -219,7 +251,7 @@ def _rich(x: Any) -> Any:
 def _check_pixels(pixels: Array) -> None:
     xp = namespace(pixels)
     if pixels.ndim < 3 or not xp.isdtype(pixels.dtype, "unsigned integer"):
-        pixels = checked(pixels, "pixels", _LAYOUTS["pixels"])
+        pixels = checked(pixels, "pixels", INPUTS["pixels"].layout)
         if 0 in shape_of(pixels):
             return
         low, high = float(xp.min(pixels)), float(xp.max(pixels))
@@ -227,17 +259,6 @@ def _check_pixels(pixels: Array) -> None:
             raise ValueError(
                 f"pixels: expected the image before normalisation, 0..255, got {low:g}..{high:g}"
             )
-
-
-def _without_gradients(tokens: Tokens) -> Tokens:
-    """The same numbers without their history: a choice of tokens has no derivative."""
-    changes: dict[str, Any] = {}
-    for item in fields(tokens):
-        x = getattr(tokens, item.name)
-        several = isinstance(x, (list, tuple))
-        if any(getattr(each, "requires_grad", False) for each in (x if several else [x])):
-            changes[item.name] = [constant(each) for each in x] if several else constant(x)
-    return tokens.with_(**changes) if changes else tokens
 
 
 def _without_masked(text: Array, mask: Any, place: int | None) -> Array:
@@ -251,25 +272,6 @@ def _without_masked(text: Array, mask: Any, place: int | None) -> Array:
         mask = like(np.asarray(mask), text)
     xp = namespace(text)
     return xp.where(xp.astype(mask, xp.bool)[..., None], text, xp.zeros_like(text))
-
-
-def rows(tokens: Tokens) -> Iterator[Tokens]:
-    """The images of a batch one by one, for methods that think of one image at a time.
-
-    Texts are shared by all; join the selections with `secateur.core.selection.stack`.
-    """
-    batch = tokens.batch_shape
-    if not batch:
-        yield tokens
-        return
-    sliced = ("features", "embeds", "keys", "attention", "attention_shallow", "pixels")
-    for position in each_row(batch):
-        changes = {
-            name: getattr(tokens, name)[(*position, ...)]
-            for name in sliced
-            if getattr(tokens, name) is not None
-        }
-        yield tokens.with_(**changes)
 
 
 def require_share(name: str, value: float, *, zero: bool = True) -> None:

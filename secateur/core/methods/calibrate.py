@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from secateur.core.arrays import to_numpy
+from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.measures import median, patch_entropy
 from secateur.core.methods.base import require_share, require_whole
 from secateur.core.methods.erase import ERASE
-from secateur.core.tokens import MissingInputError, Tokens
 
 HIGHEST = math.log(256)
 """The entropy of a patch in which all grey values are equally frequent."""

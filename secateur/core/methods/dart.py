@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from secateur.core.arrays import constant, namespace, top, wide, widened
+from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method, require_one_of, require_whole
 from secateur.core.order import first_of, settled_cosine
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 
 @dataclass(frozen=True)

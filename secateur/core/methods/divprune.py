@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from secateur.core.inputs import Tokens
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import Method
 from secateur.core.objectives import Dispersion
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from secateur.core.arrays import (
     widened,
 )
 from secateur.core.budget import Rounding, allocate
+from secateur.core.inputs import Tokens
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import (
     Method,
@@ -39,7 +40,6 @@ from secateur.core.relevance import (
 )
 from secateur.core.selection import Selection
 from secateur.core.similarity import cosine_similarity
-from secateur.core.tokens import Tokens
 
 Crops = Literal["importance", "guided", "joint"]
 

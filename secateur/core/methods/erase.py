@@ -20,11 +20,11 @@ from secateur.core.arrays import (
     spell,
     to_numpy,
 )
+from secateur.core.inputs import Tokens
 from secateur.core.measures import median, patch_entropy
 from secateur.core.methods.base import require_share, require_whole
 from secateur.core.methods.inside import Cut, InsideMethod, best, descending_cuts, text_attention
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 
 class Preset(NamedTuple):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.arrays import constant, widened
+from secateur.core.inputs import Tokens
 from secateur.core.maximize import farthest_first_features
 from secateur.core.methods.base import Method, require_whole
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.arrays import Array, constant, index_dtype, like, namespace, top, widened
+from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method, require_share
 from secateur.core.order import first_of, positions_like, ranks
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 
 @dataclass(frozen=True)

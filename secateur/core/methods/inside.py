@@ -28,6 +28,7 @@ from secateur.core.arrays import (
     widened,
 )
 from secateur.core.attention import attention_received, attention_rows
+from secateur.core.inputs import Tokens
 from secateur.core.measures import singular_values
 from secateur.core.methods.base import (
     Method,
@@ -38,7 +39,6 @@ from secateur.core.methods.base import (
 )
 from secateur.core.relevance import softmax
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 DEPTH = 32
 """Decoder layers of the models that SparseVLM's cuts were published for."""

@@ -8,18 +8,15 @@ from typing import Any, ClassVar
 
 from secateur.core.arrays import Array, device, index_dtype, namespace, to_numpy
 from secateur.core.complexity import MEASURES, Mean, Measure, as_mean, relative_complexity
-from secateur.core.methods.base import Method, require_one_of, require_share, rows
+from secateur.core.inputs import PER_TOKEN, Tokens
+from secateur.core.methods.base import Method, require_one_of, require_share
 from secateur.core.methods.divprune import DivPrune
 from secateur.core.methods.topk import TopK
 from secateur.core.order import others
 from secateur.core.selection import Selection, stack
-from secateur.core.tokens import Tokens
 
-_OF_THE_WHOLE = frozenset({"grid", "pixels"})
-"""Inputs that belong to an image, and mean nothing for some of its tokens."""
-
-_PER_TOKEN = {"features": -2, "embeds": -2, "keys": -2, "attention": -1, "attention_shallow": -1}
-"""Inputs that each token has its own part of, and the axis that runs over the tokens."""
+_OF_THE_WHOLE = frozenset({"grid", "pixels", "frames", "frame_features"})
+"""Inputs that belong to an image or a video, and mean nothing for some of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class Mixture(Method):
         shares = (self.share + self.slope * (relative - 1.0)).clip(0.0, 1.0)
         mixed = [
             self._mixed(image, k, float(share))
-            for image, share in zip(rows(tokens), shares.reshape(-1), strict=True)
+            for image, share in zip(tokens.rows(), shares.reshape(-1), strict=True)
         ]
         return stack(mixed, tokens.batch_shape)
 
@@ -172,10 +169,10 @@ def _all(tokens: Tokens) -> Array:
 def _among(tokens: Tokens, left: Selection) -> Tokens:
     """The tokens that are left, without what only a whole image has."""
     changes: dict[str, Any] = dict.fromkeys(_OF_THE_WHOLE)
-    for name, axis in _PER_TOKEN.items():
+    for name, axes in PER_TOKEN.items():
         x = getattr(tokens, name)
         if x is not None:
-            changes[name] = left.gather(x, axis)
+            changes[name] = left.gather(x, -axes)
     return tokens.with_(**changes)
 
 

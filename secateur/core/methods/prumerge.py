@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from secateur.core.arrays import Array, constant, index_dtype, namespace, widened
 from secateur.core.folding import folding
+from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.order import nearest, ranks
 from secateur.core.selection import Selection, from_mask
-from secateur.core.tokens import Tokens
 
 EXTRAS = 3
 """Evenly spread tokens for each outlier, when outliers decide how many are kept."""

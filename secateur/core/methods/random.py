@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from secateur.core.arrays import index_dtype, like, namespace
+from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method, require_whole
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.arrays import constant, top, widened
+from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from secateur.core.arrays import (
     wide,
     widened,
 )
+from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method, require_share
 from secateur.core.order import settled
 from secateur.core.selection import Selection
-from secateur.core.tokens import Tokens
 
 DROPPED_AT_ONCE = 8
 """How many tokens a round of pairing drops at most."""

@@ -11,8 +11,8 @@ import torch
 from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
+from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
-from secateur.core.tokens import Tokens
 from secateur.integrations.choosing import choose, wanted
 from secateur.integrations.family import TEXT, Visual, family_named
 from secateur.integrations.guidance import Text

@@ -125,12 +125,12 @@ def test_gradients_stay_outside():
 
 def test_rows_are_the_images_of_a_batch(image):
     tokens = image(batch=(2, 3))
-    parts = list(base.rows(tokens))
+    parts = list(tokens.rows())
     assert [each.batch_shape for each in parts] == [()] * 6
     assert np.array_equal(parts[4].attention, tokens.attention[1, 1])
     together = stack([sc.TopK(keep=4).select(each) for each in parts], (2, 3))
     assert np.array_equal(together.indices, sc.TopK(keep=4).select(tokens).indices)
-    (only,) = base.rows(image())
+    (only,) = image().rows()
     assert only.batch_shape == ()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import secateur as sc
-from secateur.core.tokens import SOURCES
+from secateur.core.inputs import SOURCES
 
 
 def test_tokens_know_their_size_and_batch(to_xp):
