@@ -253,8 +253,8 @@ def dense_relevance(
         Share of the global similarity, in [0, 1].
     aggregate
         ``"entropy"`` as above; ``"tempered"``: weights for each visual token, the softmax over
-        the kept l of :math:`S_{il} / (\text{entropy\_temperature} \cdot H_l)`; ``"topk"``: the
-        mean of the five largest kept :math:`S_{il}`.
+        the kept l of :math:`S_{il} / (\text{entropy\_temperature} \cdot (H_l + 10^{-6}))`;
+        ``"topk"``: the mean of the five largest kept :math:`S_{il}`.
     sign
         -1 for encoders trained like CLIP, whose patch-text cosines are inverted: relevant
         patches score low. +1 takes cosines as they are.
@@ -424,9 +424,7 @@ def text_relevance(
         if aggregate == "entropy":
             logits = (-h / entropy_temperature)[..., None, :]
         else:
-            tiny = xp.finfo(h.dtype).smallest_normal
-            spread = entropy_temperature * xp.maximum(h, xp.full_like(h, float(tiny) ** 0.5))
-            logits = s / spread[..., None, :]
+            logits = s / (entropy_temperature * (h + 1e-6))[..., None, :]
         logits = xp.where(kept[..., None, :], logits, -infinity[..., None, :])
         dense = xp.sum(softmax(logits) * s, axis=-1)
     whole = sign * xp.sum(visual * text_global[..., None, :], axis=-1)

@@ -21,7 +21,7 @@ from secateur.core.methods.fastv import FastV
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.mixture import Mixture
-from secateur.core.methods.prumerge import PruMergePlus
+from secateur.core.methods.prumerge import PruMerge, PruMergePlus
 from secateur.core.methods.pyramiddrop import PyramidDrop
 from secateur.core.methods.random import Random
 from secateur.core.methods.sparsevlm import SparseVLM
@@ -46,6 +46,7 @@ _OWN: tuple[type[Method], ...] = (
     HiPrune,
     VisPruner,
     VisionZip,
+    PruMerge,
     PruMergePlus,
     DART,
     Mixture,
@@ -167,6 +168,7 @@ __all__ = [
     "InsideMethod",
     "Method",
     "Mixture",
+    "PruMerge",
     "PruMergePlus",
     "PyramidDrop",
     "Random",

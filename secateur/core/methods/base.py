@@ -19,6 +19,7 @@ from secateur.core.inputs import INPUTS, Request, Tokens
 from secateur.core.selection import Selection
 
 CountedFrom = Literal["size", "pixels", "features"]
+Reading = Literal["words", "window"]
 
 
 class Program(NamedTuple):
@@ -95,6 +96,20 @@ class Method(ABC):
         """The fields of `Tokens` it also works from where they are given."""
         return frozenset()
 
+    @property
+    def needs_in_model(self) -> frozenset[str]:
+        """The fields of `Tokens` without which it does not do in a model what it should."""
+        return self.needs
+
+    @property
+    def reads(self) -> Reading:
+        """How a text encoder is given the instruction.
+
+        ``"words"``: sentences that fit its context, of which the words count. ``"window"``: as
+        the authors' programs do, whole windows of which every position counts.
+        """
+        return "words"
+
     @abstractmethod
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Choose k of the tokens of each image of a batch.
@@ -109,6 +124,15 @@ class Method(ABC):
         return {}
 
     @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """How an attachment numbers kept tokens that is not told: as the authors' program does.
+
+        None leaves it to the model's family. Every program known to choose before the language
+        model hands over embeddings without positions, so that these count 0, 1, ...
+        """
+        return "compact" if self.published and self.prunes_before else None
+
+    @property
     def counted_from(self) -> CountedFrom:
         """What its count comes from: known beforehand (``"size"``), or only from what it sees.
 
@@ -120,6 +144,15 @@ class Method(ABC):
     def budget(self, size: int) -> int:
         """How many of `size` tokens it keeps, at most where the image decides."""
         return resolve_keep(self.keep, size)
+
+    def budget_of_parts(self, size: int, parts: int, pictures: int) -> int:
+        """How many of `size` tokens the parts of an image keep that was cut into `pictures`.
+
+        `pictures` times `keep`, where that is a count; each part keeps at least one.
+        """
+        if isinstance(self.keep, float):
+            return max(self.budget(size), parts)
+        return max(min(int(self.keep) * pictures, size), parts)
 
     @overload
     def select(

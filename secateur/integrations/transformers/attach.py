@@ -348,7 +348,8 @@ def attach(
         language model's input embeddings.
     positions
         ``"original"``: kept tokens keep their positions, and decoding goes on after the unpruned
-        prompt. ``"compact"``: positions 0, 1, ... None: the family's default.
+        prompt. ``"compact"``: positions 0, 1, ... None: what a published method's program does,
+        else the family's default.
     instruction
         The instruction, or one for each prompt of a batch, instead of what the prompt says.
 
@@ -464,7 +465,7 @@ def _prepared(
         raise UnsupportedModelError(model, "it was compiled; attach first, then compile")
     if positions not in (None, "original", "compact"):
         raise ValueError(f"positions: expected original, compact or None, got {positions!r}")
-    encoder = TextEncoder.of(text_encoder)
+    encoder = TextEncoder.of(text_encoder, method.reads)
     if encoder is not None:
         encoder.check(family.tower(model), family.family.name)
     wanted(method, family.family, encoder)
@@ -478,7 +479,7 @@ def _prepared(
         family,
         guidance,
         Pixels.of(family.family, processor),
-        positions or family.family.positions,
+        positions or method.positions or family.family.positions,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from secateur.integrations.text import TextEncoder
+from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
 
@@ -56,6 +57,7 @@ class Adapter(ABC):
         wants: frozenset[str],
         encoder: TextEncoder | None,
         pixels: Any,
+        requests: Mapping[str, Request] = REQUESTS,
     ) -> list[Visual]:
         """Run the vision side once: the images in order, then the videos.
 
@@ -69,6 +71,8 @@ class Adapter(ABC):
             Maps states of the tower to a space shared with text, for "embeds".
         pixels
             How to undo the normalisation, for "pixels".
+        requests
+            What to observe of the tower for each of the fields.
         """
 
     def placeholders(self, model: Any) -> dict[Modality, int]:
