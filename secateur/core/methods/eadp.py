@@ -53,6 +53,9 @@ OVERVIEW_SHARE = 0.2
 VIDEO_KEEPS = 0.5
 """Share of the text tokens that survive in the authors' program for video."""
 
+ENTROPY_FLOOR = 1e-6
+"""What the authors' program adds to entropies it divides by."""
+
 MATRIX_UP_TO = 8192
 """Up to so many tokens in a pool, their similarities are kept as a matrix."""
 
@@ -228,6 +231,7 @@ class EADP(Method, ChoosesParts):
             alpha=self.alpha,
             aggregate=self.aggregate,
             sign=self.sign,
+            entropy_floor=ENTROPY_FLOOR if self.published else 0.0,
             check_finite=False,
         )
 
@@ -244,9 +248,9 @@ class EADP(Method, ChoosesParts):
                 f"got {shape_of(tokens.features)}"
             )
         if self.published and tokens.frames is not None and tokens.states is not None:
-            told = replace(self, published=False, keep_ratio=VIDEO_KEEPS, aggregate="tempered")
+            told = replace(self, keep_ratio=VIDEO_KEEPS, aggregate="tempered")
             states = tokens.states
-            return told.choose(tokens.with_(features=states, embeds=states), k)
+            return told.choose(tokens.with_(features=states, embeds=states, frames=None), k)
         r = self.relevance(tokens)
         features = widened(tokens.features)
         if self.crops == "joint":
