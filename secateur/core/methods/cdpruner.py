@@ -65,7 +65,9 @@ class CDPruner(Method):
     complexity: ClassVar[str] = "N^2 D + k^2 N"
     reference: ClassVar[str] = "Zhang et al., NeurIPS 2025, arXiv 2506.10967"
     guarantee: ClassVar[str] = "none: log det is submodular, but not monotone"
-    parity: ClassVar[str] = "the authors' program: kept set, where the kernel has full rank"
+    parity: ClassVar[str] = (
+        "the authors' program: kept set, on arrays and in a model, where the kernel has full rank"
+    )
     program: ClassVar[Program] = Program("Theia-4869/CDPruner", "9541616c40fc")
 
     def __post_init__(self) -> None:

@@ -66,7 +66,7 @@ class HiPrune(Method):
     name: ClassVar[str] = "hiprune"
     complexity: ClassVar[str] = "N log N + k N"
     reference: ClassVar[str] = "Liu et al., Findings of ACL 2026, arXiv 2508.00553"
-    parity: ClassVar[str] = "the authors' program: kept set"
+    parity: ClassVar[str] = "the authors' program: kept set, on arrays and in a model"
     program: ClassVar[Program] = Program("Danielement321/HiPrune", "6e83a1240874")
 
     def __post_init__(self) -> None:

@@ -74,7 +74,7 @@ class PruMerge(Method, Makes):
     name: ClassVar[str] = "prumerge"
     complexity: ClassVar[str] = "N log N + k N C"
     reference: ClassVar[str] = "Shang et al., ICCV 2025, arXiv 2403.15388"
-    parity: ClassVar[str] = "its formulas, token by token"
+    parity: ClassVar[str] = "the authors' program in a model: what goes in and comes out"
     program: ClassVar[Program] = Program("42Shawn/LLaVA-PruMerge", "097c04116a58")
     as_published: ClassVar[Mapping[str, Any]] = {"keep": 1.0, "adaptive": True}
 

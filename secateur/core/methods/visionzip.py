@@ -84,7 +84,7 @@ class VisionZip(Method, Makes):
     name: ClassVar[str] = "visionzip"
     complexity: ClassVar[str] = "N log N + k N C"
     reference: ClassVar[str] = "Yang et al., CVPR 2025, arXiv 2412.04467"
-    parity: ClassVar[str] = "its formulas, token by token"
+    parity: ClassVar[str] = "the authors' program in a model: what goes in and comes out"
     program: ClassVar[Program] = Program("dvlab-research/VisionZip", "3151f6df4fca")
 
     def __post_init__(self) -> None:

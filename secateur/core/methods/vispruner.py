@@ -92,7 +92,7 @@ class VisPruner(Method):
     name: ClassVar[str] = "vispruner"
     complexity: ClassVar[str] = "N^2 D"
     reference: ClassVar[str] = "Zhang et al., ICCV 2025, arXiv 2412.01818"
-    parity: ClassVar[str] = "the authors' program in float64: kept set"
+    parity: ClassVar[str] = "the authors' program in float64: kept set, on arrays and in a model"
     program: ClassVar[Program] = Program("Theia-4869/VisPruner", "aefa01adc7c7")
 
     def __post_init__(self) -> None:
