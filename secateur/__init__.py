@@ -11,6 +11,8 @@ import secateur.backends  # noqa: F401  (registers the drivers, loads none)
 from secateur.core.arrays import backend
 from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
+from secateur.core.density import density_clusters, density_peaks
+from secateur.core.frames import allocate_in_time
 from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
@@ -18,6 +20,7 @@ from secateur.core.methods import (
     DART,
     EADP,
     ERASE,
+    EVS,
     FPS,
     AgilePruner,
     CDPruner,
@@ -57,6 +60,7 @@ __all__ = [
     "DART",
     "EADP",
     "ERASE",
+    "EVS",
     "FPS",
     "AgilePruner",
     "CDPruner",
@@ -85,10 +89,13 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "allocate",
+    "allocate_in_time",
     "attention_entropy",
     "backend",
     "calibrate",
     "dense_relevance",
+    "density_clusters",
+    "density_peaks",
     "effective_rank",
     "entropy",
     "greedy_threshold",

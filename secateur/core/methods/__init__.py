@@ -16,6 +16,7 @@ from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
+from secateur.core.methods.evs import EVS
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.inside import Cut, FastV, InsideMethod, PyramidDrop, SparseVLM
@@ -46,6 +47,7 @@ _OWN: tuple[type[Method], ...] = (
     PruMergePlus,
     DART,
     Mixture,
+    EVS,
     FastV,
     PyramidDrop,
     SparseVLM,
@@ -154,6 +156,7 @@ __all__ = [
     "DART",
     "EADP",
     "ERASE",
+    "EVS",
     "FPS",
     "AgilePruner",
     "CDPruner",
