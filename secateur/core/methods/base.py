@@ -100,7 +100,7 @@ class Method(ABC):
         return f"{type(self).__name__}({', '.join(told)})"
 
     def _told(self) -> list[Field[Any]]:
-        """The parameters to print and store; those of every method only where they say more."""
+        """The parameters to print; those of every method only where they say more."""
         common = ("published", "over")
         return [
             item
@@ -270,7 +270,7 @@ class Method(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The method as plain values that JSON can hold; `Method.from_dict` reads them."""
         stored: dict[str, Any] = {"method": self.name}
-        for item in self._told():
+        for item in fields(self):
             stored[item.name] = _plain(getattr(self, item.name))
         return stored
 
