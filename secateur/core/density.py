@@ -12,12 +12,12 @@ from secateur.core.arrays import (
     epsilon,
     index_dtype,
     namespace,
-    operation,
     shape_of,
     spell,
     top,
     whole,
 )
+from secateur.core.dispatch import operation
 from secateur.core.order import settled
 
 NOISE = 1e-6
@@ -107,9 +107,7 @@ def density_peaks(
 def peak_scores(d: Array, neighbours: int, noise: Array | None = None) -> Array:
     """`density_peaks` (..., N) from the `distances` (..., N, N)."""
     if whole(neighbours) < 1:
-        raise ValueError(
-            f"neighbours: expected a whole number of at least 1, got {neighbours!r}"
-        )
+        raise ValueError(f"neighbours: expected a whole number of at least 1, got {neighbours!r}")
     xp = namespace(d)
     near = smallest(d, min(neighbours, int(d.shape[-1])))
     density = settled(xp.exp(-xp.mean(near * near, axis=-1)))

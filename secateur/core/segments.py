@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from secateur.core.arrays import (
@@ -13,11 +15,11 @@ from secateur.core.arrays import (
     shape_of,
     to_numpy,
     top,
-    unit,
     whole,
     wide,
 )
 from secateur.core.order import settled
+from secateur.core.similarity import unit
 
 BLOCK = 1 << 18
 """Numbers that frames may hold while they are compared in the dtype of sums: what a cache holds."""
@@ -138,7 +140,7 @@ def spans(cut: Array) -> list[tuple[int, int]]:
     [(0, 2), (2, 4)]
     """
     ends = [0, *(np.flatnonzero(to_numpy(cut)) + 1).tolist(), int(cut.shape[-1]) + 1]
-    return list(zip(ends, ends[1:], strict=False))
+    return list(pairwise(ends))
 
 
 def still_windows(still: Array, most: int = 1024) -> tuple[Array, int]:
