@@ -76,7 +76,7 @@ def cosine_in_time(video: Array, lag: int = 1) -> Array:
     step = max(lag, BLOCK // (n * width))
     parts = []
     for start in range(0, times - lag, step):
-        few = _safely_wide(video[..., start : start + step + lag, :, :])
+        few = _safely_wide(video[..., start : min(start + step + lag, times), :, :])
         length = xp.sqrt(xp.vecdot(few, few))
         both = length[..., lag:, :] * length[..., :-lag, :]
         inner = xp.vecdot(few[..., lag:, :, :], few[..., :-lag, :, :])

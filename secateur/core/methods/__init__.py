@@ -29,6 +29,8 @@ from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
 from secateur.core.methods.visionzip import VisionZip
+from secateur.core.methods.vidcom2 import VidCom2
+from secateur.core.methods.dycoke import DyCoke
 from secateur.core.methods.vispruner import VisPruner
 
 GROUP = "secateur.methods"
@@ -51,6 +53,8 @@ _OWN: tuple[type[Method], ...] = (
     DART,
     Mixture,
     EVS,
+    VidCom2,
+    DyCoke,
     FastV,
     PyramidDrop,
     SparseVLM,
@@ -177,6 +181,8 @@ __all__ = [
     "SparseVLM",
     "TopK",
     "UniformGrid",
+    "VidCom2",
+    "DyCoke",
     "VisPruner",
     "VisionZip",
     "method",

@@ -324,9 +324,9 @@ class VideoMethod(Method):
             return Selection.of(nothing, tokens.size)
         return stack(rows, tokens.batch_shape)
 
-    @abstractmethod
     def choose_video(self, tokens: Tokens, k: int) -> Selection:
-        """Choose from one video, without a batch."""
+        """Choose from one video, without a batch; for methods that do not give `choose`."""
+        raise NotImplementedError
 
 
 def _plain(x: Any) -> Any:
