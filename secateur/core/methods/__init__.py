@@ -15,10 +15,12 @@ from secateur.core.methods.base import InsideMethod, Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
+from secateur.core.methods.dycoke import DyCoke
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
 from secateur.core.methods.evs import EVS
 from secateur.core.methods.fastv import FastV
+from secateur.core.methods.fastvid import FastVID
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.mixture import Mixture
@@ -28,9 +30,8 @@ from secateur.core.methods.random import Random
 from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
-from secateur.core.methods.visionzip import VisionZip
 from secateur.core.methods.vidcom2 import VidCom2
-from secateur.core.methods.dycoke import DyCoke
+from secateur.core.methods.visionzip import VisionZip
 from secateur.core.methods.vispruner import VisPruner
 
 GROUP = "secateur.methods"
@@ -55,6 +56,7 @@ _OWN: tuple[type[Method], ...] = (
     EVS,
     VidCom2,
     DyCoke,
+    FastVID,
     FastV,
     PyramidDrop,
     SparseVLM,
@@ -169,7 +171,9 @@ __all__ = [
     "CDPruner",
     "Cut",
     "DivPrune",
+    "DyCoke",
     "FastV",
+    "FastVID",
     "HiPrune",
     "InsideMethod",
     "Method",
@@ -182,7 +186,6 @@ __all__ = [
     "TopK",
     "UniformGrid",
     "VidCom2",
-    "DyCoke",
     "VisPruner",
     "VisionZip",
     "method",

@@ -103,7 +103,7 @@ class DyCoke(VideoMethod):
         turns = [self._turn(t, frames) for t in range(frames)]
         whole, reduced = turns.count("whole"), frames - turns.count("whole") - turns.count("lost")
         if self.drop is not None:
-            few = int((1 - self.drop) * n)
+            few = int((1 - self.drop) * n + (0.0 if self.published else 1e-9))
         else:
             left = super().budget(n * frames, frames) - n * whole
             few = min(n, max(1, left // max(1, reduced)))
