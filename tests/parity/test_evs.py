@@ -1,4 +1,4 @@
-"""EVS against vLLM's program, by the authors' company: kept tokens, their number, frame by frame."""
+"""EVS against vLLM's program, by the authors' company: kept tokens and their number."""
 
 from __future__ import annotations
 

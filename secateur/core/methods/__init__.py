@@ -21,8 +21,10 @@ from secateur.core.methods.erase import ERASE
 from secateur.core.methods.evs import EVS
 from secateur.core.methods.fastv import FastV
 from secateur.core.methods.fastvid import FastVID
+from secateur.core.methods.flashvid import FlashVID
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
+from secateur.core.methods.holitom import HoliTom
 from secateur.core.methods.mixture import Mixture
 from secateur.core.methods.prumerge import PruMergePlus
 from secateur.core.methods.pyramiddrop import PyramidDrop
@@ -57,6 +59,8 @@ _OWN: tuple[type[Method], ...] = (
     VidCom2,
     DyCoke,
     FastVID,
+    HoliTom,
+    FlashVID,
     FastV,
     PyramidDrop,
     SparseVLM,
@@ -174,7 +178,9 @@ __all__ = [
     "DyCoke",
     "FastV",
     "FastVID",
+    "FlashVID",
     "HiPrune",
+    "HoliTom",
     "InsideMethod",
     "Method",
     "Mixture",

@@ -15,6 +15,7 @@ from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
 from secateur.core.arrays import (
     Array,
     checked,
+    device,
     index_dtype,
     like,
     namespace,
@@ -315,7 +316,17 @@ class VideoMethod(Method):
         return self.keep if isinstance(self.keep, float) else min(1.0, self.keep / per_frame)
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
-        """One video after the other; see `Method.choose`."""
+        """All where all may stay, else by `choose_videos`; see `Method.choose`."""
+        if k < tokens.size or self.published:
+            return self.choose_videos(tokens, k)
+        xp = namespace(tokens.features)
+        places = xp.arange(tokens.size, dtype=index_dtype(xp), device=device(tokens.features))
+        return Selection.of(
+            xp.broadcast_to(places, (*tokens.batch_shape, tokens.size)), tokens.size
+        )
+
+    def choose_videos(self, tokens: Tokens, k: int) -> Selection:
+        """Choose from a batch of videos; by default one after the other, by `choose_video`."""
         rows = [self.choose_video(each, k) for each in tokens.rows()]
         if not rows:
             nothing = namespace(tokens.features).zeros(
@@ -325,7 +336,7 @@ class VideoMethod(Method):
         return stack(rows, tokens.batch_shape)
 
     def choose_video(self, tokens: Tokens, k: int) -> Selection:
-        """Choose from one video, without a batch; for methods that do not give `choose`."""
+        """Choose from one video, without a batch; for methods that do not give `choose_videos`."""
         raise NotImplementedError
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class DyCoke(VideoMethod):
     reference: ClassVar[str] = "Tao et al., CVPR 2025, arXiv 2411.15024"
     parity: ClassVar[str] = "the authors' program: kept tokens, and masks while decoding"
     program: ClassVar[Program | None] = Program("KD-TAO/DyCoke", "dd74634")
-    as_published = {"drop": 0.7}
+    as_published: ClassVar[Mapping[str, Any]] = {"drop": 0.7}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,8 +120,8 @@ class DyCoke(VideoMethod):
         last = self.published and t + 2 >= frames - frames % 2
         return "before that" if t % 4 == 2 and not last else "whole"
 
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """Frame by frame; see `Method.choose`."""
+    def choose_videos(self, tokens: Tokens, k: int) -> Selection:
+        """Frame by frame; see `VideoMethod.choose`."""
         video = in_time(constant(widened(tokens.features)), tokens.times)
         times, n, _ = shape_of(video)[-3:]
         before, two_before = (to_numpy(cosine_in_time(video, lag)) for lag in (1, 2))

@@ -70,8 +70,8 @@ class EVS(VideoMethod):
             return max(size // frames, int(size * self.keep))
         return max(size // frames, super().budget(size, frames))
 
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """The k most changed; see `Method.choose`."""
+    def choose_videos(self, tokens: Tokens, k: int) -> Selection:
+        """The k most changed; see `VideoMethod.choose`."""
         video = in_time(constant(widened(tokens.features)), tokens.times)
         changed = first_everywhere(1.0 - cosine_in_time(video), 255.0)
         xp = namespace(changed)

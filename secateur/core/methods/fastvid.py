@@ -113,10 +113,10 @@ class FastVID(VideoMethod):
     >>> kept.indices
     array([0, 3, 4, 5])
     >>> kept.merge(x)
-    array([[4.  , 0.  ],
-           [0.2 , 0.8 ],
-           [4.  , 0.  ],
-           [0.  , 3.  ]])
+    array([[4. , 0. ],
+           [0.1, 1.1],
+           [4. , 0. ],
+           [0. , 3. ]])
     """
 
     keep: int | float = 0.1
@@ -193,7 +193,8 @@ class FastVID(VideoMethod):
             kept.append(start * n + np.concatenate([salients, taking]))
             itself = np.stack([salients, salients, np.ones(len(salients))])
             shares.append(
-                np.concatenate([itself, *merged], axis=-1) + [[start * n], [start * n], [0]]
+                np.concatenate((itself, *merged), axis=-1)
+                + np.array([start * n, start * n, 0])[:, None]
             )
         indices = np.sort(np.concatenate(kept))
         source, target, weight = np.concatenate(shares, axis=-1)
@@ -244,9 +245,8 @@ class FastVID(VideoMethod):
             left = total - sum(context)
             if self.variant == "qwen" and among is not anchors:
                 break
-            for t, count in zip(
-                among, spread(left, [room - salient[t] for t in among]), strict=True
-            ):
+            most = [room - salient[t] for t in among]
+            for t, count in zip(among, spread(left, most), strict=True):
                 context[t] = count
         if self.variant != "parallel":
             most = [n - context[t] for t in open_frames]

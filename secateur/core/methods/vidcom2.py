@@ -86,8 +86,8 @@ class VidCom2(VideoMethod):
     --------
     >>> import numpy as np, secateur as sc
     >>> x = np.eye(4)[[0, 0, 0, 1, 0, 0, 2, 3]]
-    >>> kept = sc.VidCom2(keep=0.5, channels=1.0, exact=True).select(sc.Tokens(features=x, frames=2))
-    >>> kept.indices
+    >>> method = sc.VidCom2(keep=0.5, channels=1.0, exact=True)
+    >>> method.select(sc.Tokens(features=x, frames=2)).indices
     array([3, 4, 6, 7])
     """
 
@@ -127,8 +127,8 @@ class VidCom2(VideoMethod):
             return min(size, max(frames, spent))
         return max(frames, super().budget(size, frames))
 
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """The least ordinary of each frame; see `Method.choose`."""
+    def choose_videos(self, tokens: Tokens, k: int) -> Selection:
+        """The least ordinary of each frame; see `VideoMethod.choose`."""
         features = constant(widened(tokens.features))
         low = least_varying(features, int(self.channels * int(features.shape[-1])))
         over_video, in_frame = ordinariness(features, tokens.times, low)
@@ -155,13 +155,13 @@ class VidCom2(VideoMethod):
         n = score.shape[-1]
         counts = np.clip(np.rint(scales * n), 1, n)
         rank = np.argsort(np.argsort(score, axis=-1, kind="stable"), axis=-1, kind="stable")
-        kept = (rank < counts[..., None]).reshape(*score.shape[:-2], -1)
+        kept: Numbers = (rank < counts[..., None]).reshape(*score.shape[:-2], -1)
         if not self.exact:
             return kept
         # What the frames chose comes first, each by its score: the first k are the answer.
         flat = score.reshape(kept.shape)
         order = np.lexsort((flat, ~kept), axis=-1)
-        exact = np.zeros_like(kept)
+        exact: Numbers = np.zeros_like(kept)
         np.put_along_axis(exact, order[..., :k], True, axis=-1)
         return exact
 
