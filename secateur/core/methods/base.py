@@ -133,6 +133,14 @@ class Method(ABC):
         return {}
 
     @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """Where kept tokens stand in a model when nobody says; None for the family's default.
+
+        A published method takes its program's rule, which for most is to count anew.
+        """
+        return "compact" if self.published else None
+
+    @property
     def counted_from(self) -> CountedFrom:
         """What its count comes from: known beforehand (``"size"``), or only from what it sees.
 
