@@ -24,7 +24,8 @@ from secateur.core.arrays import (
     widened,
 )
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Program, VideoMethod, require_share
+from secateur.core.methods.base import Program, require_share
+from secateur.core.methods.video import VideoMethod
 from secateur.core.order import settled_cosine
 from secateur.core.segments import cosine_in_time, in_time
 from secateur.core.selection import Selection

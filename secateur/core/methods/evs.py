@@ -8,7 +8,8 @@ from typing import ClassVar
 from secateur.core.arrays import constant, namespace, widened
 from secateur.core.frames import first_everywhere
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Program, VideoMethod
+from secateur.core.methods.base import Program
+from secateur.core.methods.video import VideoMethod
 from secateur.core.order import first_of
 from secateur.core.segments import cosine_in_time, in_time
 from secateur.core.selection import Selection

@@ -27,12 +27,12 @@ from secateur.core.inputs import Tokens
 from secateur.core.methods.base import (
     CountedFrom,
     Program,
-    VideoMethod,
     require_one_of,
     require_positive,
     require_share,
     require_whole,
 )
+from secateur.core.methods.video import VideoMethod
 from secateur.core.order import settled
 from secateur.core.segments import cuts, frame_means, in_time, likeness, spans
 from secateur.core.selection import Selection, Shares, sharing

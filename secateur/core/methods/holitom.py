@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,10 +28,10 @@ from secateur.core.inputs import Tokens
 from secateur.core.methods.base import (
     CountedFrom,
     Program,
-    VideoMethod,
     require_share,
     require_whole,
 )
+from secateur.core.methods.video import VideoMethod
 from secateur.core.order import nearest_direction
 from secateur.core.segments import cosine_in_time, in_time, spans, still_windows
 from secateur.core.selection import Selection
@@ -161,7 +162,8 @@ class HoliTom(VideoMethod):
                 folded[start:stop, places] = start * n + places[goes]
                 weights[start:stop, places] = weight / (stop - start)
             rest = np.flatnonzero(~own)
-            _keep_attended(attention, rest, share, (start, stop), folded, weights)
+            most = math.ceil(len(rest) * share - (0.0 if self.published else 1e-9))
+            _keep_attended(attention, rest, most, (start, stop), folded, weights)
         kept = np.flatnonzero(folded.ravel() == np.arange(times * n))
         whole = index_dtype(xp)
         return Selection.of(
@@ -187,14 +189,13 @@ class HoliTom(VideoMethod):
 def _keep_attended(
     attention: Array,
     rest: Numbers,
-    share: float,
+    count: int,
     span: tuple[int, int],
     folded: Numbers,
     weights: Numbers,
 ) -> None:
     """Mark, in each frame of a span, the most attended of the places in `rest` as their own."""
     n = int(attention.shape[-1])
-    count = int(np.ceil(len(rest) * share))
     if not count:
         return
     frames = np.arange(*span)

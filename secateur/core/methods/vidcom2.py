@@ -22,10 +22,10 @@ from secateur.core.inputs import Tokens
 from secateur.core.methods.base import (
     CountedFrom,
     Program,
-    VideoMethod,
     require_positive,
     require_share,
 )
+from secateur.core.methods.video import VideoMethod
 from secateur.core.order import first_of, settled
 from secateur.core.segments import in_time
 from secateur.core.selection import Selection
