@@ -80,7 +80,8 @@ class HoliTom(VideoMethod):
     tokens' precision, at least float32. Picks are listed in place order; what a kept mean holds
     is in ``selection.merge(features)``, whose weights sum to one for every kept token.
 
-    Published: the program lists a window's means before its frames, and has newlines after
+    Published: a window of few still places may round to none of them; by default one stays at
+    least. The program lists a window's means before its frames, and has newlines after
     rows, which no selection of visual tokens says. Equal densities, where it draws noise, go to
     the lower index here. Its fold inside the language model: `fold_into_attended`.
 
@@ -147,6 +148,8 @@ class HoliTom(VideoMethod):
             own = host[start : stop - 1].all(axis=0) & (stop - start > 1)
             places = np.flatnonzero(own)
             count = round(len(places) * share)
+            if len(places) and not self.published:
+                count = max(1, count)
             if count:
                 means = xp.mean(
                     xp.take(video[start:stop, ...], like(places, video), axis=1), axis=0
