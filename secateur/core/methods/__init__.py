@@ -15,12 +15,16 @@ from secateur.core.methods.base import InsideMethod, Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
+from secateur.core.methods.dycoke import DyCoke
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
 from secateur.core.methods.evs import EVS
 from secateur.core.methods.fastv import FastV
+from secateur.core.methods.fastvid import FastVID
+from secateur.core.methods.flashvid import FlashVID
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
+from secateur.core.methods.holitom import HoliTom
 from secateur.core.methods.mixture import Mixture
 from secateur.core.methods.prumerge import PruMergePlus
 from secateur.core.methods.pyramiddrop import PyramidDrop
@@ -28,6 +32,7 @@ from secateur.core.methods.random import Random
 from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
+from secateur.core.methods.vidcom2 import VidCom2
 from secateur.core.methods.visionzip import VisionZip
 from secateur.core.methods.vispruner import VisPruner
 
@@ -51,6 +56,11 @@ _OWN: tuple[type[Method], ...] = (
     DART,
     Mixture,
     EVS,
+    VidCom2,
+    DyCoke,
+    FastVID,
+    HoliTom,
+    FlashVID,
     FastV,
     PyramidDrop,
     SparseVLM,
@@ -165,8 +175,12 @@ __all__ = [
     "CDPruner",
     "Cut",
     "DivPrune",
+    "DyCoke",
     "FastV",
+    "FastVID",
+    "FlashVID",
     "HiPrune",
+    "HoliTom",
     "InsideMethod",
     "Method",
     "Mixture",
@@ -177,6 +191,7 @@ __all__ = [
     "SparseVLM",
     "TopK",
     "UniformGrid",
+    "VidCom2",
     "VisPruner",
     "VisionZip",
     "method",
