@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.core.folding import folding
+from secateur.core.folding import averaging, folding
 from secateur.core.selection import Selection
 
 
@@ -26,3 +26,12 @@ def test_what_a_row_keeps_may_be_padded(to_xp, to_numpy):
     merged = to_numpy(both.merge(to_xp(np.eye(3)[None] * np.array([1.0, 2.0])[:, None, None])))
     np.testing.assert_array_equal(merged[0], [[1, 0, 1], [0, 1, 0]])
     np.testing.assert_array_equal(merged[1], [[2, 2, 2], [0, 0, 0]])
+
+
+def test_plain_means_of_what_joined(to_xp, to_numpy):
+    kept = Selection(to_xp(np.array([[3, 1], [2, -1]])), to_xp(np.array([2, 1])), 4)
+    both = averaging(kept, to_xp(np.array([[3, 3, 3, 3], [2, 2, 2, -1]])))
+    x = np.arange(16.0).reshape(2, 4, 2)
+    merged = to_numpy(both.merge(to_xp(x)))
+    np.testing.assert_allclose(merged[0], [x[0, 1], x[0, [0, 2, 3]].mean(axis=0)])
+    np.testing.assert_allclose(merged[1], [x[1, :3].mean(axis=0), [0, 0]])

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from secateur.core.methods.agile import AgilePruner
+from secateur.core.methods.apet import ApET
 from secateur.core.methods.base import Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
@@ -45,6 +46,7 @@ _OWN: tuple[type[Method], ...] = (
     VisionZip,
     PruMergePlus,
     DART,
+    ApET,
     Mixture,
     FastV,
     PyramidDrop,
@@ -156,6 +158,7 @@ __all__ = [
     "ERASE",
     "FPS",
     "AgilePruner",
+    "ApET",
     "CDPruner",
     "Cut",
     "DivPrune",
