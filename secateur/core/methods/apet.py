@@ -22,7 +22,7 @@ from secateur.core.arrays import (
     whole,
     widened,
 )
-from secateur.core.folding import averaging
+
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import (
     Method,
@@ -32,7 +32,7 @@ from secateur.core.methods.base import (
     require_whole,
 )
 from secateur.core.order import nearest, positions_like, settled
-from secateur.core.selection import Selection
+from secateur.core.selection import Selection, Shares, averaging
 
 RIDGE = 1e-5
 """What the program adds to the diagonal before it inverts."""
