@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.core.selection import Selection, averaging, folding
+from secateur.core.folding import also, averaging
+from secateur.core.selection import Selection, folding
 
 
 def test_kept_tokens_count_themselves_once_and_the_dropped_their_weight(to_xp, to_numpy):
@@ -34,3 +35,14 @@ def test_plain_means_of_what_joined(to_xp, to_numpy):
     merged = to_numpy(both.merge(to_xp(x)))
     np.testing.assert_allclose(merged[0], [x[0, 1], x[0, [0, 2, 3]].mean(axis=0)])
     np.testing.assert_allclose(merged[1], [x[1, :3].mean(axis=0), [0, 0]])
+
+
+def test_a_token_may_go_into_another_one_besides(to_xp, to_numpy):
+    kept = Selection.of(to_xp(np.array([[1, 0], [2, 0]])), 3)
+    both = averaging(kept, to_xp(np.array([[-1, -1, 0], [-1, 2, -1]])))
+    more = [to_xp(np.array(x)) for x in ([[2, 1], [1, 2]], [[1, -1], [0, 0]])]
+    more = also(both, *more, to_xp(np.array([[0.5, 9.0], [2.0, 3.0]])))
+    x = np.array([[[1.0], [10.0], [100.0]]] * 2)
+    merged = to_numpy(more.merge(to_xp(x)))
+    assert merged[..., 0].tolist() == [[50.5, 60.0], [321.0, 55.0]]
+    assert to_numpy(more.row(1).merge(to_xp(x[1])))[..., 0].tolist() == [321.0, 55.0]

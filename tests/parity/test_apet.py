@@ -10,7 +10,6 @@ from secateur.core.methods.apet import approximation_errors, farthest_tokens
 
 from . import calls
 
-
 CASES = ["new_apet_crops", "new_apet_qwen"]
 
 

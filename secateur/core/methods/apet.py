@@ -18,11 +18,11 @@ from secateur.core.arrays import (
     shape_of,
     spell,
     top,
-    wide,
     whole,
+    wide,
     widened,
 )
-
+from secateur.core.folding import also, averaging
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import (
     Method,
@@ -32,7 +32,7 @@ from secateur.core.methods.base import (
     require_whole,
 )
 from secateur.core.order import nearest, positions_like, settled
-from secateur.core.selection import Selection, Shares, averaging
+from secateur.core.selection import Selection
 
 RIDGE = 1e-5
 """What the program adds to the diagonal before it inverts."""
@@ -269,24 +269,15 @@ def _firsts(first: int | tuple[int, ...], batch: tuple[int, ...], size: int) -> 
 
 
 def _overwritten(merged: Selection, places: Array, basis: Array, weight: float) -> Selection:
-    """The selection with basis tokens (..., b) at `places` (..., b), to the weight given.
-
-    A basis token that was dropped went into another one already: it goes two ways.
-    """
+    """The selection with basis tokens (..., b) at `places` (..., b), to the weight given."""
     xp = namespace(merged.folded)
     tokens = positions_like(merged.folded, merged.size)
     swapped = xp.any(tokens == places[..., None], axis=-2)
-    own = xp.where(swapped, xp.full_like(merged.fold_weights, 1.0 - weight), merged.fold_weights)
-    as_basis = tokens == basis[..., : int(places.shape[-1]), None]
-    into = xp.max(
-        xp.where(as_basis, places[..., None], xp.full_like(places[..., None], -1)), axis=-2
-    )
-    given = xp.where(into >= 0, xp.full_like(own, weight), xp.zeros_like(own))
-    return replace(
-        merged,
-        folded=xp.stack([merged.folded, into], axis=-1),
-        fold_weights=xp.stack([own, given], axis=-1),
-    )
+    own: Array = merged.fold_weights
+    own = xp.where(swapped, xp.full_like(own, 1.0 - weight), own)
+    basis = basis[..., : int(places.shape[-1])]
+    given = xp.full(shape_of(basis), weight, dtype=own.dtype, device=device(own))
+    return also(replace(merged, fold_weights=own), basis, places, given)
 
 
 def _with_basis(x: Array, errors: Array, order: Array, basis: Array, k: int) -> Selection:
@@ -295,18 +286,12 @@ def _with_basis(x: Array, errors: Array, order: Array, basis: Array, k: int) -> 
     size = int(errors.shape[-1])
     count = min(int(basis.shape[-1]), k - 1)
     basis = basis[..., :count]
-    # By error, those of the basis last: they are kept anyway.
-    isbasis = xp.any(order[..., None] == basis[..., None, :], axis=-1)
-    moved = xp.argsort(xp.astype(isbasis, index_dtype(xp)), axis=-1, stable=True)
+    # Those of the basis last: they are kept anyway.
+    of_basis = xp.any(order[..., None] == basis[..., None, :], axis=-1)
+    moved = xp.argsort(xp.astype(of_basis, index_dtype(xp)), axis=-1, stable=True)
     takers = xp.take_along_axis(order, moved, axis=-1)[..., : k - count]
     taken = averaging(Selection.of(takers, size, scores=errors), nearest(x, takers))
-    tokens = positions_like(takers, size)
-    itself = xp.any(tokens == basis[..., None], axis=-2)
-    none = xp.full_like(taken.folded, -1)
-    chosen = Selection.of(xp.concat([takers, basis], axis=-1), size, scores=errors)
-    alone = xp.where(itself, xp.broadcast_to(tokens, none.shape), none)
-    return replace(
-        chosen,
-        folded=xp.stack([taken.folded, alone], axis=-1),
-        fold_weights=xp.stack([taken.fold_weights, xp.astype(itself, errors.dtype)], axis=-1),
-    )
+    ones = xp.ones(shape_of(basis), dtype=wide(xp), device=device(errors))
+    chosen = Selection.of(xp.concat([takers, basis], axis=-1), size)
+    both = also(taken, basis, basis, ones)
+    return replace(both, indices=chosen.indices, count=chosen.count)
