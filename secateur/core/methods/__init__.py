@@ -30,6 +30,7 @@ from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
 from secateur.core.methods.visionzip import VisionZip
 from secateur.core.methods.vispruner import VisPruner
+from secateur.core.methods.vscan import VScan
 
 GROUP = "secateur.methods"
 """The entry-point group of methods that other packages bring."""
@@ -50,6 +51,7 @@ _OWN: tuple[type[Method], ...] = (
     PruMergePlus,
     DART,
     ApET,
+    VScan,
     Mixture,
     FastV,
     PyramidDrop,
@@ -177,6 +179,7 @@ __all__ = [
     "SparseVLM",
     "TopK",
     "UniformGrid",
+    "VScan",
     "VisPruner",
     "VisionZip",
     "method",

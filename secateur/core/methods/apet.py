@@ -81,8 +81,8 @@ class ApET(Method):
     In ``"video"`` the basis tokens are kept too, b of the k, and merged into others besides. We
     do not do so unless asked. The program draws its first basis token at random, so
     that its runs differ; it fails where k <= b (here one place at least is chosen by error).
-    LLaVA takes the tokens before the projector, which here are `features`; pass `states` as
-    features for the same.
+    On LLaVA it works before the projector: there ``"llava"`` chooses from `states` where these
+    are given. What is merged is what the language model reads.
 
     The errors say nothing about each other: several near-duplicates with a large error are
     all kept, and nothing is guaranteed.
@@ -130,9 +130,15 @@ class ApET(Method):
         """The features."""
         return frozenset({"features"})
 
+    @property
+    def optional(self) -> frozenset[str]:
+        """The tokens before the projector, for the form that chooses there."""
+        return frozenset({"states"}) if self.model == "llava" else frozenset()
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The largest errors, the rest merged into them; see `Method.choose`."""
-        x = constant(widened(tokens.features))
+        before = self.model == "llava" and tokens.states is not None
+        x = constant(widened(tokens.states if before else tokens.features))
         size = tokens.size
         basis = farthest_tokens(x, min(self.basis, size), self.first)
         errors = approximation_errors(x, basis, self.ridge)
