@@ -22,6 +22,7 @@ from secateur.core.methods.fastv import FastV
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.mixture import Mixture
+from secateur.core.methods.pixelprune import PixelPrune
 from secateur.core.methods.prumerge import PruMergePlus
 from secateur.core.methods.pyramiddrop import PyramidDrop
 from secateur.core.methods.random import Random
@@ -52,6 +53,7 @@ _OWN: tuple[type[Method], ...] = (
     DART,
     ApET,
     VScan,
+    PixelPrune,
     Mixture,
     FastV,
     PyramidDrop,
@@ -172,6 +174,7 @@ __all__ = [
     "InsideMethod",
     "Method",
     "Mixture",
+    "PixelPrune",
     "PruMergePlus",
     "PyramidDrop",
     "Random",
