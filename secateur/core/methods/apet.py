@@ -71,8 +71,7 @@ class ApET(Method):
     -----
     O(N b D + k N D) time. ``selection.merge(features)`` gives the means, ``selection.scores``
     the errors. Equal errors (to rounding) go to the lowest index, equal cosines to the larger
-    error. A video is one set of tokens; give its frames as a batch to have each by itself, as
-    Video-LLaVA's program does.
+    error.
 
     The program's forms for models are odd in ways that no paper explains. In ``"llava"``,
     ``"qwen"`` and ``"inner"`` only the m = k - b largest errors keep their places; the places of

@@ -86,8 +86,8 @@ class PixelPrune(Method):
     runs take N steps. `scores` are the distances.
 
     The program compares pixels after they were normalised and back again, where equal cells
-    stay equal; here they are compared as given. It has no budget; `keep` is ours. A video is
-    refused, as it is there.
+    stay equal; here they are compared as given. It has no budget; `keep` is ours. Neither takes
+    a video.
 
     References
     ----------
@@ -138,8 +138,6 @@ class PixelPrune(Method):
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The cells that are not like their prediction; see `Method.choose`."""
-        if tokens.frames is not None:
-            raise ValueError(f"frames: PixelPrune works on images, got {tokens.frames} frames")
         grid = checked_grid(tokens.grid, tokens.size)
         pixels = constant(tokens.pixels)
         if shape_of(pixels)[:-3] != tokens.batch_shape:
@@ -200,24 +198,24 @@ def scan_cells(
     first = np.arange(images, dtype=np.int64)[:, None] * size
     start = like(first, pixels, dtype=index_dtype(xp))
 
+    def look(places: Array) -> Array:
+        """The values (B, M, P) of cells (B, M), counted over all images, on 0..1."""
+        taken = xp.take(cells, xp.reshape(places, (-1,)), axis=0)
+        return xp.reshape(xp.astype(taken, wide(xp)) / 255.0, (*shape_of(places), inside))
+
     def distance(some: Array, others: Array) -> Array:
-        x, y = (
-            xp.astype(xp.take(cells, xp.reshape(each, (-1,)), axis=0), wide(xp)) / 255.0
-            for each in (some, others)
-        )
-        apart = xp.abs(x - y)
+        apart = xp.abs(some - others)
         if metric in ("max", "exact"):
-            found = xp.max(apart, axis=-1)
-        else:
-            found = xp.mean(apart if metric == "mae" else apart * apart, axis=-1)
-        return xp.reshape(xp.sqrt(found) if metric == "rmse" else found, shape_of(some))
+            return xp.max(apart, axis=-1)
+        mean = xp.mean(apart if metric == "mae" else apart * apart, axis=-1)
+        return xp.sqrt(mean) if metric == "rmse" else mean
 
     limit = 0.0 if metric == "exact" else float(threshold)
     if scan == "pred_2d":
         stands = limit > 0 if anchored is None else anchored
-        apart = _by_diagonals(distance, start, grid, limit, stands)
+        apart = _by_diagonals(look, distance, start, grid, limit, stands)
     else:
-        apart = _by_runs(distance, start, grid, limit, turning=scan == "serpentine")
+        apart = _by_runs(look, distance, start, grid, limit, turning=scan == "serpentine")
     edge = like(np.arange(size) == 0, pixels)
     kept = edge | (apart > limit)
     apart = xp.where(edge, xp.ones_like(apart), apart)
@@ -237,11 +235,17 @@ def patches_of(cells: Array, merge: int) -> Array:
     return xp.reshape(cells[..., None] * count + within, (*shape_of(cells)[:-1], -1))
 
 
+Look = Callable[[Array], Array]
 Distance = Callable[[Array, Array], Array]
 
 
 def _by_diagonals(
-    distance: Distance, start: Array, grid: tuple[int, int], limit: float, anchored: bool
+    look: Look,
+    distance: Distance,
+    start: Array,
+    grid: tuple[int, int],
+    limit: float,
+    anchored: bool,
 ) -> Array:
     """Distances (B, N) of all cells from their predictions by left, upper and upper left cell.
 
@@ -263,10 +267,11 @@ def _by_diagonals(
             for each in (before, twice_before)
         )
         top_row, first_column = (like(edge, start) for edge in (rows == 0, rows == diagonal))
-        edge_is_vertical = (distance(corner, left) <= limit) & (distance(corner, above) > limit)
+        x, a, b, c = look(own), look(left), look(above), look(corner)
+        edge_is_vertical = (distance(c, a) <= limit) & (distance(c, b) > limit)
         upward = first_column | (edge_is_vertical & xp.logical_not(top_row))
         prediction = xp.where(upward, above, left)
-        apart = distance(own, prediction)
+        apart = distance(x, xp.where(upward[..., None], b, a))
         stands = xp.where(apart <= limit, prediction, own) if anchored else own
         twice_before = before
         before = xp.concat([before[:, :low], stands, before[:, high:]], axis=1)
@@ -277,7 +282,13 @@ def _by_diagonals(
 
 
 def _by_runs(
-    distance: Distance, start: Array, grid: tuple[int, int], limit: float, *, turning: bool
+    look: Look,
+    distance: Distance,
+    start: Array,
+    grid: tuple[int, int],
+    limit: float,
+    *,
+    turning: bool,
 ) -> Array:
     """Distances (B, N) of all cells from the first of their run."""
     xp = namespace(start)
@@ -285,11 +296,11 @@ def _by_runs(
     if turning:
         table[1::2] = table[1::2, ::-1]
     path = table.reshape(-1)
-    first, found = start, []
+    first, found = look(start), []
     for place in path.tolist():
-        own = start + place
+        own = look(start + place)
         apart = distance(own, first)
-        first = xp.where(apart > limit, own, first)
+        first = xp.where((apart > limit)[..., None], own, first)
         found.append(apart)
     back = like(np.argsort(path), start, dtype=start.dtype)
     return xp.take(xp.concat(found, axis=1), back, axis=1)

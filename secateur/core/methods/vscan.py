@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -137,14 +137,14 @@ class VScan(Method):
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The local scan, then the global one, then the merge; see `Method.choose`."""
-        grid = checked_grid(tokens.grid, tokens.size // tokens.times)
+        grid = checked_grid(tokens.grid, tokens.size)
         shallow = constant(widened(tokens.attention_shallow))
         deep = constant(widened(tokens.attention))
         xp = namespace(deep)
         window = FORMS[self.model].window if self.window is None else self.window
         half = k // 2
-        windows = tokens.times * int(np.prod(_windows_across(grid, window)))
-        each = half // windows if self.model == "llava" else ceil(half / windows)
+        windows = math.prod(_windows_across(grid, window))
+        each = half // windows if self.model == "llava" else math.ceil(half / windows)
         local = scan_windows(shallow, grid, window, each)
         found = min(half, int(local.shape[-1]))
         local = local[..., :found]
@@ -167,7 +167,7 @@ def scan_windows(scores: Array, grid: tuple[int, int], window: int, most: int) -
     scores
         Scores (..., N) of the tokens of a grid, row by row.
     grid
-        (h, w) with h * w = N, or a divisor of N: then of one frame of a video.
+        (h, w) with h * w = N.
     window
         Side of the windows. Rows and columns beyond the last whole window belong to it.
     most
@@ -193,7 +193,7 @@ def scan_windows(scores: Array, grid: tuple[int, int], window: int, most: int) -
     xp = namespace(scores)
     whole = index_dtype(xp)
     listed = xp.astype(descending(scores), whole)
-    host = _windows(grid, window, int(scores.shape[-1]))
+    host = _windows(grid, window)
     owner = xp.take(like(host, scores, dtype=whole), xp.reshape(listed, (-1,)), axis=0)
     # Window by window, each from high to low: which places of that list count is known.
     by_window = xp.argsort(xp.reshape(owner, listed.shape), axis=-1, stable=True)
@@ -209,11 +209,9 @@ def _windows_across(grid: tuple[int, int], window: int) -> tuple[int, int]:
     return max(1, grid[0] // window), max(1, grid[1] // window)
 
 
-def _windows(grid: tuple[int, int], window: int, size: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The window's number (N,) of every token, frame after frame."""
+def _windows(grid: tuple[int, int], window: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The window's number (N,) of every token."""
     down, across = _windows_across(grid, window)
     row = np.minimum(np.arange(grid[0]) // window, down - 1)
     column = np.minimum(np.arange(grid[1]) // window, across - 1)
-    frame = (row[:, None] * across + column).reshape(-1)
-    frames = np.arange(size // len(frame)) * (down * across)
-    return np.asarray(frames[:, None] + frame, dtype=np.int64).reshape(-1)
+    return np.asarray(row[:, None] * across + column, dtype=np.int64).reshape(-1)

@@ -137,7 +137,7 @@ def test_what_is_refused():
     pixels = picture()
     with pytest.raises(ValueError, match=r"grid: 3 x 7 cells do not divide an image of 20 x 28"):
         sc.PixelPrune().select(sc.Tokens(pixels=pixels, grid=(3, 7)))
-    with pytest.raises(ValueError, match="frames: PixelPrune works on images, got 5 frames"):
+    with pytest.raises(ValueError, match=r"pixels: expected one image for each of the rows \(5,\)"):
         sc.PixelPrune().select(
             sc.Tokens(pixels=pixels, features=np.ones((35, 2)), grid=(1, 7), frames=5)
         )

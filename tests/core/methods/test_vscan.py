@@ -54,10 +54,28 @@ def test_it_is_its_definition(image, row, to_xp, to_numpy, grid, model, share):
         np.testing.assert_allclose(merged[b], means, rtol=1e-12, atol=1e-13)
 
 
-def test_windows_of_each_frame_by_themselves(to_xp, to_numpy):
-    scores = to_xp(np.array([9.0, 8.0, 7.0, 6.0, 1.0, 2.0, 3.0, 4.0]))
-    assert to_numpy(scan_windows(scores, (2, 2), 2, 2)).tolist() == [0, 1, 7, 6]
-    assert to_numpy(scan_windows(scores, (2, 2), 2, 0)).tolist() == []
+def test_windows_of_a_grid(to_xp, to_numpy):
+    scores = to_xp(np.array([[9.0, 8.0, 7.0, 6.0, 5.0, 9.0], [1.0, 2.0, 3.0, 1.0, 3.0, 3.0]]))
+    assert to_numpy(scan_windows(scores, (2, 3), 1, 1)).shape == (2, 6)
+    assert to_numpy(scan_windows(scores, (1, 6), 2, 1)).tolist() == [[0, 5, 2], [2, 4, 1]]
+    assert to_numpy(scan_windows(scores, (2, 3), 2, 0)).tolist() == [[], []]
+
+
+def test_frames_of_a_video_each_by_themselves(image):
+    tokens = image(batch=(3,))
+    video = tokens.with_(
+        features=tokens.features.reshape(108, 8),
+        attention=tokens.attention.reshape(108),
+        attention_shallow=tokens.attention_shallow.reshape(108),
+        keys=None,
+        frames=3,
+    )
+    method = sc.VScan(keep=8)
+    chosen = method.select(video)
+    expected = method.select(tokens)
+    assert chosen.indices.tolist() == (expected.indices + [[0], [36], [72]]).ravel().tolist()
+    merged = expected.merge(tokens.features).reshape(24, 8)
+    np.testing.assert_allclose(chosen.merge(video.features), merged)
 
 
 def test_without_merging_the_rest_is_dropped(image):
