@@ -73,7 +73,7 @@ def test_frames_of_a_video_each_by_themselves(image):
     method = sc.VScan(keep=8)
     chosen = method.select(video)
     expected = method.select(tokens)
-    assert chosen.indices.tolist() == (expected.indices + [[0], [36], [72]]).ravel().tolist()
+    assert chosen.indices.tolist() == np.add(expected.indices, [[0], [36], [72]]).ravel().tolist()
     merged = expected.merge(tokens.features).reshape(24, 8)
     np.testing.assert_allclose(chosen.merge(video.features), merged)
 
