@@ -25,6 +25,7 @@ from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.mixture import Mixture
 from secateur.core.methods.pixelprune import PixelPrune
 from secateur.core.methods.prumerge import PruMergePlus
+from secateur.core.methods.prunesid import PruneSID
 from secateur.core.methods.pyramiddrop import PyramidDrop
 from secateur.core.methods.random import Random
 from secateur.core.methods.sparsevlm import SparseVLM
@@ -55,6 +56,7 @@ _OWN: tuple[type[Method], ...] = (
     ApET,
     VScan,
     PixelPrune,
+    PruneSID,
     Mixture,
     EVS,
     FastV,
@@ -179,6 +181,7 @@ __all__ = [
     "Mixture",
     "PixelPrune",
     "PruMergePlus",
+    "PruneSID",
     "PyramidDrop",
     "Random",
     "Row",
