@@ -79,7 +79,7 @@ class PruneSID(Method):
 
     Notes
     -----
-    O(N C min(N, C)) time for the exact singular vectors, O(N^2 C) for cosines. Picks come group
+    O(N C min(N, C)) time for the singular vectors, O(N^2 C) for cosines. Picks come group
     after group. ``info["threshold"]``, ``info["taken"]`` and ``info["budget"]`` say what each
     image and group got. Where ``"llava"`` has `states`, the tokens before the projector, it
     works from these, as its program does. Equal loadings (to rounding) go to the first
@@ -256,7 +256,8 @@ def principal_loadings(features: Array, count: int) -> Array:
 
     Notes
     -----
-    O(N C min(N, C)) time: all singular vectors are worked out.
+    O(N C min(N, C)) time, by the eigenvectors of the smaller of the two Gram matrices; a
+    singular value below the root of rounding, beside the largest, counts as rounding.
 
     Examples
     --------
@@ -269,13 +270,19 @@ def principal_loadings(features: Array, count: int) -> Array:
     xp = namespace(features)
     x = 0.5 * xp.tanh(0.5 * xp.astype(features, wide(xp)))  # sigmoid, but for 1/2
     x = x - xp.mean(x, axis=-1, keepdims=True)
-    directions, values, _ = xp.linalg.svd(x, full_matrices=False)
-    count = min(count, int(values.shape[-1]))
-    values = values[..., :count]
-    floor = max(shape_of(x)[-2:]) * float(xp.finfo(x.dtype).eps)
-    real = (values > floor * values[..., :1]) & (values > floor)
-    loadings = xp.abs(directions[..., :count])
-    return xp.where(real[..., None, :], loadings, xp.zeros_like(loadings))
+    rows, columns = shape_of(x)[-2:]
+    across = xp.matrix_transpose(x)
+    squares, vectors = xp.linalg.eigh(x @ across if rows <= columns else across @ x)
+    # Ascending there, and no larger than rounding where there is nothing.
+    squares, vectors = xp.flip(squares, axis=-1), xp.flip(vectors, axis=-1)
+    count = min(count, rows, columns)
+    squares, vectors = squares[..., :count], vectors[..., :count]
+    floor = max(rows, columns) * float(xp.finfo(x.dtype).eps)
+    real = (squares > floor * squares[..., :1]) & (squares > floor)
+    if rows > columns:
+        lengths = xp.sqrt(xp.where(real, squares, xp.ones_like(squares)))
+        vectors = (x @ vectors) / lengths[..., None, :]
+    return xp.where(real[..., None, :], xp.abs(vectors), xp.zeros_like(vectors))
 
 
 def thinned(labels: Numbers, scores: Numbers, alike: Numbers, count: int) -> Groups:
