@@ -31,6 +31,7 @@ from secateur.core.methods.random import Random
 from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
+from secateur.core.methods.visionselector import VisionSelector
 from secateur.core.methods.visionzip import VisionZip
 from secateur.core.methods.vispruner import VisPruner
 from secateur.core.methods.vscan import VScan
@@ -57,6 +58,7 @@ _OWN: tuple[type[Method], ...] = (
     VScan,
     PixelPrune,
     PruneSID,
+    VisionSelector,
     Mixture,
     EVS,
     FastV,
@@ -190,6 +192,7 @@ __all__ = [
     "UniformGrid",
     "VScan",
     "VisPruner",
+    "VisionSelector",
     "VisionZip",
     "method",
     "methods",
