@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from secateur.core.acts import Cut
 from secateur.core.methods.agile import AgilePruner
+from secateur.core.methods.apet import ApET
 from secateur.core.methods.base import InsideMethod, Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
@@ -26,15 +27,19 @@ from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.holitom import HoliTom
 from secateur.core.methods.mixture import Mixture
+from secateur.core.methods.pixelprune import PixelPrune
 from secateur.core.methods.prumerge import PruMergePlus
+from secateur.core.methods.prunesid import PruneSID
 from secateur.core.methods.pyramiddrop import PyramidDrop
 from secateur.core.methods.random import Random
 from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
 from secateur.core.methods.vidcom2 import VidCom2
+from secateur.core.methods.visionselector import VisionSelector
 from secateur.core.methods.visionzip import VisionZip
 from secateur.core.methods.vispruner import VisPruner
+from secateur.core.methods.vscan import VScan
 
 GROUP = "secateur.methods"
 """The entry-point group of methods that other packages bring."""
@@ -54,6 +59,11 @@ _OWN: tuple[type[Method], ...] = (
     VisionZip,
     PruMergePlus,
     DART,
+    ApET,
+    VScan,
+    PixelPrune,
+    PruneSID,
+    VisionSelector,
     Mixture,
     EVS,
     VidCom2,
@@ -172,6 +182,7 @@ __all__ = [
     "EVS",
     "FPS",
     "AgilePruner",
+    "ApET",
     "CDPruner",
     "Cut",
     "DivPrune",
@@ -184,15 +195,19 @@ __all__ = [
     "InsideMethod",
     "Method",
     "Mixture",
+    "PixelPrune",
     "PruMergePlus",
+    "PruneSID",
     "PyramidDrop",
     "Random",
     "Row",
     "SparseVLM",
     "TopK",
     "UniformGrid",
+    "VScan",
     "VidCom2",
     "VisPruner",
+    "VisionSelector",
     "VisionZip",
     "method",
     "methods",
