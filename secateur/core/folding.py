@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
-from secateur.core.arrays import Array, device, namespace, shape_of, spell, wide, widened
+from secateur.core.arrays import Array, namespace, wide
 from secateur.core.order import positions_like
 from secateur.core.selection import Selection
 
@@ -38,27 +37,3 @@ def folding(chosen: Selection, joined: Array, weights: Array) -> Selection:
     shares = xp.astype(weights, wide(xp))
     shares = xp.where(folded < 0, xp.zeros_like(shares), shares)
     return replace(chosen, folded=folded, fold_weights=xp.where(kept, xp.ones_like(shares), shares))
-
-
-class Merged(NamedTuple):
-    """A shorter sequence in which some tokens stand for several."""
-
-    states: Array
-    """The tokens (..., M, D) that are left."""
-    sizes: Array
-    """How many tokens (..., M) each of them stands for."""
-    group: Array
-    """For every token (..., N) of before, its place 0 .. M - 1 now."""
-
-
-def sizes_of(sizes: Array | None, states: Array) -> Array:
-    """The sizes (..., N) given for the states (..., N, D), each 1 where there are none."""
-    xp = namespace(states)
-    if sizes is None:
-        return xp.ones(states.shape[:-1], dtype=widened(states).dtype, device=device(states))
-    if shape_of(sizes) != shape_of(states)[:-1]:
-        raise ValueError(
-            f"sizes: expected shape {spell(shape_of(states)[:-1])}, one of each token, "
-            f"got {spell(shape_of(sizes))}"
-        )
-    return xp.astype(sizes, widened(states).dtype)
