@@ -19,8 +19,8 @@ from secateur.core.arrays import (
     spell,
     widened,
 )
-from secateur.core.merging import Merged, sizes_of
 from secateur.core.inputs import Tokens
+from secateur.core.merging import Merged, sizes_of
 from secateur.core.methods.base import Method, Program, require_whole
 from secateur.core.order import settled_cosine
 from secateur.core.selection import Selection
