@@ -17,9 +17,9 @@ def test_parts(golden, to_xp, to_numpy, name):
     n, first = told["length"], told["start"]
     last, total = first + n, case["values"].shape[1]
     if told["model"] == "llava":
-        counts = dict(keep=n, coordinates=round(0.05 * n), foreground=round(0.2 * n))
+        counts = {"keep": n, "coordinates": round(0.05 * n), "foreground": round(0.2 * n)}
     else:
-        counts = dict(keep=round(0.5 * n), coordinates=round(0.1 * n))
+        counts = {"keep": round(0.5 * n), "coordinates": round(0.1 * n)}
     parts = value_and_place(
         to_xp(case["values"]),
         to_xp(case["cos"]),
