@@ -36,8 +36,8 @@ from machine import described, spelled  # noqa: E402
 from suite.images import photo_like, relevance_like  # noqa: E402
 
 import secateur as sc  # noqa: E402
-from secateur.backends import torch as driver  # noqa: E402
-from secateur.backends import torch_greedy as plain  # noqa: E402
+from secateur.backends.torch import driver  # noqa: E402
+from secateur.backends.torch import greedy as plain  # noqa: E402
 from secateur.core.attention import attention_received  # noqa: E402
 from secateur.core.maximize import determinant, facility_location, farthest_first  # noqa: E402
 from secateur.core.measures import patch_entropy  # noqa: E402
@@ -53,7 +53,7 @@ Tensor = Any
 
 
 def kernels() -> Any:
-    from secateur.backends import triton_kernels
+    from secateur.backends.torch import kernels as triton_kernels
 
     return triton_kernels
 

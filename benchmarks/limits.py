@@ -21,9 +21,9 @@ from machine import DOCS, described, spelled
 from suite.images import photo_like, relevance_like
 
 import secateur as sc
-from secateur.backends import greedy_numpy
-from secateur.backends import numba as compiled
-from secateur.backends import numpy as plain
+from secateur.backends.host import compiled
+from secateur.backends.host import driver as plain
+from secateur.backends.host import greedy as greedy_numpy
 
 mpl.use("agg")
 import matplotlib.pyplot as plt

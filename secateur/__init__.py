@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import secateur.backends  # noqa: F401  (registers the drivers, loads none)
-from secateur.core.arrays import backend
+from secateur.calibration.search import calibrate
 from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
+from secateur.core.dispatch import backend
 from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
@@ -40,7 +41,6 @@ from secateur.core.methods import (
     methods,
     published,
 )
-from secateur.core.methods.calibrate import calibrate
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant, Objective
 from secateur.core.relevance import dense_relevance, min_max, polarize, smooth
 from secateur.core.selection import Selection
@@ -49,7 +49,9 @@ from secateur.core.threshold import greedy_threshold
 if TYPE_CHECKING:
     from secateur.integrations.attach import attach as attach
     from secateur.integrations.attach import prune_inputs as prune_inputs
-    from secateur.integrations.family import UnsupportedModelError as UnsupportedModelError
+    from secateur.integrations.transformers.models import (
+        UnsupportedModelError as UnsupportedModelError,
+    )
 
 __version__ = "0.1.0"
 

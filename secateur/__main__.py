@@ -6,7 +6,7 @@ from __future__ import annotations
 def main() -> None:
     """Run the command line, or say what it needs."""
     try:
-        from secateur.cli import app
+        from secateur.app.cli import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "secateur":
             raise

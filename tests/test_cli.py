@@ -10,7 +10,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 import secateur as sc
-from secateur.cli import app
+from secateur.app.cli import app
 
 
 def run(*words: str):
@@ -34,7 +34,7 @@ def test_models_lists_every_family():
 def test_doctor_says_what_is_installed_and_active():
     report = json.loads(run("doctor", "--json").stdout)
     assert report["installed"]["numpy"] == np.__version__
-    assert report["active"]["numpy"][-1] == "secateur.backends.numpy"
+    assert report["active"]["numpy"][-1] == "secateur.backends.host.driver"
     assert "numpy" in run("doctor").stdout
 
 

@@ -6,7 +6,8 @@ pytest.importorskip("transformers", reason="the demo asks a model of transformer
 
 from PIL import Image
 
-from secateur import demo, lab
+from secateur import lab
+from secateur.app import demo
 
 
 def test_it_asks_to_read_a_label_that_nothing_else_says():

@@ -12,7 +12,7 @@ pytest.importorskip("transformers", reason="answers come from a model of transfo
 
 import secateur as sc
 from secateur import lab
-from secateur.explorer import explored, page
+from secateur.app.explore import explored, page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secateur import photograph
+from secateur.app import photograph
 
 
 @pytest.fixture(scope="module")

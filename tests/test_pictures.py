@@ -5,7 +5,7 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 
-from secateur.pictures import MARGIN, Panel, heat, sheet
+from secateur.app.sheets import MARGIN, Panel, heat, sheet
 
 
 def test_heat_is_dark_low_and_light_high_and_grey_unknown():

@@ -4,12 +4,12 @@ A driver is a module with functions named like the core's operations. It is impo
 array of its library first arrives. This file is the registry; a new backend is one line here.
 """
 
-from secateur.core.arrays import register_driver
+from secateur.core.dispatch import register_driver
 
-for _name, _library in (
-    ("numba", "numpy"),
-    ("numpy", "numpy"),
-    ("torch", "torch"),
-    ("cupy", "cupy"),
+for _name, _module, _library in (
+    ("numba", "host.compiled", "numpy"),
+    ("numpy", "host.driver", "numpy"),
+    ("torch", "torch.driver", "torch"),
+    ("cupy", "cupy.driver", "cupy"),
 ):
-    register_driver(_name, f"secateur.backends.{_name}", _library)
+    register_driver(_name, f"secateur.backends.{_module}", _library)

@@ -17,15 +17,10 @@ A call looks for a driver of the first array it is given and falls back on the r
 
 from __future__ import annotations
 
-import functools
-import importlib
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from types import ModuleType
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import array_api_compat as compat
 import numpy as np
@@ -33,154 +28,15 @@ import numpy as np
 Array = Any
 """An array of any library that the array API standard knows."""
 
+
 Namespace = Any
 """The module of array functions that belongs to an array."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-F = TypeVar("F", bound=Callable[..., Any])
-
-_drivers: dict[str, tuple[str, ...]] = {}
-_modules: dict[str, str] = {}
-_choice: ContextVar[str] = ContextVar("secateur_backend", default="auto")
-
-
-def register_driver(name: str, module: str, library: str) -> None:
-    """Make the module at dotted path `module` the driver `name` of an array library.
-
-    Parameters
-    ----------
-    name
-        What users write in `backend=`.
-    module
-        Imported when an array of `library` first arrives. It offers any subset of the core's
-        operations, under their names and signatures. A function may return `NotImplemented`
-        to leave a call to the next driver and at last to the reference.
-    library
-        The top-level name of the array library, such as ``"torch"``. Drivers of one library
-        are asked in the order of their registration.
-    """
-    _modules[name] = module
-    known = _drivers.get(library, ())
-    if name not in known:
-        _drivers[library] = (*known, name)
-
-
-def drivers() -> dict[str, tuple[str, ...]]:
-    """Names of the registered drivers by array library, in the order they are asked."""
-    return dict(_drivers)
-
-
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Choose who computes within the block: ``"auto"``, ``"reference"`` or a driver's name.
-
-    >>> import numpy as np, secateur as sc
-    >>> with sc.backend("reference"):
-    ...     float(sc.effective_rank(np.eye(4)).round(6))
-    4.0
-    """
-    token = _choice.set(_known_backend(name))
-    try:
-        yield
-    finally:
-        _choice.reset(token)
-
-
-def _known_backend(name: str) -> str:
-    if name not in ("auto", "reference") and name not in _modules:
-        choices = ", ".join(["auto", "reference", *_modules])
-        raise ValueError(f"backend: expected one of {choices}; got {name!r}")
-    return name
 
 
 def library(x: Array) -> str:
     """Top-level name of the library an array belongs to, ``"numpy"`` or ``"torch"``."""
     name = type(x).__module__.partition(".")[0]
     return "jax" if name == "jaxlib" else name
-
-
-@functools.cache
-def _load(name: str) -> ModuleType | None:
-    module = importlib.import_module(_modules[name])
-    return module if getattr(module, "available", True) else None
-
-
-def candidates(x: Array, choice: str | None = None) -> tuple[ModuleType, ...]:
-    """Driver modules to ask for an operation on `x`, best first."""
-    name = _choice.get() if choice is None else _known_backend(choice)
-    if name == "reference":
-        return ()
-    owner = "scipy" if is_sparse(x) else library(x)
-    own = _drivers.get("numpy" if owner == "scipy" else owner, ())
-    if name == "auto":
-        found = (_load(each) for each in own)
-        return tuple(each for each in found if each is not None)
-    if name not in own:
-        serves = ", ".join(own) or "none"
-        raise ValueError(
-            f"backend: {name!r} does not serve arrays of {owner} (drivers that do: {serves})"
-        )
-    module = _load(name)
-    if module is None:
-        raise ValueError(f"backend: {name!r} is not installed: pip install 'secateur[{name}]'")
-    return (module,)
-
-
-def eager(function: F) -> F:
-    """Keep PyTorch's compiler out: in compiled code the call is one break of the graph.
-
-    Choosing tokens loops over the data and calls other compilers' code, which this one could
-    only take to pieces.
-    """
-    whole: list[Any] = []
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        compiler = sys.modules.get("torch._dynamo")
-        if compiler is None:
-            return function(*args, **kwargs)
-        if not whole:
-            whole.append(compiler.disable(function))
-        return whole[0](*args, **kwargs)
-
-    # The compiler looks for this mark before it looks inside.
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return cast(F, call)
-
-
-class Operation(Generic[P, R]):
-    """A reference function that a driver may replace; call it as the function.
-
-    `reference` is the function itself, which tests compare every driver with. The keyword
-    `backend` chooses for one call what `secateur.backend` chooses for a block.
-    """
-
-    def __init__(self, reference: Callable[P, R]) -> None:
-        self.reference = reference
-        functools.update_wrapper(self, reference)
-
-    @eager
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Answer by the first driver that does, else by the reference."""
-        choice = cast("str | None", kwargs.pop("backend", None))
-        name = self.reference.__name__
-        first: Any = args[0] if args else next(iter(kwargs.values()))
-        asked = candidates(first, choice)
-        if 0 in getattr(first, "shape", ()):
-            asked = ()  # A batch of no images: nothing for a driver to be fast at.
-        for driver in asked:
-            fast = getattr(driver, name, None)
-            if fast is not None:
-                answer = fast(*args, **kwargs)
-                if answer is not NotImplemented:
-                    return cast(R, answer)
-        return self.reference(*args, **kwargs)
-
-
-def operation(reference: Callable[P, R]) -> Operation[P, R]:
-    """Declare a function as the reference version of an operation that drivers may offer."""
-    return Operation(reference)
 
 
 def namespace(*arrays: Array) -> Namespace:
@@ -409,20 +265,6 @@ def like(values: Any, x: Array, dtype: Any = None) -> Array:
     if isinstance(values, np.ndarray) and not values.flags.writeable:
         values = values.copy()
     return xp.asarray(values, dtype=dtype, device=device(x))
-
-
-@operation
-def unit(x: Array) -> Array:
-    """Vectors (..., D) scaled to length one; a zero vector stays zero.
-
-    Scaled by the largest entry first, so that neither huge nor tiny vectors leave the range
-    of their dtype.
-    """
-    xp = namespace(x)
-    largest = xp.max(xp.abs(x), axis=-1, keepdims=True)
-    scaled = x / xp.where(largest > 0, largest, xp.ones_like(largest))
-    length = xp.sqrt(xp.sum(scaled * scaled, axis=-1, keepdims=True))
-    return scaled / xp.where(length > 0, length, xp.ones_like(length))
 
 
 def descending(x: Array) -> Array:

@@ -5,7 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from secateur.core.arrays import Array, device, like, namespace, operation, shape_of, wide, widened
+import numpy as np
+
+from secateur.core.arrays import (
+    Array,
+    device,
+    like,
+    namespace,
+    shape_of,
+    spell,
+    to_numpy,
+    top,
+    wide,
+    widened,
+)
+from secateur.core.dispatch import operation
 
 BLOCK = 1 << 22
 """Attention weights that may be held at once."""
@@ -132,3 +146,63 @@ def _shares(
         total = xp.sum(weight, axis=-1, keepdims=True)
         weight = weight / xp.where(total > 0, total, xp.ones_like(total))
         yield part, xp.sum(weight, axis=(-4, -3)) / heads
+
+
+def text_attention(
+    queries: Array,
+    keys: Array,
+    *,
+    visual: Array,
+    text: Array,
+    mask: Array | None = None,
+) -> Array:
+    r"""Causal attention that visual tokens (N,) receive from text tokens, summed over the text.
+
+    .. math::
+        \sum_{q \in \text{text}} \frac{1}{H} \sum_h
+        \operatorname{softmax}_{j \le q}(\langle Q_{hq}, K_{hj} \rangle / \sqrt{d})
+
+    Arguments as in `InsideMethod.keep_visual`; masked text tokens neither ask nor are asked.
+    O(H L T d) time.
+    """
+    check_attention(queries, keys, visual, text)
+    xp = namespace(queries)
+    weights = None
+    if mask is not None:
+        weights = xp.astype(xp.take(mask, text), xp.float32)
+    received = attention_received(
+        xp.take(queries, text, axis=-2),
+        keys,
+        query_weights=weights,
+        key_mask=mask,
+        positions=text,
+    )
+    return xp.take(received, visual, axis=-1)
+
+
+def best(scores: Array, keep: int) -> Array:
+    """Ascending places of the `keep` highest scores, ties to the lowest place."""
+    return namespace(scores).sort(top(scores, min(keep, int(scores.shape[-1]))))
+
+
+def real(positions: Array, mask: Array | None) -> Array:
+    """Those of the positions (L,) that hold no padding."""
+    if mask is None:
+        return positions
+    there = np.flatnonzero(to_numpy(namespace(mask).take(mask, positions)))
+    if there.size == 0:
+        raise ValueError("mask: leaves no token to ask; at least one must be real")
+    return namespace(positions).take(positions, like(there, positions))
+
+
+def check_attention(queries: Array, keys: Array, visual: Array, text: Array) -> None:
+    """Refuse queries, keys and positions that do not fit together."""
+    if queries.ndim != 3 or keys.ndim != 3 or shape_of(queries)[1:] != shape_of(keys)[1:]:
+        raise ValueError(
+            f"queries and keys: expected shapes (H, T, d) and (G, T, d), "
+            f"got {spell(shape_of(queries))} and {spell(shape_of(keys))}"
+        )
+    if int(visual.shape[0]) == 0:
+        raise ValueError("visual: expected the position of at least one visual token, got none")
+    if int(text.shape[0]) == 0:
+        raise ValueError("text: expected the position of at least one text token, got none")

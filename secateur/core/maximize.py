@@ -23,15 +23,14 @@ from secateur.core.arrays import (
     Array,
     device,
     each_row,
-    eager,
     index_dtype,
     like,
     namespace,
-    operation,
     resolve_budget,
     wide,
 )
-from secateur.core.arrays import backend as backend_choice
+from secateur.core.dispatch import backend as backend_choice
+from secateur.core.dispatch import eager, operation
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant, Objective
 from secateur.core.selection import Selection
 from secateur.core.similarity import row_positions

@@ -14,13 +14,13 @@ from secateur.core.arrays import (
     epsilon,
     like,
     namespace,
-    operation,
     spell,
     to_numpy,
     whole,
     wide,
     widened,
 )
+from secateur.core.dispatch import operation
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from math import log2
 
-from secateur.core.arrays import (
-    Array,
-    descending,
-    device,
-    index_dtype,
-    namespace,
-    rounding,
-    unit,
-    wide,
-)
+from secateur.core.arrays import Array, descending, device, index_dtype, namespace, rounding, wide
 from secateur.core.selection import Selection
+from secateur.core.similarity import unit
 
 
 def ranks(scores: Array) -> Array:

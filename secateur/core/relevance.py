@@ -14,13 +14,13 @@ from secateur.core.arrays import (
     device,
     like,
     namespace,
-    operation,
     shape_of,
     spell,
-    unit,
     whole,
     wide,
 )
+from secateur.core.dispatch import operation
+from secateur.core.similarity import unit
 
 Aggregate = Literal["entropy", "tempered", "topk"]
 AGGREGATES: tuple[Aggregate, ...] = ("entropy", "tempered", "topk")

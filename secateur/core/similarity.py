@@ -9,20 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from secateur.core.arrays import (
-    Array,
-    Namespace,
-    checked,
-    device,
-    like,
-    namespace,
-    operation,
-    unit,
-    wide,
-)
+from secateur.core.arrays import Array, Namespace, checked, device, like, namespace, wide
+from secateur.core.dispatch import operation
 
 BLOCK = 1 << 22
 """Numbers that a block of similarities may hold while it is worked on."""
+
+
+@operation
+def unit(x: Array) -> Array:
+    """Vectors (..., D) scaled to length one; a zero vector stays zero.
+
+    Scaled by the largest entry first, so that neither huge nor tiny vectors leave the range
+    of their dtype.
+    """
+    xp = namespace(x)
+    largest = xp.max(xp.abs(x), axis=-1, keepdims=True)
+    scaled = x / xp.where(largest > 0, largest, xp.ones_like(largest))
+    length = xp.sqrt(xp.sum(scaled * scaled, axis=-1, keepdims=True))
+    return scaled / xp.where(length > 0, length, xp.ones_like(length))
 
 
 class Similarity(Protocol):

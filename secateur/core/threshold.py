@@ -14,19 +14,18 @@ from secateur.core.arrays import (
     descending,
     device,
     each_row,
-    eager,
     epsilon,
     index_dtype,
     like,
     namespace,
-    operation,
     resolve_budget,
     shape_of,
     spell,
     to_numpy,
-    unit,
 )
+from secateur.core.dispatch import eager, operation
 from secateur.core.selection import Selection
+from secateur.core.similarity import unit
 
 
 @eager

@@ -14,9 +14,10 @@ from secateur.core.budget import allocate
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
-from secateur.integrations.family import TEXT, Family, Indices, Part, Tensor, Visual
-from secateur.integrations.guidance import Text, TextEncoder
+from secateur.integrations.encoded import TEXT, Indices, Part, Tensor, Visual
+from secateur.integrations.families.base import Family
 from secateur.integrations.report import Picture
+from secateur.integrations.text import Text, TextEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,8 @@ class Chosen:
     features: Tensor
     """All its features; kept ones with what was folded into them."""
     pictures: list[Picture]
-    level: int | None = None
-    """How complex a method found it; see `InsideMethod.cuts`."""
+    selections: tuple[Selection, ...] = ()
+    """What the method chose of each part; empty where it was not asked."""
 
 
 def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> frozenset[str]:
@@ -91,7 +92,7 @@ def choose(
         selections = method.select(tokens, check_finite=False)
     kept = np.zeros(visual.size, dtype=bool)
     features = visual.features
-    pictures, levels = [], []
+    pictures = []
     for part, selection in zip(visual.parts, selections, strict=True):
         own = np.zeros(len(part.index), dtype=bool)
         own[to_numpy(selection.sorted())] = True
@@ -102,11 +103,9 @@ def choose(
             places = torch.from_numpy(part.index).to(features.device)
             folded = selection.merge(features[places]).to(features.dtype)
             features = features.index_copy(0, places[torch.from_numpy(own)], folded)
-        if "level" in selection.info:
-            levels.append(int(to_numpy(selection.info["level"])))
     for place, marked in visual.separators:
         kept[place] = bool(kept[marked].any())
-    return Chosen(np.flatnonzero(kept), features, pictures, min(levels) if levels else None)
+    return Chosen(np.flatnonzero(kept), features, pictures, tuple(selections))
 
 
 def _tokens(visual: Visual, part: Part, wants: frozenset[str], text: Text | None) -> Tokens:

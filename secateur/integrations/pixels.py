@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.integrations.family import Family, Tensor
+from secateur.integrations.encoded import Tensor
+from secateur.integrations.families.base import Family
 
 
 @dataclass(frozen=True)

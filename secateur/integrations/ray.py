@@ -18,11 +18,10 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from secateur.core.arrays import unit
 from secateur.core.maximize import maximize as maximize_here
 from secateur.core.methods import Method
 from secateur.core.objectives import FacilityLocation
-from secateur.core.similarity import shifted
+from secateur.core.similarity import shifted, unit
 from secateur.integrations.corpus import (
     Done,
     Numbers,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.integrations.family import Indices, Modality
+from secateur.integrations.encoded import Indices, Modality
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ guides methods that need one (`text_encoder`); ``python -m secateur.lab.train`` 
 """
 
 from secateur.lab.answers import HELD_OUT, answer, answers, ask_all, evaluate, prompt
+from secateur.lab.objects import KINDS, Object, Question
 from secateur.lab.packaged import load, text_encoder
 from secateur.lab.questions import DESCRIBE, mentioned
-from secateur.lab.scene import COMPLEXITIES, KINDS, TEXTURES, Object, Question, Scene, scenes
+from secateur.lab.scene import COMPLEXITIES, TEXTURES, Scene, scenes
 
 __all__ = [
     "COMPLEXITIES",

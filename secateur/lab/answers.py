@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from secateur.lab.scene import KINDS, Kind, Question, Scene, scenes
+from secateur.lab.objects import KINDS, Kind, Question
+from secateur.lab.scene import Scene, scenes
 
 HELD_OUT = 1
 """Seed of the scenes for evaluation; the model was trained on those of seed 0."""

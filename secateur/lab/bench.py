@@ -25,8 +25,9 @@ from secateur.core.methods import Method, methods
 from secateur.core.methods.erase import ERASE
 from secateur.core.selection import Selection
 from secateur.lab.answers import HELD_OUT, ask_all, prompt
+from secateur.lab.objects import KINDS
 from secateur.lab.questions import DESCRIBE, mentioned
-from secateur.lab.scene import KINDS, PATCH, Scene, scenes
+from secateur.lab.scene import PATCH, Scene, scenes
 
 ALL = "all tokens"
 BUDGETS = (64, 36, 16)

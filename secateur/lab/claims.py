@@ -25,7 +25,8 @@ from secateur.core.selection import Selection
 from secateur.core.similarity import cosine, cosine_similarity
 from secateur.lab.answers import prompt
 from secateur.lab.bench import Cell, Lab, Usual, fitted
-from secateur.lab.scene import Kind, Scene
+from secateur.lab.objects import Kind
+from secateur.lab.scene import Scene
 
 SCORED: tuple[Kind, ...] = ("colour", "shape", "existence", "count", "reading", "dense")
 """Kinds that claims are checked on: relations were not learnt, captions are long."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from secateur.lab.bench import ALL
 from secateur.lab.claims import SCORED, Cells, Finding, counts, interval, invented
-from secateur.lab.scene import KINDS
+from secateur.lab.objects import KINDS
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from secateur.lab.scene import (
+from secateur.lab.objects import (
     BOARD,
     COLOURS,
     COLUMNS,

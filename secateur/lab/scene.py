@@ -17,108 +17,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.lab.font import render
+from secateur.lab.objects import (
+    BOARD,
+    COLOURS,
+    KINDS,
+    SHAPES,
+    WORDS,
+    Kind,
+    Object,
+    Question,
+)
+from secateur.lab.questions import ask, caption
 
 SIZE = 96
 PATCH = 8
 GRID = SIZE // PATCH
-BOARD = 3
 PLACE = SIZE // BOARD
 
-Kind = Literal[
-    "colour", "shape", "existence", "count", "reading", "relation", "dense", "caption", "places"
-]
 Complexity = Literal["sparse", "medium", "crowded"]
 Texture = Literal["plain", "gradient", "stripes", "checks", "speckles", "noise"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
 COMPLEXITIES: tuple[Complexity, ...] = get_args(Complexity)
 TEXTURES: tuple[Texture, ...] = get_args(Texture)
 
-COLOURS = {
-    "red": (214, 40, 40),
-    "orange": (245, 130, 30),
-    "yellow": (248, 218, 50),
-    "green": (40, 160, 70),
-    "cyan": (60, 205, 215),
-    "blue": (40, 80, 215),
-    "purple": (130, 50, 175),
-    "pink": (245, 130, 190),
-}
-SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring")
-WORDS = (
-    *("cat", "dog", "sun", "map", "key", "box", "cup", "hat"),
-    *("bird", "fish", "moon", "tree", "lamp", "ship", "rose", "wolf"),
-)
-ROWS = ("top", "middle", "bottom")
-COLUMNS = ("left", "centre", "right")
 
 _COUNTS: dict[Complexity, tuple[int, int]] = {
     "sparse": (1, 3),
     "medium": (4, 6),
     "crowded": (7, 9),
 }
-
-
-@dataclass(frozen=True)
-class Object:
-    """One thing in a scene.
-
-    Attributes
-    ----------
-    name
-        A shape (`SHAPES`), ``"word"`` or ``"number"``.
-    attribute
-        A shape's colour, the word printed, or the number's two digits.
-    row, column
-        Its place on the board, 0 to 2 each.
-    box
-        Left, top, right and bottom in pixels; right and bottom are one past the last.
-    patches
-        Ascending row-major indices of the patches it covers by at least a tenth.
-    """
-
-    name: str
-    attribute: str
-    row: int
-    column: int
-    box: tuple[int, int, int, int]
-    patches: tuple[int, ...]
-
-    @property
-    def is_label(self) -> bool:
-        """Whether it prints a word or a number."""
-        return self.name in ("word", "number")
-
-    @property
-    def phrase(self) -> str:
-        """As captions name it: ``"red star"``, ``"word cat"``, ``"number 47"``."""
-        return f"{self.name} {self.attribute}" if self.is_label else f"{self.attribute} {self.name}"
-
-    @property
-    def place(self) -> str:
-        """As questions name its place: ``"top left"``."""
-        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked of a scene, the exact answer, and where the answer lies.
-
-    Attributes
-    ----------
-    text, answer
-        Both as the tokeniser's decoder writes them: lower case, no space before punctuation.
-    kind
-        One of `KINDS`.
-    patches
-        Ascending indices of the patches of every object that the answer speaks of; empty where
-        the answer is that there is no such thing.
-    """
-
-    text: str
-    answer: str
-    kind: Kind
-    patches: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -231,8 +158,6 @@ def draw(
     texture: Texture | None = None,
 ) -> Scene:
     """Draw scene `index` of the stream `seed`; it may have no question of `kind`."""
-    from secateur.lab.questions import ask, caption
-
     rng = np.random.default_rng((seed, index))
     if complexity is None:
         complexity = COMPLEXITIES[rng.integers(3)]

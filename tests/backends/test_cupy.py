@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from secateur.backends import cupy_kernels
+from secateur.backends.cupy import kernels as cupy_kernels
 from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     determinant,
@@ -186,7 +186,7 @@ def test_images_in_parts_and_without_room(driver: Any, monkeypatch: pytest.Monke
 
 def test_torch_answers_on_the_same_memory(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    from secateur.backends import torch as other
+    from secateur.backends.torch import driver as other
 
     dice = np.random.default_rng(1)
     q, keys = dice.standard_normal((2, 4, 9, 8)), dice.standard_normal((2, 2, 12, 8))

@@ -8,14 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from secateur.backends import numba as driver
-from secateur.core.arrays import candidates
+from secateur.backends.host import compiled as driver
+from secateur.core.dispatch import candidates
 from secateur.core.maximize import facility_location
 from secateur.core.similarity import cosine_similarity
 
 pytest.importorskip("numba")
 
-from secateur.backends import kernels_numba as kernels
+from secateur.backends.host import kernels
 
 
 def _similar(n: int, seed: int = 0) -> np.ndarray:
@@ -128,8 +128,8 @@ def test_a_tie_of_thousands_is_looked_at_once() -> None:
 
 def test_numba_comes_first_and_is_loaded_when_needed() -> None:
     assert [each.__name__ for each in candidates(np.ones(1))] == [
-        "secateur.backends.numba",
-        "secateur.backends.numpy",
+        "secateur.backends.host.compiled",
+        "secateur.backends.host.driver",
     ]
     script = (
         "import sys, numpy as np, secateur as sc\n"
@@ -161,7 +161,7 @@ def test_without_numba_numpy_serves() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == [
-        "['secateur.backends.numpy']",
+        "['secateur.backends.host.driver']",
         "[0 2]",
         "[0. 0. 0. 0.]",
         "backend: 'numba' is not installed: pip install 'secateur[numba]'",

@@ -14,9 +14,8 @@ import pytest
 import scipy.sparse
 
 import secateur as sc
-from secateur.backends import greedy_numpy
-from secateur.backends import numpy as plain
-from secateur.core.arrays import unit
+from secateur.backends.host import driver as plain
+from secateur.backends.host import greedy as greedy_numpy
 from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     Picks,
@@ -30,15 +29,17 @@ from secateur.core.maximize import (
 from secateur.core.measures import patch_entropy, singular_values
 from secateur.core.objectives import FacilityLocation
 from secateur.core.relevance import dense_relevance, text_relevance
-from secateur.core.similarity import cosine_similarity
+from secateur.core.similarity import cosine_similarity, unit
 from secateur.core.threshold import threshold_scan
+
+MODULES = {"numpy": "driver", "numba": "compiled"}
 
 
 @pytest.fixture(params=["numpy", "numba"], scope="module")
 def driver(request: pytest.FixtureRequest) -> ModuleType:
     if importlib.util.find_spec(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
-    return importlib.import_module(f"secateur.backends.{request.param}")
+    return importlib.import_module(f"secateur.backends.host.{MODULES[request.param]}")
 
 
 def features(n: int, d: int = 24, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import secateur as sc
-from secateur.core.arrays import unit as unit_operation
 from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     Picks,
@@ -22,12 +21,12 @@ from secateur.core.maximize import (
 from secateur.core.measures import patch_entropy, singular_values
 from secateur.core.relevance import text_relevance
 from secateur.core.similarity import cosine_similarity
+from secateur.core.similarity import unit as unit_operation
 from secateur.core.threshold import threshold_scan
 
 torch = pytest.importorskip("torch")
 
-from secateur.backends import torch as driver  # noqa: E402
-from secateur.backends import torch_greedy as greedy  # noqa: E402
+from secateur.backends.torch import driver, greedy  # noqa: E402
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -29,9 +29,8 @@ from secateur.core.threshold import threshold_scan
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="triton is not installed")
 
-from secateur.backends import torch as driver  # noqa: E402
-from secateur.backends import torch_greedy as plain  # noqa: E402
-from secateur.backends import triton_kernels as kernels  # noqa: E402
+from secateur.backends.torch import driver, kernels  # noqa: E402
+from secateur.backends.torch import greedy as plain  # noqa: E402
 
 DEVICE = torch.device("cpu" if kernels.INTERPRETED else "cuda")
 
@@ -235,7 +234,7 @@ COMPILE = """
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from secateur.backends import triton_kernels as kernels
+    from secateur.backends.torch import kernels
 
     POINTERS = {
         "s": "{x}", "d": "{x}", "k": "{x}", "m": "{x}", "low": "{x}", "nearest": "{x}",

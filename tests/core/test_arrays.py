@@ -12,30 +12,27 @@ import pytest
 import secateur as sc
 from secateur.core import arrays
 from secateur.core.arrays import (
-    candidates,
     check_lengths,
     checked,
     constant,
     descending,
-    drivers,
     each_row,
     index_dtype,
     is_sparse,
     library,
     like,
     namespace,
-    operation,
-    register_driver,
     resolve_budget,
     resolve_keep,
     spell,
     top,
-    unit,
     whole,
     wide,
     widened,
 )
 from secateur.core.arrays import to_numpy as on_host
+from secateur.core.dispatch import candidates, drivers, operation, register_driver
+from secateur.core.similarity import unit
 
 
 def half_dtypes(xp):

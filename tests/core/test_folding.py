@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.core.folding import folding
-from secateur.core.selection import Selection
+from secateur.core.selection import Selection, folding
 
 
 def test_kept_tokens_count_themselves_once_and_the_dropped_their_weight(to_xp, to_numpy):

@@ -12,10 +12,10 @@ import torch
 import transformers
 
 import secateur as sc
-from secateur.integrations import internals
 from secateur.integrations.attach import attach, prune_inputs
-from secateur.integrations.family import FAMILIES, UnsupportedModelError, family_of
-from secateur.integrations.guidance import Guidance
+from secateur.integrations.text import Guidance
+from secateur.integrations.transformers import internals
+from secateur.integrations.transformers.models import FAMILIES, UnsupportedModelError, family_of
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 WORDS = "how many red dog ?"

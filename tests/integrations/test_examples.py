@@ -24,6 +24,6 @@ def test_example(script, tmp_path, monkeypatch, capsys):
 
 
 def test_there_is_one_for_every_family():
-    from secateur.integrations.family import FAMILIES
+    from secateur.integrations.transformers.models import FAMILIES
 
     assert {path.stem for path in EXAMPLES} >= {x.partition(":")[0] for x in FAMILIES.values()}

@@ -10,7 +10,7 @@ import torch
 
 import secateur as sc
 from secateur.integrations.attach import attach, prune_inputs
-from secateur.integrations.family import UnsupportedModelError, family_of
+from secateur.integrations.transformers.models import UnsupportedModelError, family_of
 
 MANY = {"words": ("compare both", "how many red dog and cat does this show ?"), "images": (2, 1)}
 STEPS = {"fastv": 32, "pyramiddrop": 8, "sparsevlm": 8}

@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import secateur as sc
 from secateur.integrations.attach import attach
-from secateur.integrations.family import family_of
 from secateur.integrations.pixels import Pixels
+from secateur.integrations.transformers.models import family_of
 
 MANY = {"words": ("compare both", "how many red dog ?"), "images": (2, 1)}
 HELD = 1 << 24

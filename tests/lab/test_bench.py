@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 import secateur as sc
-from secateur.cli import app
+from secateur.app.cli import app
 from secateur.lab import HELD_OUT, bench, claims, findings, scenes
 
 USUAL = bench.Usual(15.0, (1.3, 0.4, 0.0))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from secateur.lab import scenes
-from secateur.lab.attention import PLAIN
-from secateur.lab.batches import batch, pixels
 from secateur.lab.model import build_clip, build_model, build_processor, build_text_tokenizer
-from secateur.lab.scene import KINDS
-from secateur.lab.train import read, score, see
+from secateur.lab.objects import KINDS
+from secateur.lab.training.attention import PLAIN
+from secateur.lab.training.batches import batch, pixels
+from secateur.lab.training.train import read, score, see
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 
 import secateur.lab
 from secateur.lab import answer, answers, ask_all, evaluate, load, scenes, text_encoder
-from secateur.lab.contrast import joint_patches, joint_words
 from secateur.lab.questions import article
+from secateur.lab.training.contrast import joint_patches, joint_words
 
 FOLDER = Path(secateur.lab.__file__).parent / "weights"
 

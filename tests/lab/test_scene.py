@@ -9,7 +9,8 @@ import pytest
 
 from secateur.lab import COMPLEXITIES, KINDS, TEXTURES, mentioned, scenes
 from secateur.lab.font import GLYPHS, render
-from secateur.lab.scene import COLOURS, PLACE, SHAPES
+from secateur.lab.objects import COLOURS, SHAPES
+from secateur.lab.scene import PLACE
 
 
 @pytest.fixture(scope="module")

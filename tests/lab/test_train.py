@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
-from secateur.lab.contrast import TextSettings, train_text
 from secateur.lab.model import build_model
 from secateur.lab.packaged import save
-from secateur.lab.train import Run, Settings, main, rate_at, train
+from secateur.lab.training.contrast import TextSettings, train_text
+from secateur.lab.training.train import Run, Settings, main, rate_at, train
 
 SMALL = Settings(steps=4, tower_steps=1, size=2, room=64, warmup=2)
 

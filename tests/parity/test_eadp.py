@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import secateur as sc
-from secateur.core.arrays import unit
 from secateur.core.relevance import sharpest, text_entropy
+from secateur.core.similarity import unit
 
 SINGLE = ["single_small", "single_llava15", "single_qwen", "single_wide", "single_dense_text"]
 

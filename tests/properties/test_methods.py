@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import secateur as sc
-from secateur.core.arrays import unit
+from secateur.core.similarity import unit
 
 PATCH = 4
 PARAMETERS = {

@@ -12,8 +12,8 @@ from small import TOKENS, engine, picture
 from vllm import SamplingParams
 
 import secateur as sc
-from secateur.integrations.llava_next import LlavaNext
-from secateur.integrations.llava_onevision import LlavaOneVision
+from secateur.integrations.transformers.llava_next import LlavaNext
+from secateur.integrations.transformers.llava_onevision import LlavaOneVision
 from secateur.integrations.vllm import INTERNALS, missing, overrides
 
 LENGTH = 32

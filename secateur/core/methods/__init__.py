@@ -9,19 +9,22 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
+from secateur.core.acts import Cut
 from secateur.core.methods.agile import AgilePruner
-from secateur.core.methods.base import Method
+from secateur.core.methods.base import InsideMethod, Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
+from secateur.core.methods.fastv import FastV
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
-from secateur.core.methods.inside import Cut, FastV, InsideMethod, PyramidDrop, SparseVLM
 from secateur.core.methods.mixture import Mixture
 from secateur.core.methods.prumerge import PruMergePlus
+from secateur.core.methods.pyramiddrop import PyramidDrop
 from secateur.core.methods.random import Random
+from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
 from secateur.core.methods.visionzip import VisionZip

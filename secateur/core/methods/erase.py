@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from secateur.core.acts import Cut, Layout
 from secateur.core.arrays import (
     Array,
     descending,
@@ -20,10 +21,10 @@ from secateur.core.arrays import (
     spell,
     to_numpy,
 )
+from secateur.core.attention import best, text_attention
 from secateur.core.inputs import Tokens
 from secateur.core.measures import median, patch_entropy
-from secateur.core.methods.base import require_share, require_whole
-from secateur.core.methods.inside import Cut, InsideMethod, best, descending_cuts, text_attention
+from secateur.core.methods.base import InsideMethod, descending_cuts, require_share, require_whole
 from secateur.core.selection import Selection
 
 
@@ -211,6 +212,12 @@ class ERASE(InsideMethod):
         """The first threshold that each complexity exceeds; how many there are when none."""
         exceeded = np.asarray(complexity)[..., None] > np.asarray(self.thresholds)
         return np.asarray(len(self.thresholds) - exceeded.sum(-1))  # thresholds descend
+
+    def plan(self, layout: Layout) -> tuple[Cut, ...]:
+        """One cut, by the most complex of the prompt's images; see `Cuts.plan`."""
+        levels = [int(to_numpy(each.info["level"])) for each in layout.chosen]
+        level = min(levels) if levels else None
+        return self.cuts(layout.depth, layout.size, level=level, earliest=layout.earliest)
 
     def cuts(
         self, depth: int, size: int, *, level: int | None = None, earliest: int = 1

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.arrays import Array, constant, index_dtype, namespace, widened
-from secateur.core.folding import folding
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.order import nearest, ranks
-from secateur.core.selection import Selection, from_mask
+from secateur.core.selection import Selection, folding, from_mask
 
 EXTRAS = 3
 """Evenly spread tokens for each outlier, when outliers decide how many are kept."""

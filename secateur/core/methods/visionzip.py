@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.arrays import Array, constant, namespace, top, wide, widened
-from secateur.core.folding import folding
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method, require_share
 from secateur.core.order import nearest, others
-from secateur.core.selection import Selection
+from secateur.core.selection import Selection, folding
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,17 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
-    operation,
     shape_of,
     to_numpy,
-    unit,
     wide,
     widened,
 )
+from secateur.core.dispatch import operation
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method, require_share
 from secateur.core.order import settled
 from secateur.core.selection import Selection
+from secateur.core.similarity import unit
 
 DROPPED_AT_ONCE = 8
 """How many tokens a round of pairing drops at most."""

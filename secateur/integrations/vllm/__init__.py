@@ -20,7 +20,12 @@ from typing import Any
 
 from secateur.core.complexity import RunningCalibration
 from secateur.core.methods import Method, methods
-from secateur.integrations.family import TEXT, family_named
+from secateur.integrations.encoded import TEXT
+from secateur.integrations.families.base import Family
+from secateur.integrations.families.llava import LLAVA
+from secateur.integrations.families.llava_next import LLAVA_NEXT
+from secateur.integrations.families.llava_onevision import LLAVA_ONEVISION
+from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN3_VL
 
 CHECKED = ("0.32.0",)
 """The releases of vLLM this was run with."""
@@ -33,6 +38,14 @@ SUPPORTED = {
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
 """The classes that are served, by the type of a model: vLLM and transformers call them alike."""
+
+FAMILIES: dict[str, Family] = {
+    "llava": LLAVA,
+    "llava_next": LLAVA_NEXT,
+    "llava_onevision": LLAVA_ONEVISION,
+    "qwen2_5_vl": QWEN2_5_VL,
+    "qwen3_vl": QWEN3_VL,
+}
 
 KEY = "secateur"
 """The key of the configuration that holds the method."""
@@ -159,7 +172,7 @@ def method_of(stored: Any, model_type: str) -> Method:
         method = Method.from_dict(stored)
     except (TypeError, ValueError) as error:
         raise ValueError(f"secateur: {error}") from None
-    offers = family_named(SUPPORTED[model_type]).offers | TEXT
+    offers = FAMILIES[model_type].offers | TEXT
     missing = sorted(method.needs - offers)
     if not method.prunes_before or missing:
         serves = sorted(

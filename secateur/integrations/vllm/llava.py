@@ -23,23 +23,23 @@ from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
 from secateur.integrations.choosing import shared_budget
-from secateur.integrations.family import Visual, whole
-from secateur.integrations.llava_next import crop_layout, crops_visual
-from secateur.integrations.llava_onevision import (
+from secateur.integrations.encoded import Seen, Visual, whole
+from secateur.integrations.families.llava import TOWERS
+from secateur.integrations.families.llava_next import crop_layout, crops_visual
+from secateur.integrations.families.llava_onevision import (
     by_token,
     image_visual,
     most_crops,
     shrunk,
     video_visual,
 )
-from secateur.integrations.observation import (
+from secateur.integrations.observing import (
     SHALLOW,
     class_attention,
     heads,
     mean_attention,
     watching,
 )
-from secateur.integrations.tower import KINDS, Seen
 from secateur.integrations.vllm.pruning import (
     Instructed,
     Pruned,
@@ -61,7 +61,7 @@ class Sizes(Sized):
     def __init__(self, ctx: Any) -> None:
         super().__init__(ctx)
         tower = self.get_hf_config().vision_config.model_type  # type: ignore[attr-defined]
-        if tower not in KINDS:
+        if tower not in TOWERS:
             raise ValueError(f"secateur: {self.kind} with a {tower} is not served; CLIP and SigLIP")
 
     def whole(self, width: int, height: int) -> int:

@@ -14,10 +14,10 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
 from secateur.integrations.choosing import choose, wanted
-from secateur.integrations.family import TEXT, Visual, family_named
-from secateur.integrations.guidance import Text
+from secateur.integrations.encoded import TEXT, Visual
 from secateur.integrations.pixels import Pixels
-from secateur.integrations.vllm import KEY, SUPPORTED, method_of
+from secateur.integrations.text import Text
+from secateur.integrations.vllm import FAMILIES, KEY, method_of
 
 IDS = "secateur_instruction_"
 OBSERVED = frozenset({"attention", "attention_shallow", "keys"})
@@ -56,7 +56,7 @@ def configured(config: Any, kind: str) -> Method:
 
 def pixels_of(kind: str, processor: Any) -> Pixels:
     """How to undo what a processor does to 8-bit values."""
-    return Pixels.of(family_named(SUPPORTED[kind]), processor)
+    return Pixels.of(FAMILIES[kind], processor)
 
 
 def restored(pixels: Pixels, channels: Any) -> Any:
@@ -144,7 +144,7 @@ class Pruned:
                 "attends to is not seen; leave it at 'weights'"
             )
         self.method = configured(self.config, self.kind)
-        self.wants = wanted(self.method, family_named(SUPPORTED[self.kind]), None)
+        self.wants = wanted(self.method, FAMILIES[self.kind], None)
         if vllm_config.compilation_config.compile_mm_encoder and self.wants & OBSERVED:
             raise ValueError(
                 f"secateur: {type(self.method).__name__} watches the tower, which "

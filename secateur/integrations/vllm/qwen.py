@@ -17,9 +17,9 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import PromptReplacement
 from vllm.platforms import current_platform
 
-from secateur.integrations.family import Visual
-from secateur.integrations.observation import rotate, watching
-from secateur.integrations.qwen2_5_vl import by_frame, frame_parts, unpatched, watched_layers
+from secateur.integrations.encoded import Visual
+from secateur.integrations.families.qwen import frame_parts, unpatched
+from secateur.integrations.observing import by_frame, rotate, watched_layers, watching
 from secateur.integrations.vllm.pruning import (
     Instructed,
     Pruned,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import secateur as sc
-from secateur.core.arrays import unit
 from secateur.core.relevance import sharpest, text_entropy
+from secateur.core.similarity import unit
 
 SIDE, WIDTH = 16, 32
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import secateur as sc
-from secateur.core.methods.inside import Cut
+from secateur.core.acts import Cut
 
 PATCH = 4
 

@@ -7,7 +7,8 @@ import pytest
 
 import secateur as sc
 from secateur.core.arrays import to_numpy
-from secateur.core.methods.inside import matrix_rank, text_attention
+from secateur.core.attention import text_attention
+from secateur.core.methods.sparsevlm import matrix_rank
 
 H, G, T, SIZE, WIDTH = 6, 2, 40, 8, 12
 VISUAL, TEXT = np.arange(5, 29), np.arange(29, 40)

@@ -1,0 +1,1 @@
+"""CuPy arrays: `driver` and CUDA kernels."""

@@ -1,0 +1,223 @@
+"""The Numba driver: what compiled loops do better than whole-array steps, for NumPy arrays.
+
+It offers an operation where a loop pays, and leaves the rest to the NumPy driver. Kernels are
+compiled when first used and cached on disk. Images of a batch run in threads; a single image
+runs in one, so that the same input always takes the same steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from secateur.backends.host import driver as plain
+from secateur.backends.host import greedy as greedy_numpy
+from secateur.backends.host.greedy import Floats, Indices
+from secateur.core.arrays import each_row, is_sparse
+from secateur.core.maximize import Picks
+from secateur.core.measures import check_image
+
+available = importlib.util.find_spec("numba") is not None
+"""Whether Numba is installed; it is imported when an operation first needs it."""
+
+ALONE = 1 << 20
+"""Numbers in a batch below which starting threads costs more than they save."""
+
+FEW = 4
+"""Columns of similarities up to which loops beat a threaded matrix product."""
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("secateur.backends.host.kernels")
+
+
+def _workers(x: Floats) -> int:
+    """How many threads share a batch: as many as Numba is configured to use."""
+    import numba
+
+    # Not numba.get_num_threads(): that starts threads of Numba's own, which nothing here uses and
+    # whose OpenMP slows the one of a PyTorch in the same process by an order of magnitude.
+    configured = int(numba.config.NUMBA_NUM_THREADS)
+    return 1 if x.size < ALONE else min(configured, math.prod(x.shape[:-2]))
+
+
+def unit(x: Floats) -> Floats:
+    """Vectors (..., D) scaled to length one; a zero vector stays zero."""
+    x = np.ascontiguousarray(x)
+    out = np.empty_like(x)
+    _kernels().unit_rows(x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1]))
+    return out
+
+
+def cosine_similarity(features: Floats) -> Floats:
+    """Similarities (1 + cos) / 2, shape (..., N, N), of features (..., N, D)."""
+    directions = unit(features)
+    cosine: Floats = directions @ np.swapaxes(directions, -1, -2)
+    _kernels().shift(cosine)
+    return cosine
+
+
+class _Cosine(greedy_numpy.Cosine):
+    """(1 + cos) / 2 of features (N, D)."""
+
+    def columns(self, j: Indices) -> Floats:
+        kernels, x = _kernels(), self.directions
+        if len(j) > FEW:
+            cosine: Floats = x[j] @ x.T
+            kernels.shift(cosine)
+            return cosine
+        entries = np.empty((len(j), self.size), dtype=x.dtype)
+        for column, each in zip(entries, j, strict=True):
+            kernels.similarities_to(x, each, column)
+        return entries
+
+    rows = columns
+
+
+class _Nearly(greedy_numpy.NearlyServed):
+    """Coverage and gains from features: matrix products by BLAS, the rest in loops."""
+
+    piece = greedy_numpy.PRODUCT
+
+    def _gains(self, columns: Floats) -> Floats:
+        kernels = _kernels()
+        return np.asarray([kernels.gain_of(column, self.m, self.w) for column in columns])
+
+    def lower_listed(self, i: Indices, low: Floats) -> None:
+        starts, count = self.near.shape[1] * i, self.count[i]
+        near, level = self.near.reshape(-1), self.level.reshape(-1)
+        _kernels().lower_by_lists(self.g, near, level, starts, count, self.w[i], low, self.m[i])
+
+    def lower_by(self, s: Floats, i: Indices, low: Floats) -> None:
+        kernels = _kernels()
+        kernels.note_near(s, i, self.m[i], self.near, self.level, self.count)
+        kernels.lower_rows(s, low, self.m[i], self.w[i], self.g)
+
+
+class _Listed(greedy_numpy.Listed):
+    """Coverage and gains from a CSR matrix."""
+
+    def lower(self, i: Indices, low: Floats) -> None:
+        rows = self._rows
+        starts = rows.indptr[i].astype(np.int64)
+        count = rows.indptr[i + 1] - starts
+        _kernels().lower_by_lists(
+            self.g, rows.indices, rows.data, starts, count, self.w[i], low, self.m[i]
+        )
+
+
+def _greedy(
+    similarity: Floats, weights: Floats | None, k: int, rounding: float = 0.0
+) -> tuple[Any, Any, float, float]:
+    w = np.ones(len(similarity)) if weights is None else np.asarray(weights, dtype=np.float64)
+    picks = np.empty(k, dtype=np.int64)
+    gains = np.empty(k)
+    rows = np.ascontiguousarray(similarity)
+    value, bound = _kernels().greedy_dense(
+        rows, np.ascontiguousarray(w), k, rounding * float(w.sum()), picks, gains
+    )
+    return picks, gains, value, bound
+
+
+def facility_location(similarity: Any, weights: Floats | None, k: Any) -> Picks:
+    """Greedy facility location from a matrix (..., N, N), dense or CSR."""
+    if is_sparse(similarity):
+        matrix = plain.canonical(similarity)
+        return plain.over_batch(
+            (), k, lambda _, budget: greedy_numpy.greedy(_Listed(matrix, weights), budget)
+        )
+    return plain.over_batch(
+        similarity.shape[:-2],
+        k,
+        lambda at, budget: _greedy(similarity[at], plain.weights_at(weights, at), budget),
+        _workers(similarity),
+    )
+
+
+def facility_location_features(features: Floats, weights: Floats | None, k: Any) -> Picks:
+    """Greedy facility location on (1 + cos) / 2 of features (..., N, D), in O(N D) memory."""
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
+        w = plain.weights_at(weights, at)
+        if plain.small_enough(features):
+            return _greedy(cosine_similarity(features[at]), w, budget, greedy_numpy.COSINE_ROUNDING)
+        return greedy_numpy.greedy(_Nearly(_Cosine(unit(features[at])), w), budget)
+
+    return plain.over_batch(features.shape[:-2], k, solve)
+
+
+def determinant(kernel: Floats, k: Any) -> Picks:
+    """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
+    epsilon = float(np.finfo(kernel.dtype).eps)
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
+        picks = np.empty(budget, dtype=np.int64)
+        gains = np.empty(budget)
+        _kernels().explain(np.ascontiguousarray(kernel[at]), budget, epsilon, picks, gains)
+        return picks, gains, float(gains.sum()), math.inf
+
+    return plain.over_batch(kernel.shape[:-2], k, solve, _workers(kernel))
+
+
+def _farthest(
+    distance: Floats, k: int, start: int | None, margin: float
+) -> tuple[Any, Any, float, float]:
+    picks = np.empty(k, dtype=np.int64)
+    gains = np.empty(k)
+    rows = np.ascontiguousarray(distance)
+    _kernels().farthest(rows, k, -1 if start is None else start, margin, picks, gains)
+    value = plain.smallest_between(plain.GivenDistances(rows), picks)
+    return picks, gains, value, math.inf
+
+
+def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
+    """Farthest-first over distances (..., N, N)."""
+    return plain.over_batch(
+        distance.shape[:-2],
+        k,
+        lambda at, budget: _farthest(distance[at], budget, start, 0.0),
+        _workers(distance),
+    )
+
+
+def farthest_first_features(features: Floats, k: Any, start: int | None = None) -> Picks:
+    """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
+    directions = unit(features.astype(np.float64, copy=False))
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
+        x = directions[at]
+        if plain.small_enough(x):
+            return _farthest(plain.apart(x @ x.T), budget, start, plain.CosineDistances.margin)
+        return (*plain.farthest(plain.CosineDistances(x), budget, start), math.inf)
+
+    return plain.over_batch(features.shape[:-2], k, solve)
+
+
+def threshold_scan(
+    features: Floats, attention: Floats, k: Any, step: Floats, tau_max: float
+) -> tuple[Indices, Indices]:
+    """AgilePruner's scan over a batch, each token compared with those kept before it only."""
+
+    def scan(x: Floats, order: Indices, budget: int, rise: float, limit: float) -> Indices:
+        kept = np.empty(budget, dtype=np.int64)
+        rounding = 8 * float(np.finfo(x.dtype).eps)
+        return kept[: _kernels().scan(unit(x), order, budget, rise, limit, rounding, kept)]
+
+    return plain.scan_batch(features, attention, k, step, tau_max, scan)
+
+
+def patch_entropy(image: Any, patch: int) -> Floats:
+    """Entropy of the grey values within each patch, O(H W)."""
+    image = plain.checked_image(image)
+    rows, columns = check_image(image, patch)
+    terms = plain.entropy_terms(patch * patch)
+    h = np.empty((*image.shape[:-3], rows, columns))
+    for at in each_row(image.shape[:-3]):
+        _kernels().patch_histograms(np.ascontiguousarray(image[at]), patch, terms, h[at])
+    return h.reshape(*image.shape[:-3], rows * columns)

@@ -1,0 +1,1 @@
+"""PyTorch tensors: `driver`, greedy in plain PyTorch, and Triton kernels for CUDA."""

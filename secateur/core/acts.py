@@ -1,0 +1,180 @@
+"""What a method can do, and where: the small interfaces that a host asks for by `isinstance`.
+
+Every `Method` chooses from encoded tokens, unless it says `prunes_before = False`. What it can do
+beside that, it says by deriving from an act: it may choose from the parts of an image or a video
+together (`ChoosesParts`), or drop and fold tokens between layers of the language model (`Cuts`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from secateur.core.arrays import Array
+from secateur.core.inputs import Tokens
+from secateur.core.selection import Selection
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One dropping of visual tokens.
+
+    Attributes
+    ----------
+    after
+        How many decoder layers have run: 1 .. depth - 1. Tokens are scored with the queries and
+        keys of the layer of index `after` - 1.
+    keep
+        How many visual tokens of the prompt remain, all its images together. An upper limit
+        where the method counts by itself.
+    """
+
+    after: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a method may know of a prompt before its layers run.
+
+    Attributes
+    ----------
+    depth
+        Decoder layers of the language model.
+    images
+        Visual tokens of each image or video of the prompt before any pruning.
+    earliest
+        The first allowed `Cut.after`: 1, or the last layer that adds visual features.
+    chosen
+        What the method itself chose before the language model, a selection for each part of
+        each image; empty where it chose nothing.
+    """
+
+    depth: int
+    images: tuple[int, ...]
+    earliest: int = 1
+    chosen: tuple[Selection, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Visual tokens of the prompt before any pruning, all its images together."""
+        return sum(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What a method sees of one prompt at a cut; T is the current length.
+
+    Attributes
+    ----------
+    visual
+        Ascending positions (N,) of the visual tokens that are left.
+    text
+        Ascending positions (L,) of the instruction's tokens.
+    mask
+        True (T,) at real tokens; None when all are.
+    image
+        Which image or video (N,) of the prompt each visual token belongs to; -1 for one that a
+        cut has made.
+    queries, keys, values
+        (H, T, d), (G, T, d) and (G, T, d) of the layer that `Cuts.looks` names, rotated; H is a
+        multiple of G. None where the method did not ask.
+    entered
+        Hidden states (T, C) that entered the layer which has just run.
+    hidden
+        Hidden states (T, C) that the next layer is about to read.
+    embeddings
+        Input embeddings (T, C) of the prompt's tokens, for those that are left.
+    rotary
+        Cosine and sine (T, d) of the tokens' positions.
+    """
+
+    visual: Array
+    text: Array
+    mask: Array | None = None
+    image: Array | None = None
+    queries: Array | None = None
+    keys: Array | None = None
+    values: Array | None = None
+    entered: Array | None = None
+    hidden: Array | None = None
+    embeddings: Array | None = None
+    rotary: tuple[Array, Array] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stay:
+    """What stays at a cut.
+
+    Attributes
+    ----------
+    kept
+        Ascending places (K,) within `Sight.visual` of the tokens that stay.
+    states
+        Their hidden states (K, C) where something was folded into them; None where they stay as
+        they are.
+    made
+        Hidden states (M, C) of tokens that the cut makes anew, placed behind the last visual
+        token that stays.
+    """
+
+    kept: Array
+    states: Array | None = None
+    made: Array | None = None
+
+
+Look = Literal["queries", "keys", "values", "entered", "hidden", "embeddings", "rotary"]
+
+
+class Cuts(ABC):
+    """Drops and folds visual tokens between layers of the language model."""
+
+    looks: ClassVar[frozenset[Look]] = frozenset({"queries", "keys"})
+    """What of `Sight` it wants."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether queries and keys are those of the layer that comes next, worked out ahead."""
+        return False
+
+    @property
+    def shortens_caches(self) -> bool:
+        """Whether layers that ran already forget what a cut drops, so that all cache alike."""
+        return True
+
+    @property
+    def renumbers(self) -> bool:
+        """Whether positions start again at 0 after every cut, for the layers that follow."""
+        return False
+
+    @abstractmethod
+    def plan(self, layout: Layout) -> tuple[Cut, ...]:
+        """When to drop, and how many visual tokens remain.
+
+        Returns
+        -------
+        tuple of Cut
+            Ascending in `after`, descending in `keep`; cuts that drop nothing are left out.
+        """
+
+    @abstractmethod
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Which visual tokens stay at a cut of `plan`."""
+
+
+class ChoosesParts(ABC):
+    """Chooses from the crops of an image or the frames of a video, all seen at once."""
+
+    @abstractmethod
+    def select_parts(self, parts: Sequence[Tokens], pictures: int) -> list[Selection]:
+        """Choose from parts that share a budget.
+
+        Parameters
+        ----------
+        parts
+            One `Tokens` a part, the overview of an image first. Grids may differ.
+        pictures
+            How many times `keep` they share, where `keep` is a count.
+        """

@@ -1,0 +1,115 @@
+"""What every host hands to choosing: encoded images and videos, and the parts they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+
+
+Tensor = Any
+"""A torch.Tensor."""
+
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+Modality = Literal["image", "video"]
+
+
+Positions = Literal["original", "compact"]
+
+
+TEXT = frozenset({"text", "text_global", "text_mask"})
+"""Inputs of methods that tell the instruction."""
+
+
+@dataclass(kw_only=True)
+class Part:
+    """A grid of tokens that a method chooses within: an image, a crop of it or a video frame.
+
+    Attributes
+    ----------
+    index
+        Where its tokens (h * w,) stand among the features of the image or video.
+    grid
+        (h, w).
+    attention, attention_shallow, keys, embeds, pixels
+        What `Tokens` holds under these names, as far as it was asked for.
+    """
+
+    index: Indices
+    grid: tuple[int, int]
+    attention: Tensor = None
+    attention_shallow: Tensor = None
+    keys: Tensor = None
+    embeds: Tensor = None
+    pixels: Tensor = None
+
+
+@dataclass(kw_only=True)
+class Visual:
+    """An image or a video of a prompt, encoded.
+
+    Attributes
+    ----------
+    modality
+        Which placeholders it fills.
+    features
+        What fills them (n, D), in order.
+    parts
+        The grids of tokens among them. What no part holds are separators.
+    separators
+        Tokens that only mark structure, such as the end of a row, each with the places of the
+        tokens it marks. It stays as long as one of those does, and counts in no budget.
+    planes
+        Features (n, D) that the language model adds in its first layers, one a layer.
+    crops
+        How many pictures the parts were cut from, overview included, when these share a budget;
+        0 for parts with one of their own, such as frames.
+    """
+
+    modality: Modality
+    features: Tensor
+    parts: list[Part]
+    separators: list[tuple[int, Indices]] = field(default_factory=list)
+    planes: Sequence[Tensor] = ()
+    crops: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many placeholders it fills."""
+        return int(self.features.shape[0])
+
+
+def whole(grid: tuple[int, int], start: int = 0) -> Part:
+    """A part whose tokens stand one after the other, from `start`."""
+    return Part(index=np.arange(start, start + grid[0] * grid[1]), grid=grid)
+
+
+def split(visuals: Sequence[Visual], name: Modality) -> Iterator[Visual]:
+    """Those of one modality, in order."""
+    return (each for each in visuals if each.modality == name)
+
+
+@dataclass
+class Seen:
+    """What was observed of every picture that went through the tower, (P, N, ...)."""
+
+    attention: Tensor = None
+    attention_shallow: Tensor = None
+    keys: Tensor = None
+    embeds: Tensor = None
+
+    def of(self, pictures: slice | int) -> dict[str, Tensor]:
+        """The same for some of the pictures."""
+        return {
+            name: x[pictures]
+            for name in ("attention", "attention_shallow", "keys", "embeds")
+            if (x := getattr(self, name)) is not None
+        }

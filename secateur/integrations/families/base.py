@@ -1,0 +1,39 @@
+"""What every family of models says of itself, whoever runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.integrations.encoded import Modality, Positions
+
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""Mean and deviation of the pixels, as CLIP's and SigLIP's image processors have them."""
+
+OBSERVED = frozenset({"features", "grid", "attention", "attention_shallow", "keys"})
+"""Inputs that every family here can fill."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models, as far as it is the same in every host.
+
+    Attributes
+    ----------
+    name
+        What people call it.
+    offers
+        The fields of `Tokens` that an encoder of the family can fill, text left aside.
+    modalities
+        What its prompts may hold.
+    positions
+        Where kept tokens stand when nobody says.
+    normalisation
+        Mean and deviation of the pixels where no processor tells.
+    """
+
+    name: str
+    offers: frozenset[str] = OBSERVED
+    modalities: tuple[Modality, ...] = ("image",)
+    positions: Positions = "original"
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = CLIP

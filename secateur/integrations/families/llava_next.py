@@ -1,0 +1,90 @@
+"""LLaVA-NeXT (1.6): an overview and crops of each image, unpadded, with newline tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from secateur.integrations.encoded import Indices, Part, Seen, Tensor, Visual, whole
+from secateur.integrations.families.base import Family
+
+if TYPE_CHECKING:
+    pass
+
+
+LLAVA_NEXT = Family("LLaVA-NeXT")
+
+
+def crop_layout(config: Any, size: Any, side: int) -> tuple[int, int, int, int]:
+    """Rows and columns of crops, then the tokens cut off at the top and at the left as padding."""
+    height, width = (int(x) for x in size)
+    best = best_resolution((height, width), config.image_grid_pinpoints)
+    rows, columns = (int(x) // config.vision_config.image_size for x in best)
+    tall, wide = rows * side, columns * side
+    # As the model unpads: the picture was scaled to fit, and centred.
+    if width / height > wide / tall:
+        return rows, columns, (tall - int(round(height * (wide / width), 7))) // 2, 0
+    return rows, columns, 0, (wide - int(round(width * (tall / height), 7))) // 2
+
+
+def best_resolution(size: tuple[int, int], choices: Iterable[Sequence[int]]) -> Sequence[int]:
+    """The (height, width) among the choices that loses least of a picture, then pads least."""
+
+    def fit(choice: Sequence[int]) -> tuple[int, int]:
+        scale = min(choice[0] / size[0], choice[1] / size[1])
+        shown = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
+        return shown, shown - choice[0] * choice[1]
+
+    return max(choices, key=fit)
+
+
+def crops_visual(
+    features: Tensor, layout: tuple[int, int, int, int], side: int, seen: Seen, first: int
+) -> Visual:
+    """An image of `crop_layout`, whose overview is the picture `first` of those seen."""
+    rows, columns, top, left = layout
+    overview = _observed(whole((side, side)), seen, first, np.arange(side * side))
+    tall, wide = rows * side - 2 * top, columns * side - 2 * left
+    start = side * side
+    parts, separators = [overview], []
+    at = start + np.arange(tall)[:, None] * (wide + 1) + np.arange(wide)
+    for crop, (down, across) in enumerate(np.ndindex(rows, columns)):
+        ys = _within(down, side, top, tall)
+        xs = _within(across, side, left, wide)
+        index = at[np.ix_(ys, xs)]
+        if index.size == 0:
+            continue
+        inside = ((ys + top) % side)[:, None] * side + (xs + left) % side
+        part = Part(index=index.ravel(), grid=(len(ys), len(xs)))
+        parts.append(_observed(part, seen, first + 1 + crop, inside.ravel()))
+    for row in range(tall):
+        separators.append((start + row * (wide + 1) + wide, at[row]))
+    expected = start + tall * (wide + 1)
+    if int(features.shape[0]) != expected:
+        raise ValueError(
+            f"image_sizes: an overview and {rows} x {columns} crops of {side} x {side} tokens make "
+            f"{expected} features, the model returned {int(features.shape[0])}"
+        )
+    return Visual(
+        modality="image",
+        features=features,
+        parts=parts,
+        separators=separators,
+        crops=1 + rows * columns,
+    )
+
+
+def _within(crop: int, side: int, cut: int, length: int) -> Indices:
+    """The rows (or columns) of the unpadded grid that come from one row of crops."""
+    edges = np.clip(np.array([crop * side, (crop + 1) * side]) - cut, 0, length)
+    return np.arange(*next(pairwise(edges)))
+
+
+def _observed(part: Part, seen: Seen, picture: int, tokens: Indices) -> Part:
+    """The part, with what was observed at some tokens of a picture."""
+    for name, x in seen.of(picture).items():
+        setattr(part, name, x[tokens])
+    return part

@@ -1,0 +1,1 @@
+"""Inside models of transformers: rows of models, attaching, encoding, shortening, layers."""

@@ -1,0 +1,67 @@
+"""LLaVA-1.5: a CLIP tower, a two-layer projector, one grid of tokens an image.
+
+`positions=None` means ``"original"``: kept tokens stay where they were and decoding goes on after
+the unpruned prompt. The papers' own LLaVA programs renumber; ``positions="compact"`` does so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from secateur.integrations.encoded import Visual, whole
+from secateur.integrations.families.base import Family
+from secateur.integrations.families.llava import LLAVA
+from secateur.integrations.transformers.models import Adapter
+from secateur.integrations.transformers.towers import Tower
+
+if TYPE_CHECKING:
+    from secateur.integrations.text import TextEncoder
+
+
+class Llava(Adapter):
+    """Where LLaVA-1.5 keeps what pruning needs."""
+
+    family: ClassVar[Family] = LLAVA
+    visual_inputs: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "image_sizes",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+    )
+    offers: ClassVar[frozenset[str]] = frozenset(
+        {"features", "grid", "attention", "attention_shallow", "keys", "pixels"}
+    )
+
+    def check(self, model: Any) -> None:
+        """CLIP and SigLIP towers."""
+        Tower.check(model)
+
+    def tower(self, model: Any) -> Any:
+        """The CLIP or SigLIP tower."""
+        return model.model.vision_tower
+
+    def encode(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        wants: frozenset[str],
+        encoder: TextEncoder | None,
+        pixels: Any,
+    ) -> list[Visual]:
+        """One grid an image; see `Adapter.encode`."""
+        tower = Tower(model, inputs)
+        given = {name: inputs[name] for name in self.visual_inputs if inputs.get(name) is not None}
+        with tower.watch(wants, encoder) as seen:
+            features = model.model.get_image_features(**given, return_dict=True).pooler_output
+        height, width = inputs["pixel_values"].shape[-2:]
+        patch = model.config.vision_config.patch_size
+        found = []
+        for picture, tokens in enumerate(features):
+            part = whole((height // patch, width // patch))
+            for name, x in seen.of(picture).items():
+                setattr(part, name, x)
+            if "pixels" in wants:
+                part.pixels = pixels.restore(inputs["pixel_values"][picture])
+            found.append(Visual(modality="image", features=tokens, parts=[part]))
+        return found

@@ -1,0 +1,67 @@
+"""LLaVA-NeXT (1.6): an overview and crops of each image, unpadded, with newline tokens.
+
+The language model sees the overview's grid, then one grid of all crops side by side, without the
+rows or columns that were padding, with a newline token at the end of each row. A method chooses
+within the overview and within each crop; together they share K times `keep` tokens, K the
+overview and its crops. A newline stays as long as its row keeps a token, and counts in no budget.
+`positions=None` means ``"original"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from secateur.integrations.encoded import Visual
+from secateur.integrations.families.base import Family
+from secateur.integrations.families.llava_next import LLAVA_NEXT, crop_layout, crops_visual
+from secateur.integrations.transformers.models import Adapter
+from secateur.integrations.transformers.towers import Tower
+
+if TYPE_CHECKING:
+    from secateur.integrations.text import TextEncoder
+
+
+class LlavaNext(Adapter):
+    """Where LLaVA-NeXT keeps what pruning needs."""
+
+    family: ClassVar[Family] = LLAVA_NEXT
+    visual_inputs: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "image_sizes",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+    )
+    offers: ClassVar[frozenset[str]] = frozenset(
+        {"features", "grid", "attention", "attention_shallow", "keys"}
+    )
+
+    def check(self, model: Any) -> None:
+        """CLIP and SigLIP towers."""
+        Tower.check(model)
+
+    def tower(self, model: Any) -> Any:
+        """The CLIP or SigLIP tower."""
+        return model.model.vision_tower
+
+    def encode(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        wants: frozenset[str],
+        encoder: TextEncoder | None,
+        pixels: Any,
+    ) -> list[Visual]:
+        """An overview and crops each image; see `Adapter.encode`."""
+        if inputs.get("image_sizes") is None:
+            raise ValueError("image_sizes: expected beside pixel_values")
+        tower = Tower(model, inputs)
+        given = {name: inputs[name] for name in self.visual_inputs if inputs.get(name) is not None}
+        with tower.watch(wants, encoder) as seen:
+            out = model.model.get_image_features(**given, return_dict=True)
+        found, first = [], 0
+        for features, size in zip(out.pooler_output, inputs["image_sizes"], strict=True):
+            layout = crop_layout(model.config, size, tower.side)
+            found.append(crops_visual(features, layout, tower.side, seen, first))
+            first += 1 + layout[0] * layout[1]
+        return found

@@ -1,0 +1,149 @@
+"""The models of transformers that are known, and what an attachment has to know about one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from secateur.integrations.text import TextEncoder
+from secateur.integrations.encoded import Modality, Tensor, Visual
+from secateur.integrations.families.base import Family
+
+FAMILIES = {
+    "LlavaForConditionalGeneration": "llava:Llava",
+    "LlavaNextForConditionalGeneration": "llava_next:LlavaNext",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision:LlavaOneVision",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:Qwen25VL",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl:Qwen3VL",
+}
+"""The model classes of transformers that can be attached to, and the file and class beside this
+one that know them."""
+
+
+class UnsupportedModelError(ValueError):
+    """A model nobody taught us."""
+
+    def __init__(self, model: object, why: str = "") -> None:
+        known = ", ".join(FAMILIES)
+        reason = why or "this class is not among those we know"
+        super().__init__(f"cannot attach to {type(model).__name__}: {reason} (known: {known})")
+
+
+class Adapter(ABC):
+    """Where transformers keeps what pruning needs of one family of models."""
+
+    family: ClassVar[Family]
+    """What is true of the family in every host."""
+    visual_inputs: ClassVar[tuple[str, ...]]
+    """Arguments of `forward` that only the vision side reads."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """The fields of `Tokens` that it can fill, text left aside."""
+        return self.family.offers
+
+    def check(self, model: Any) -> None:
+        """Raise `UnsupportedModelError` for a configuration of the family we do not know."""
+
+    @abstractmethod
+    def encode(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        wants: frozenset[str],
+        encoder: TextEncoder | None,
+        pixels: Any,
+    ) -> list[Visual]:
+        """Run the vision side once: the images in order, then the videos.
+
+        Parameters
+        ----------
+        inputs
+            The arguments of `forward`.
+        wants
+            The fields of `Tokens` to fill.
+        encoder
+            Maps states of the tower to a space shared with text, for "embeds".
+        pixels
+            How to undo the normalisation, for "pixels".
+        """
+
+    def placeholders(self, model: Any) -> dict[Modality, int]:
+        """The token that stands for each visual token in the prompt."""
+        config = model.config
+        return {name: int(getattr(config, f"{name}_token_id")) for name in self.family.modalities}
+
+    def position_ids(
+        self, model: Any, inputs: Mapping[str, Any], mask: Tensor | None, *, generating: bool
+    ) -> Tensor:
+        """Positions of the unpruned prompt, as the stock model would number them.
+
+        `generate` counts real tokens; `forward` on its own counts all of them.
+        """
+        import torch
+
+        if inputs.get("position_ids") is not None:
+            return inputs["position_ids"]
+        ids = inputs["input_ids"]
+        if generating and mask is not None:
+            counted = mask.long().cumsum(-1) - 1
+            return counted.masked_fill(mask == 0, 0)
+        return torch.arange(ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
+
+    def remember(self, model: Any, positions: Tensor, mask: Tensor) -> None:
+        """Tell the model where decoding goes on, if it keeps such a thing."""
+
+    def tower(self, model: Any) -> Any:
+        """The vision tower, where it is one half of a CLIP or SigLIP pair; None elsewhere."""
+        return None
+
+    def encoded(self, model: Any, ids: Tensor, prompt: Any) -> dict[str, Any]:
+        """A compacted prompt as public arguments, where `inputs_embeds` cannot carry it all."""
+        raise NotImplementedError
+
+    def language_model(self, model: Any) -> Any:
+        """The decoder, with `layers`."""
+        return model.model.language_model
+
+    def structure_tokens(self, model: Any) -> frozenset[int]:
+        """Tokens around images and turns, which are no part of an instruction."""
+        config = model.config
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        return frozenset(int(x) for name in names if (x := getattr(config, name, None)) is not None)
+
+
+def family_of(model: Any) -> Adapter:
+    """Who knows this model.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When nobody does, with the list of those that are known.
+    """
+    for kind in type(model).__mro__:
+        if kind.__name__ in FAMILIES and kind.__module__.partition(".")[0] == "transformers":
+            module, _, name = FAMILIES[kind.__name__].partition(":")
+            where = import_module(f"secateur.integrations.transformers.{module}")
+            known: Adapter = getattr(where, name)()
+            known.check(model)
+            return known
+    inner = _wrapped(model)
+    if inner is not None:
+        raise UnsupportedModelError(
+            model, f"it wraps another model; attach to model.{inner}, then wrap or compile it"
+        )
+    raise UnsupportedModelError(model)
+
+
+def _wrapped(model: Any) -> str | None:
+    """The attribute under which a wrapper keeps a model we know."""
+    for name in ("_orig_mod", "module", "base_model.model", "_fsdp_wrapped_module", "model"):
+        inner = model
+        for step in name.split("."):
+            inner = getattr(inner, step, None)
+        if inner is not None and type(inner).__name__ in FAMILIES:
+            return name
+    return None

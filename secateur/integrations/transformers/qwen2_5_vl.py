@@ -1,0 +1,168 @@
+"""Qwen2.5-VL: a windowed tower whose 2 x 2 patches merge into a token, M-RoPE, videos by frame.
+
+Attention is that of the tower's last full-attention layer: what a patch receives on average from
+its image (or frame), averaged over the patches that merge, with the window order undone.
+`positions=None` means ``"original"``: kept tokens keep time, row and column.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from secateur.integrations.encoded import Modality, Tensor, Visual
+from secateur.integrations.families.base import Family
+from secateur.integrations.families.qwen import QWEN2_5_VL, frame_parts, unpatched
+from secateur.integrations.observing import Watch, by_frame, rotate, watched_layers, watching
+from secateur.integrations.transformers.internals import window_index
+from secateur.integrations.transformers.models import Adapter
+
+if TYPE_CHECKING:
+    from secateur.integrations.text import TextEncoder
+
+
+class Qwen25VL(Adapter):
+    """Where Qwen2.5-VL keeps what pruning needs."""
+
+    family: ClassVar[Family] = QWEN2_5_VL
+    visual_inputs: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "pixel_values_videos",
+        "image_grid_thw",
+        "video_grid_thw",
+        "second_per_grid_ts",
+    )
+
+    def encode(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        wants: frozenset[str],
+        encoder: TextEncoder | None,
+        pixels: Any,
+    ) -> list[Visual]:
+        """One grid an image, one a frame of a video; see `Adapter.encode`."""
+        found: list[Visual] = []
+        for modality in self.family.modalities:
+            values = "pixel_values" if modality == "image" else "pixel_values_videos"
+            patches, grids = inputs.get(values), inputs.get(f"{modality}_grid_thw")
+            if patches is None:
+                continue
+            if grids is None:
+                raise ValueError(f"{modality}_grid_thw: expected beside {values}")
+            encode = getattr(model.model, f"get_{modality}_features")
+            with watching() as watch:
+                seen = self._watch(watch, model.model.visual, wants)
+                out = encode(patches, grids, return_dict=True)
+            observed = self._observed(model.model.visual, seen, grids, wants)
+            found += self._visuals(model, modality, patches, grids, out, observed, wants, pixels)
+        return found
+
+    def full_attention(self, tower: Any) -> Sequence[int]:
+        """Layers of the tower in which every patch of a frame sees every other."""
+        return sorted(tower.fullatt_block_indexes)
+
+    def order(self, tower: Any, grids: Tensor) -> Tensor | None:
+        """The order in which the tower runs its merged tokens, None for the prompt's."""
+        return window_index(grids, tower)
+
+    def position_ids(
+        self, model: Any, inputs: Mapping[str, Any], mask: Tensor | None, *, generating: bool
+    ) -> Tensor:
+        """Time, row and column; before them, in `generate`, the count of real tokens."""
+        given = {"attention_mask": mask}
+        for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids"):
+            given[name] = inputs.get(name)
+        if inputs.get("position_ids") is not None:
+            return inputs["position_ids"]
+        counted = super().position_ids(model, inputs, mask, generating=generating)
+        flat = counted.expand(3, *counted.shape)
+        if not generating:
+            compute = model.model.compute_3d_position_ids
+            given |= {"past_key_values": None, "inputs_embeds": None}
+            given = {k: x for k, x in given.items() if k in inspect.signature(compute).parameters}
+            positions = compute(input_ids=inputs["input_ids"], **given)
+            return flat if positions is None else positions
+        if given["mm_token_type_ids"] is not None:
+            flat, _ = model.model.get_rope_index(inputs["input_ids"], **given)
+        return torch.cat([counted[None].to(flat.device), flat], dim=0)
+
+    def remember(self, model: Any, positions: Tensor, mask: Tensor) -> None:
+        """How much further the positions are than the count of cached tokens."""
+        reached = positions[-3:].amax(dim=(0, 2)) + 1
+        model.model.rope_deltas = (reached - mask.sum(dim=-1))[:, None]
+
+    def _watch(self, watch: Watch, tower: Any, wants: frozenset[str]) -> dict[str, Any]:
+        layers = watched_layers(self.full_attention(tower), len(tower.blocks))
+        return {
+            name: (watch.output(block.attn.qkv), watch.arguments(block.attn), block.attn.num_heads)
+            for name, layer in layers.items()
+            if name in wants
+            for block in (tower.blocks[layer],)
+        }
+
+    @torch.no_grad()
+    def _observed(
+        self, tower: Any, seen: Mapping[str, Any], grids: Tensor, wants: frozenset[str]
+    ) -> dict[str, Tensor]:
+        """Attention (n,) and keys (n, C) of all merged tokens, in the prompt's order."""
+        order = self.order(tower, grids) if seen else None
+        found = {}
+        for name, (projected, called, heads) in seen.items():
+            packed = projected[0].detach()
+            queries, keys, _ = packed.unflatten(-1, (3, heads, -1)).unbind(1)
+            if name == "keys":
+                per_patch = keys.flatten(1)
+            else:
+                cos, sin = called[0][1]["position_embeddings"]
+                queries, keys = (
+                    rotate(x.transpose(0, 1).float(), cos, sin) for x in (queries, keys)
+                )
+                per_patch = by_frame(queries, keys, grids)
+            merged = per_patch.unflatten(0, (-1, tower.spatial_merge_size**2)).mean(dim=1)
+            if order is not None:
+                merged = merged[torch.argsort(order).to(merged.device)]
+            found[name] = merged
+        return found
+
+    def _visuals(
+        self,
+        model: Any,
+        modality: Modality,
+        patches: Tensor,
+        grids: Tensor,
+        out: Any,
+        observed: Mapping[str, Tensor],
+        wants: frozenset[str],
+        pixels: Any,
+    ) -> list[Visual]:
+        merge = model.model.visual.spatial_merge_size
+        sizes = [int(x.shape[0]) for x in out.pooler_output]
+        planes = [
+            plane if isinstance(plane, (tuple, list)) else torch.split(plane, sizes)
+            for plane in getattr(out, "deepstack_features", None) or ()
+        ]
+        found, start, patch_start = [], 0, 0
+        for number, (frames, height, width) in enumerate(grids.tolist()):
+            h, w = height // merge, width // merge
+            images = None
+            if "pixels" in wants:
+                own = patches[patch_start : patch_start + frames * height * width]
+                images = pixels.restore(
+                    unpatched(own, (frames, height, width), model.config.vision_config)
+                )
+            parts = frame_parts(frames, (h, w), observed, start, images)
+            found.append(
+                Visual(
+                    modality=modality,
+                    features=out.pooler_output[number],
+                    parts=parts,
+                    planes=[plane[number] for plane in planes],
+                )
+            )
+            start += frames * h * w
+            patch_start += frames * height * width
+        return found

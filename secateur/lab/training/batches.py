@@ -1,0 +1,220 @@
+"""Scenes as batches to learn from: many questions a picture, and what every patch shows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.lab.model import BOS, EOS, SPECIAL, build_tokenizer
+from secateur.lab.objects import BOARD, COLOURS, KINDS, SHAPES, WORDS, Object, Question
+from secateur.lab.scene import GRID, PATCH, Scene, draw
+
+PATCHES = GRID * GRID
+NOT_ASKED = -100
+NAMES = (*SHAPES, "word", "number")
+
+# What a probe of the tower names at every patch, and how many answers there are, nothing included.
+PROBES = {
+    "name": 1 + len(NAMES),
+    "colour": 1 + len(COLOURS),
+    "word": 1 + len(WORDS),
+    "tens": 1 + 10,
+    "ones": 1 + 10,
+    "middle": 2,
+}
+PRESENT = len(COLOURS) * len(SHAPES) + len(WORDS)
+
+_COLOUR = {name: index for index, name in enumerate(COLOURS)}
+_NAME = {name: index for index, name in enumerate(NAMES)}
+_WORD = {word: index for index, word in enumerate(WORDS)}
+
+
+@dataclass
+class Batch:
+    """Pictures with everything to be said about them.
+
+    Attributes
+    ----------
+    images
+        uint8, shape ``(B, 96, 96, 3)``.
+    tokens
+        int64, shape ``(B, T)``: question, answer, end; question, answer, end; and so on.
+    turns
+        int64, shape ``(B, T)``: the number of the question a token belongs to, -1 after the last.
+    offsets
+        int64, shape ``(B, T)``: how far a token is from the start of its question.
+    targets
+        int64, shape ``(B, T)``: the token that must follow where it is one of an answer, else -100.
+    looks
+        bool, shape ``(B, T, 9)``: the places that the answer's token to follow speaks of.
+    cover
+        bool, shape ``(B, 9, 144)``: the patches of each place's object, or of the empty place.
+    kinds
+        int64, shape ``(B, Q)``: index in `KINDS` of each question, -1 where there is none.
+    patches
+        For each of `PROBES` int64, shape ``(B, 144)``.
+    present
+        float32, shape ``(B, PRESENT)``: the pairs of colour and shape, and the words, in the scene.
+    """
+
+    images: Any
+    tokens: Any
+    turns: Any
+    offsets: Any
+    targets: Any
+    looks: Any
+    cover: Any
+    kinds: Any
+    patches: dict[str, Any]
+    present: Any
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    return build_tokenizer()
+
+
+@functools.lru_cache(maxsize=65536)
+def encode(text: str) -> tuple[int, ...]:
+    """Token ids of `text` without the one that begins a prompt."""
+    return tuple(_tokenizer()(text, add_special_tokens=False).input_ids)
+
+
+def batch(seed: int, step: int, size: int, room: int) -> Batch:
+    """Draw batch `step` of the stream `seed`: `size` scenes, at most `room` tokens on each.
+
+    One question that runs over the whole scene comes first, then others in a random order as far
+    as there is room; every picture encoded so teaches a dozen answers.
+    """
+    import torch
+
+    drawn = [draw(seed, step * size + index) for index in range(size)]
+    rng = np.random.default_rng((seed, step, 1))
+    packed = [_pack(rng, scene, room) for scene in drawn]
+    return Batch(
+        images=torch.from_numpy(np.stack([scene.image for scene in drawn])),
+        tokens=_padded([row[0] for row in packed], SPECIAL.index("<pad>")),
+        turns=_padded([row[1] for row in packed], -1),
+        offsets=_padded([row[2] for row in packed], 0),
+        targets=_padded([row[3] for row in packed], NOT_ASKED),
+        looks=_unpacked([row[5] for row in packed]),
+        cover=torch.from_numpy(np.stack([_cover(scene) for scene in drawn])),
+        kinds=_padded([row[4] for row in packed], -1),
+        patches={
+            name: torch.from_numpy(np.stack([labels[name] for labels in map(_labels, drawn)]))
+            for name in PROBES
+        },
+        present=torch.from_numpy(np.stack([_present(scene.objects) for scene in drawn])),
+    )
+
+
+def _pack(rng: np.random.Generator, scene: Scene, room: int) -> tuple[list[int], ...]:
+    whole = [q for q in scene.questions if q.kind in ("caption", "places")]
+    parts = [q for q in scene.questions if q.kind not in ("caption", "places")]
+    chosen = [whole[int(rng.integers(len(whole)))]]
+    chosen += [parts[int(i)] for i in rng.permutation(len(parts))]
+    tokens: list[int] = []
+    turns: list[int] = []
+    offsets: list[int] = []
+    targets: list[int] = []
+    kinds: list[int] = []
+    looks: list[int] = []
+    for question in chosen:
+        asked = encode(question.text)
+        told = (*encode(question.answer), SPECIAL.index(EOS))
+        length = len(asked) + len(told) - 1
+        if len(tokens) + length > room:
+            continue
+        tokens += (*asked, *told[:-1])
+        turns += [len(kinds)] * length
+        offsets += range(length)
+        targets += [NOT_ASKED] * (len(asked) - 1) + list(told)
+        looks += [0] * (len(asked) - 1) + _looks(scene, question, told)
+        kinds.append(KINDS.index(question.kind))
+    return tokens, turns, offsets, targets, kinds, looks
+
+
+def _looks(scene: Scene, question: Question, told: Sequence[int]) -> list[int]:
+    """For each token of an answer the places it speaks of, a bit each; none for the end."""
+    if question.kind not in ("caption", "places"):
+        places = {patch // (4 * GRID) * BOARD + patch % GRID // 4 for patch in question.patches}
+        return [sum(1 << place for place in places)] * (len(told) - 1) + [0]
+    (comma,) = encode(",")
+    listed = [thing.row * BOARD + thing.column for thing in scene.objects]
+    if question.kind == "places":
+        listed = list(range(BOARD * BOARD))
+    part = 0
+    looks = []
+    for token in told[:-1]:
+        looks.append(1 << listed[part])
+        part += token == comma
+    return [*looks, 0]
+
+
+def _cover(scene: Scene) -> NDArray[np.bool_]:
+    row, column = np.divmod(np.arange(PATCHES), GRID)
+    place = row // 4 * BOARD + column // 4
+    cover: NDArray[np.bool_] = place == np.arange(BOARD * BOARD)[:, None]
+    for thing in scene.objects:
+        mine = thing.row * BOARD + thing.column
+        cover[mine] = np.isin(np.arange(PATCHES), thing.patches)
+    return cover
+
+
+def _unpacked(rows: Sequence[Sequence[int]]) -> Any:
+    """Bits as booleans, (B, T, 9)."""
+    import torch
+
+    return (_padded(rows, 0)[..., None] >> torch.arange(BOARD * BOARD)) % 2 == 1
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> Any:
+    import torch
+
+    table = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for row, numbers in zip(table, rows, strict=True):
+        row[: len(numbers)] = numbers
+    return torch.from_numpy(table)
+
+
+def _labels(scene: Scene) -> dict[str, NDArray[np.int64]]:
+    """For each patch the object that covers most of it, if that is a fifth or more."""
+    labels = {name: np.zeros(PATCHES, dtype=np.int64) for name in PROBES}
+    for thing in scene.objects:
+        covered = scene.coverage[thing.row * 3 + thing.column] >= 0.2
+        labels["name"][covered] = 1 + _NAME[thing.name]
+        if thing.name == "word":
+            labels["word"][covered] = 1 + _WORD[thing.attribute]
+        elif thing.name == "number":
+            labels["tens"][covered] = 1 + int(thing.attribute[0])
+            labels["ones"][covered] = 1 + int(thing.attribute[1])
+        else:
+            labels["colour"][covered] = 1 + _COLOUR[thing.attribute]
+        left, top, right, bottom = thing.box
+        labels["middle"][(top + bottom) // 2 // PATCH * GRID + (left + right) // 2 // PATCH] = 1
+    return labels
+
+
+def _present(objects: Sequence[Object]) -> NDArray[np.float32]:
+    there = np.zeros(PRESENT, dtype=np.float32)
+    for thing in objects:
+        if thing.name == "word":
+            there[len(COLOURS) * len(SHAPES) + _WORD[thing.attribute]] = 1
+        elif thing.name != "number":
+            there[_COLOUR[thing.attribute] * len(SHAPES) + _NAME[thing.name]] = 1
+    return there
+
+
+def pixels(images: Any) -> Any:
+    """Turn uint8 ``(B, 96, 96, 3)`` into what the processor makes of it: ``(B, 3, 96, 96)``."""
+    return (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+
+
+def prompt_start() -> int:
+    """Return the id of the token before the image."""
+    return SPECIAL.index(BOS)

@@ -1,0 +1,480 @@
+"""Train the lab's model: ``python -m secateur.lab.train --out build/lab``.
+
+First the vision tower learns to name what every patch shows, then the whole model learns to answer,
+then the CLIP twin's text tower learns against the vision tower. What is shipped is written to the
+folder ``weights`` in ``--out``, and the accuracy on held-out scenes to ``accuracy.json``.
+
+A run that was stopped goes on with ``--resume``: model, optimiser and place in the stream of scenes
+are in ``checkpoint.pt``. The same arguments draw the same scenes in the same order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
+
+from secateur.lab.answers import evaluate
+from secateur.lab.model import WIDTH, build_model, build_processor
+from secateur.lab.objects import KINDS
+from secateur.lab.packaged import TEXT, WEIGHTS, save
+from secateur.lab.training.attention import PLAIN
+from secateur.lab.training.batches import (
+    NOT_ASKED,
+    PATCHES,
+    PRESENT,
+    PROBES,
+    Batch,
+    batch,
+    pixels,
+    prompt_start,
+)
+from secateur.lab.training.contrast import TextSettings, train_text
+from secateur.lab.training.journal import Journal
+
+POINTING = (1, 2)
+"""Layers of the language model whose first head is taught to look at what is asked."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is made of; saved with it.
+
+    Attributes
+    ----------
+    steps, tower_steps
+        How many in all, and how many of them train the tower alone.
+    size, room
+        Scenes a batch, and tokens of questions and answers on each at most.
+    rate, adam_rate, decay, warmup
+        Peak learning rates of Muon, which trains the matrices between embeddings and heads, and of
+        AdamW, which trains the rest; a cosine takes both to a hundredth. Weight decay; steps of
+        warm-up.
+    patch_weight, present_weight, point_weight
+        How much the patch probes, the class token's probe and the pointing of two attention heads
+        count beside the answers.
+    seed
+        Of the weights and of the scenes.
+    """
+
+    steps: int = 6000
+    tower_steps: int = 250
+    size: int = 16
+    room: int = 112
+    rate: float = 1e-2
+    adam_rate: float = 1.2e-3
+    decay: float = 0.02
+    warmup: int = 50
+    patch_weight: float = 0.5
+    present_weight: float = 0.5
+    point_weight: float = 0.3
+    seed: int = 0
+
+
+class Probes(nn.Module):  # type: ignore[misc]
+    """Linear readings of the tower that teach it and are thrown away after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.ModuleDict({name: nn.Linear(WIDTH, n) for name, n in PROBES.items()})
+        self.present = nn.Linear(WIDTH, PRESENT)
+
+    def forward(self, patches: Any, pooled: Any, target: Batch) -> tuple[Any, Any]:
+        """Return the loss of what patches show, and of what the class token says is there."""
+        shown = sum(
+            functional.cross_entropy(
+                probe(patches).flatten(0, 1).float(), target.patches[name].flatten()
+            )
+            for name, probe in self.patches.items()
+        )
+        there = functional.binary_cross_entropy_with_logits(
+            self.present(pooled).float(), target.present
+        )
+        return shown, there
+
+
+class _Stream(IterableDataset):  # type: ignore[misc]
+    """Batches with their numbers; whoever shares the counter shares the stream."""
+
+    def __init__(self, settings: Settings, counter: Any) -> None:
+        self.settings, self.counter = settings, counter
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        while True:
+            with self.counter.get_lock():
+                step = self.counter.value
+                self.counter.value += 1
+            if step >= self.settings.steps:
+                return
+            yield step, batch(self.settings.seed, step, self.settings.size, self.settings.room)
+
+
+def see(model: Any, images: Any) -> tuple[Any, Any]:
+    """Return the features LLaVA takes of every patch, ``(B, 144, D)``, and the class token's."""
+    seen = model.model.vision_tower(pixels(images), output_hidden_states=True)
+    return seen.hidden_states[-2][:, 1:], seen.pooler_output
+
+
+@contextmanager
+def _watched(layers: Any) -> Iterator[list[tuple[Any, Any]]]:
+    """Collect the queries and keys of the pointing layers, ``(B, T, D)`` each, as they run."""
+    seen: dict[tuple[int, str], Any] = {}
+    pairs: list[tuple[Any, Any]] = []
+
+    def note(key: tuple[int, str]) -> Any:
+        return lambda module, inputs, output: seen.__setitem__(key, output)
+
+    handles = [
+        getattr(layers[layer].self_attn, name).register_forward_hook(note((layer, name)))
+        for layer in POINTING
+        for name in ("q_proj", "k_proj")
+    ]
+    try:
+        yield pairs
+    finally:
+        for handle in handles:
+            handle.remove()
+    pairs += [(seen[layer, "q_proj"], seen[layer, "k_proj"]) for layer in POINTING]
+
+
+def read(model: Any, features: Any, target: Batch) -> tuple[Any, Any, Any]:
+    """Return logits ``(M, V)`` and targets ``(M,)`` at the tokens before an answer's, and a loss.
+
+    Every question sees the image and itself, at the positions it would have were it the only one.
+    The loss is that of pointing: minus the log of the share of the patches' attention that one
+    head of each of the layers `POINTING` gives to what the token to follow speaks of.
+    """
+    size, words = target.tokens.shape
+    before = 1 + PATCHES
+    language = model.model.language_model
+    start = torch.full((size, 1), prompt_start(), device=features.device)
+    embeds = torch.cat(
+        [
+            language.embed_tokens(start),
+            model.model.multi_modal_projector(features),
+            language.embed_tokens(target.tokens),
+        ],
+        dim=1,
+    )
+    positions = torch.cat(
+        [torch.arange(before, device=start.device).expand(size, -1), before + target.offsets], dim=1
+    )
+    length = before + words
+    turns = torch.cat([torch.full((size, before), -2, device=start.device), target.turns], dim=1)
+    causal = torch.ones(length, length, dtype=torch.bool, device=start.device).tril()
+    same = turns[:, :, None] == turns[:, None, :]
+    mask = causal & (same | (turns[:, None, :] == -2))
+    bias = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(~mask, -1e4)
+    with _watched(language.layers) as pairs:
+        states = language(
+            inputs_embeds=embeds,
+            attention_mask=bias[:, None],
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state[:, before:]
+    asked = target.targets != NOT_ASKED
+    cos, sin = language.rotary_emb(embeds, positions)
+    row, _ = asked.nonzero(as_tuple=True)
+    region = (target.looks[asked][:, :, None] & target.cover[row]).any(dim=1)
+    speaks = region.any(dim=1)
+    pointing = features.new_zeros(())
+    for queries, keys in pairs:
+        query = _rotated(queries, cos, sin)[:, before:][asked][speaks]
+        key = _rotated(keys, cos, sin)[:, 1:before][row[speaks]]
+        share = torch.einsum("md,mpd->mp", query, key).float() / math.sqrt(query.shape[-1])
+        inside = share.log_softmax(dim=-1).masked_fill(~region[speaks], -math.inf)
+        pointing = pointing - inside.logsumexp(dim=-1).mean()
+    return model.lm_head(states[asked]).float(), target.targets[asked], pointing
+
+
+def _rotated(x: Any, cos: Any, sin: Any) -> Any:
+    """Queries or keys of the first head as Llama rotates them."""
+    head = x[..., : cos.shape[-1]]
+    first, second = head.chunk(2, dim=-1)
+    return head * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def score(logits: Any, target: Batch) -> dict[str, tuple[int, int]]:
+    """Count the questions of each kind whose every token is the likeliest, and all of them."""
+    asked = target.targets != NOT_ASKED
+    right = logits.argmax(dim=-1) == target.targets[asked]
+    row = torch.arange(len(asked), device=asked.device)[:, None].expand_as(asked)[asked]
+    questions = target.kinds.shape[1]
+    question = row * questions + target.turns[asked]
+    whole = torch.ones(target.kinds.numel(), dtype=torch.long, device=asked.device)
+    whole.scatter_reduce_(0, question, right.long(), "amin")
+    kinds = target.kinds.flatten()
+    return {
+        kind: (int(whole[kinds == index].sum()), int((kinds == index).sum()))
+        for index, kind in enumerate(KINDS)
+    }
+
+
+def rate_at(step: int, settings: Settings) -> float:
+    """Share of the peak rates: a linear rise, then half a cosine down to a hundredth."""
+    risen = min(1.0, (step + 1) / settings.warmup)
+    done = step / settings.steps
+    return risen * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass
+class Run:
+    """A model in training: everything that a checkpoint holds."""
+
+    model: Any
+    probes: Probes
+    optimizers: tuple[Any, Any]
+    settings: Settings
+    step: int = 0
+
+    @classmethod
+    def begin(cls, settings: Settings, init: Path | None, device: Any) -> Run:
+        """Start from random weights, or from those that were saved in the folder `init`."""
+        model = build_model(settings.seed)
+        if init is not None:
+            model = type(model).from_pretrained(init, dtype=torch.float32)
+        model.to(device).train()
+        if device.type == "cpu":
+            model.set_attn_implementation(PLAIN)
+        probes = Probes().to(device)
+        hidden = [
+            weight
+            for name, weight in model.named_parameters()
+            if weight.ndim == 2 and (".layers." in name or "projector" in name)
+        ]
+        inner = set(hidden)
+        rest = [p for p in (*model.parameters(), *probes.parameters()) if p not in inner]
+        muon = torch.optim.Muon(hidden, weight_decay=settings.decay, adjust_lr_fn="match_rms_adamw")
+        adam = torch.optim.AdamW(rest, weight_decay=0.0, betas=(0.9, 0.98))
+        return cls(model, probes, (muon, adam), settings)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        saved = torch.load(path, map_location=self.model.device)
+        self.model.load_state_dict(saved["model"])
+        self.probes.load_state_dict(saved["probes"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.step = saved["step"]
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; one that was there stays until the new one is whole."""
+        state = {
+            "model": self.model.state_dict(),
+            "probes": self.probes.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "settings": asdict(self.settings),
+        }
+        torch.save(state, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+
+    def share(self) -> None:
+        """Move everything that learns into memory that forked processes share."""
+        self.model.share_memory()
+        self.probes.share_memory()
+        # What the optimisers would make at a parameter's first step, in every process its own.
+        muon, adam = self.optimizers
+        for group in muon.param_groups:
+            for weight in group["params"]:
+                muon.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+        for group in adam.param_groups:
+            for weight in group["params"]:
+                adam.state[weight].setdefault("step", torch.zeros(()))
+                adam.state[weight].setdefault("exp_avg", torch.zeros_like(weight))
+                adam.state[weight].setdefault("exp_avg_sq", torch.zeros_like(weight))
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    value.share_memory_()
+
+
+def train(
+    out: Path,
+    settings: Settings,
+    *,
+    resume: bool = False,
+    init: Path | None = None,
+    processes: int = 1,
+    save_every: int = 250,
+) -> Run:
+    """Train, and keep a checkpoint and a log in `out`.
+
+    On a CPU several processes of one thread each may learn on the same weights: each works out a
+    gradient of a batch of its own and takes its step when the lock is free, on weights that the
+    others may have moved meanwhile. None waits for another, so it is robust against neighbours
+    that take a core, where threads of one process would all wait for the slowest.
+
+    Parameters
+    ----------
+    out
+        Folder for ``checkpoint.pt`` and ``train.log``.
+    settings
+        Of the run.
+    resume
+        Go on from the checkpoint in `out` if there is one.
+    init
+        Folder of a saved model to start from.
+    processes
+        How many; 1 on a GPU.
+    save_every
+        Steps between checkpoints.
+
+    Returns
+    -------
+    Run
+        The trained model with all that was learnt beside it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run.begin(settings, init, device)
+    if resume and (out / "checkpoint.pt").exists():
+        run.load(out / "checkpoint.pt")
+    context = multiprocessing.get_context("fork")
+    counter, lock = context.Value("q", run.step), context.Lock()
+    others = []
+    if processes > 1:
+        run.share()
+        others = [
+            context.Process(target=_learn, args=(run, counter, lock), daemon=True)
+            for _ in range(processes - 1)
+        ]
+    for process in others:
+        process.start()
+    journal = Journal(
+        out / "train.log",
+        start=run.step,
+        device=str(device),
+        processes=processes,
+        **asdict(settings),
+    )
+    _learn(run, counter, lock, out, journal, save_every)
+    for process in others:
+        process.join()
+    run.step = settings.steps
+    run.save(out / "checkpoint.pt")
+    return run
+
+
+def _learn(
+    run: Run,
+    counter: Any,
+    lock: Any,
+    out: Path | None = None,
+    journal: Journal | None = None,
+    save_every: int = 0,
+) -> None:
+    """Take steps until the counter has reached the last; with `out`, keep the books too."""
+    settings, model, probes = run.settings, run.model, run.probes
+    device = model.device
+    loaders = 0 if device.type == "cpu" else min(12, os.cpu_count() or 1)
+    loader = DataLoader(_Stream(settings, counter), batch_size=None, num_workers=loaders)
+    bar = tqdm(
+        initial=run.step, total=settings.steps, unit="step", mininterval=5, disable=journal is None
+    )
+    due = run.step
+    peaks = (settings.rate, settings.adam_rate)
+    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+    learnt = [weight for group in groups for weight in group["params"]]
+    parent = multiprocessing.parent_process()
+    for step, drawn in loader:
+        if parent is not None and not parent.is_alive():
+            return
+        target = _to(drawn, device)
+        counts = {}
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            features, pooled = see(model, target.images)
+            shown, there = probes(features, pooled, target)
+            loss = settings.patch_weight * shown + settings.present_weight * there
+            losses = {"patches": shown.item(), "present": there.item()}
+            if step >= settings.tower_steps:
+                logits, wanted, pointing = read(model, features, target)
+                told = functional.cross_entropy(logits, wanted)
+                loss = loss + told + settings.point_weight * pointing
+                losses |= {"answers": told.item(), "pointing": pointing.item()}
+                counts = score(logits, target)
+        gradients = torch.autograd.grad(loss, learnt, allow_unused=True)
+        with lock:
+            for parameter, gradient in zip(learnt, gradients, strict=True):
+                parameter.grad = gradient
+            nn.utils.clip_grad_norm_(learnt, 1.0)
+            for optimizer, peak in zip(run.optimizers, peaks, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * rate_at(step, settings)
+                optimizer.step()
+            run.step = step + 1
+            if out is not None and run.step - due >= save_every:
+                due = run.step
+                run.save(out / "checkpoint.pt")
+        if journal is not None:
+            journal.note(losses, counts)
+            bar.update(run.step - bar.n)
+            if journal.steps == 50:
+                journal.write(run.step)
+                bar.set_postfix(losses, refresh=False)
+    bar.close()
+
+
+def _to(target: Batch, device: Any) -> Batch:
+    if device.type == "cpu":
+        return target
+    moved = {
+        name: {k: v.to(device) for k, v in value.items()}
+        if isinstance(value, dict)
+        else value.to(device)
+        for name, value in vars(target).items()
+    }
+    return Batch(**moved)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m secateur.lab.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/lab"), help="checkpoint and log")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--init", type=Path, help="start from the weights of this folder")
+    parser.add_argument("--processes", type=int, default=1, help="on a CPU: one thread each")
+    parser.add_argument("--text-steps", type=int, default=TextSettings.steps, help="CLIP twin")
+    parser.add_argument("--scenes", type=int, default=200, help="held-out, to evaluate on")
+    parser.add_argument("--save-every", type=int, default=250)
+    for name, value in asdict(Settings()).items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
+    chosen = vars(parser.parse_args(arguments))
+    settings = Settings(**{name: chosen[name] for name in asdict(Settings())})
+    if chosen["processes"] > 1:
+        torch.set_num_threads(1)
+    run = train(
+        chosen["out"],
+        settings,
+        resume=chosen["resume"],
+        init=chosen["init"],
+        processes=chosen["processes"],
+        save_every=chosen["save_every"],
+    )
+    text = TextSettings(steps=chosen["text_steps"])
+    model = run.model.eval()
+    model.set_attn_implementation("sdpa")
+    clip = train_text(model, chosen["out"], text, chosen["init"] and chosen["init"] / TEXT)
+    save(model, clip, chosen["out"] / WEIGHTS)
+    reached = evaluate(model.float(), build_processor(), chosen["scenes"], progress=True)
+    (chosen["out"] / "accuracy.json").write_text(json.dumps(reached, indent=1) + "\n")
+    for kind, share in reached.items():
+        print(f"{kind:10} {100 * share:5.1f} %")
+
+
+if __name__ == "__main__":
+    main()
