@@ -18,7 +18,6 @@ from secateur.core.arrays import (
     spell,
     to_numpy,
     top,
-    unit,
     wide,
     widened,
 )
@@ -27,6 +26,7 @@ from secateur.core.methods.base import require_share, require_whole
 from secateur.core.order import first_of, settled
 from secateur.core.relevance import checked_grid
 from secateur.core.selection import Selection
+from secateur.core.similarity import unit
 
 
 def window_likeness(
