@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,7 +18,7 @@ from secateur.core.arrays import (
     to_numpy,
 )
 from secateur.core.attention import attention_received, best, check_attention, real
-from secateur.core.inputs import Tokens
+from secateur.core.inputs import Request, Tokens
 from secateur.core.methods.base import (
     Method,
     Program,
@@ -199,8 +200,8 @@ class DUET(Method, Cuts):
 
     References
     ----------
-    A. K. Singh et al., "DUET-VLM: Dual Stage Unified Efficient Token Reduction for VLM Training
-    and Inference", CVPR 2026, arXiv 2602.18846.
+    A. K. Singh, H. Kandala, P. P. Brahma, Z. Liu and E. Barsoum, "DUET-VLM: Dual Stage Unified
+    Efficient Token Reduction for VLM Training and Inference", CVPR 2026, arXiv 2602.18846.
 
     Examples
     --------
@@ -246,6 +247,11 @@ class DUET(Method, Cuts):
     def needs(self) -> frozenset[str]:
         """The attention each token receives, and the keys that decide who joins whom."""
         return frozenset({"features", "attention", "keys"})
+
+    @property
+    def requests(self) -> Mapping[str, Request]:
+        """Keys averaged over the heads."""
+        return {"keys": Request("keys", heads="mean")}
 
     @property
     def looks_ahead(self) -> bool:
