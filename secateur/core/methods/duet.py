@@ -12,12 +12,11 @@ from secateur.core.arrays import (
     checked,
     constant,
     descending,
-    device,
     index_dtype,
     namespace,
     to_numpy,
 )
-from secateur.core.attention import attention_received, best, check_attention, real
+from secateur.core.attention import attention_received, best, check_attention
 from secateur.core.inputs import Request, Tokens
 from secateur.core.methods.base import (
     Method,
@@ -286,25 +285,17 @@ class DUET(Method, Cuts):
 
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Those that the text behind the image attends to; see `Cuts.decide`."""
+        asking = sight.behind()
+        if int(asking.shape[0]) == 0:
+            asking = sight.others()
         return Stay(
             asked_tokens(
                 sight.queries,
                 sight.keys,
                 visual=sight.visual,
-                asking=_behind(sight),
+                asking=asking,
                 keep=cut.keep,
                 mask=sight.mask,
                 causal=self.model == "llava",
             )
         )
-
-
-def _behind(sight: Sight) -> Array:
-    """Positions behind the last visual token; the instruction's where the image comes last."""
-    xp = namespace(sight.visual)
-    length = int(sight.queries.shape[-2])  # type: ignore[union-attr]
-    last = int(sight.visual[-1])
-    if last + 1 == length:
-        return real(sight.text, sight.mask)
-    after = xp.arange(last + 1, length, dtype=sight.visual.dtype, device=device(sight.visual))
-    return real(after, sight.mask)

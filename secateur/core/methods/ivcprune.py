@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from secateur.core.acts import Cut, Cuts, Layout, Look, Sight, Stay
 from secateur.core.arrays import (
     Array,
     checked,
@@ -20,7 +22,10 @@ from secateur.core.arrays import (
     wide,
 )
 from secateur.core.attention import attention_rows
+from secateur.core.inputs import Tokens
+from secateur.core.methods.base import Method, Program, descending_cuts, require_share
 from secateur.core.order import settled
+from secateur.core.selection import Selection
 
 
 class Parts(NamedTuple):
@@ -183,3 +188,127 @@ def value_and_place(
     distinct = listed[np.sort(np.unique(listed, return_index=True)[1])]
     kept = like(np.sort(distinct[:keep]), visual, dtype=index_dtype(xp))
     return Parts(kept, seed, xp.sort(best[: foreground or 0]), anchors, scores)
+
+
+@dataclass(frozen=True)
+class IVCPrune(Method, Cuts):
+    r"""IVC-Prune: once, in the middle of the language model, by values and by rotary tables.
+
+    Kept are the coordinate tokens, whose rotary cosine or sine is extreme, and those that the
+    value states of the text, and of the seeds it meets most, meet most themselves; see
+    `value_and_place`.
+
+    Parameters
+    ----------
+    keep
+        How many visual tokens of the prompt remain: a count or a share; the most that do, with
+        `foreground`.
+    after
+        After which share of the layers: 1/2 for LLaVA-1.5-7B and Qwen2.5-VL-7B (layer 16 of 32
+        and 14 of 28 here; the authors' program has 16 for both).
+    seeds
+        Share of the visual tokens that are seeds, one at least.
+    coordinates
+        Share that is taken by cosine, and again by sine; together at most half of `keep`.
+    foreground
+        None for the form of the authors' program for Qwen2.5-VL, whose count is exact. A share
+        for its form for LLaVA: ``IVCPrune(keep=1.0, coordinates=0.05, foreground=0.2)``.
+
+    Notes
+    -----
+    O(H L T d) time for L text tokens behind the image.
+
+    The program asks with all text from the second position behind its one image on; ours with
+    all behind the last image, and takes the images of a prompt together. Counts are rounded
+    down; with ``published=True`` to the nearest, as there. Position numbers and rotary tables of
+    the kept stay, and the layers before forget the others too, both as there.
+
+    References
+    ----------
+    Z. Sun, Y. Ma, G. Liu, Y. Chen, X. Tang, Y. Hu and Y. Xu, "IVC-Prune: Revealing the Implicit
+    Visual Coordinates in LVLMs for Vision Token Pruning", ICLR 2026, arXiv 2602.03060.
+
+    Examples
+    --------
+    >>> from secateur.core.acts import Layout
+    >>> from secateur.core.methods.ivcprune import IVCPrune
+    >>> IVCPrune().plan(Layout(depth=32, images=(576,)))
+    (Cut(after=16, keep=288),)
+    """
+
+    keep: int | float = 0.5
+    after: float = 0.5
+    seeds: float = 0.01
+    coordinates: float = 0.1
+    foreground: float | None = None
+
+    name: ClassVar[str] = "ivcprune"
+    complexity: ClassVar[str] = "H L T d"
+    reference: ClassVar[str] = "Sun et al., ICLR 2026, arXiv 2602.03060"
+    parity: ClassVar[str] = "the authors' programs: seeds, foreground, coordinates, kept set"
+    prunes_before: ClassVar[bool] = False
+    looks: ClassVar[frozenset[Look]] = frozenset({"values", "rotary"})
+    program: ClassVar[Program | None] = Program("FireRedTeam/IVC-Prune", "03afd9c")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_share("after", self.after, zero=False)
+        require_share("seeds", self.seeds)
+        require_share("coordinates", self.coordinates)
+        if self.foreground is not None:
+            require_share("foreground", self.foreground)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Nothing of `Tokens`: values come from the language model's layers."""
+        return frozenset()
+
+    def choose(self, tokens: Tokens, k: int) -> Selection:
+        """Refuse: there is nothing to choose from before the language model runs."""
+        raise ValueError(
+            "IVCPrune prunes inside the language model: attach it to a model, or call "
+            "value_and_place() with a layer's values and rotary tables"
+        )
+
+    def budget(self, size: int) -> int:
+        """How many of `size` tokens remain, at most; see `Method.budget`."""
+        if self.published and isinstance(self.keep, float):
+            return max(1, round(self.keep * size))
+        return super().budget(size)
+
+    def plan(self, layout: Layout) -> tuple[Cut, ...]:
+        """One cut; see `Cuts.plan`."""
+        size = layout.size
+        keep = self.budget(size)
+        if self.foreground is not None:
+            counts = self._counts(size, keep)
+            most = counts["seeds"] + 2 * counts["coordinates"] + round(self.foreground * size)
+            keep = min(keep, max(1, most))
+        place = max(round(self.after * layout.depth), layout.earliest)
+        return descending_cuts([place], [keep], layout.depth, size)
+
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Coordinate tokens and foreground; see `Cuts.decide`."""
+        if sight.values is None or sight.rotary is None:
+            raise ValueError("sight: IVCPrune works from values and rotary tables")
+        size = int(sight.visual.shape[0])
+        text = sight.behind()
+        if int(text.shape[0]) == 0:
+            text = sight.others()
+        parts = value_and_place(
+            sight.values,
+            *sight.rotary,
+            visual=sight.visual,
+            text=text,
+            keep=cut.keep,
+            foreground=None if self.foreground is None else round(self.foreground * size),
+            **self._counts(size, cut.keep),
+        )
+        return Stay(parts.kept)
+
+    def _counts(self, size: int, keep: int) -> dict[str, int]:
+        """Seeds, and coordinate tokens by each table, of which `keep` holds four times as many."""
+        return {
+            "seeds": max(1, round(self.seeds * size)),
+            "coordinates": min(round(self.coordinates * size), keep // 4),
+        }

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
+from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
 from secateur.core.arrays import (
     Array,
     checked,
     constant,
+    device,
     index_dtype,
     like,
     namespace,
+    resolve_keep,
     shape_of,
     spell,
     to_numpy,
@@ -21,12 +26,24 @@ from secateur.core.arrays import (
     wide,
     widened,
 )
+from secateur.core.attention import attention_rows, check_attention
+from secateur.core.inputs import Request, Tokens
 from secateur.core.merging import Merged
-from secateur.core.methods.base import require_share, require_whole
+from secateur.core.methods.base import (
+    Method,
+    Program,
+    descending_cuts,
+    require_positive,
+    require_share,
+    require_whole,
+)
 from secateur.core.order import first_of, settled
 from secateur.core.relevance import checked_grid
 from secateur.core.selection import Selection
 from secateur.core.similarity import unit
+
+DEPTH = 32
+"""Decoder layers of the model that the cuts were published for."""
 
 
 def window_likeness(
@@ -153,7 +170,7 @@ def merge_windows(
 
 
 def key_tokens(attention: Array, share: float = 0.08) -> Array:
-    """The tokens (..., K) that MustDrop never drops, ascending: its second stage.
+    """The tokens that MustDrop never drops: its second stage.
 
     Parameters
     ----------
@@ -162,18 +179,22 @@ def key_tokens(attention: Array, share: float = 0.08) -> Array:
     share
         Share of them that are key, rounded up.
 
+    Returns
+    -------
+    Array
+        True (..., N) at the key tokens; ties go to the lowest index.
+
     Examples
     --------
     >>> import numpy as np
     >>> from secateur.core.methods.mustdrop import key_tokens
     >>> key_tokens(np.array([0.1, 0.5, 0.2, 0.2]), share=0.3)
-    array([1, 2])
+    array([False,  True,  True, False])
     """
     attention = constant(checked(attention, "attention", "(..., N)"))
     require_share("share", share)
-    xp = namespace(attention)
-    count = math.ceil(int(attention.shape[-1]) * share - 1e-9)
-    return xp.astype(xp.sort(top(attention, count), axis=-1), index_dtype(xp))
+    n = int(attention.shape[-1])
+    return Selection.of(top(attention, math.ceil(n * share - 1e-9)), n).mask()
 
 
 def asked_for(
@@ -202,7 +223,7 @@ def asked_for(
     single
         :math:`\tau_i`, the least that some text token pays.
     key
-        Tokens (..., K) that stay whatever is paid; -1 stands for none.
+        True (..., N) at tokens that stay whatever is paid, those of `key_tokens`.
 
     Returns
     -------
@@ -216,7 +237,7 @@ def asked_for(
     >>> paid = np.array([[0.5, 0.01, 0.0, 0.02], [0.1, 0.01, 0.0, 0.0]])
     >>> asked_for(paid, overall=0.05, single=0.02)
     array([ True, False, False,  True])
-    >>> asked_for(paid, overall=0.05, single=0.02, key=np.array([2]))
+    >>> asked_for(paid, overall=0.05, single=0.02, key=np.arange(4) == 2)
     array([ True, False,  True,  True])
     """
     attention = constant(checked(attention, "attention", "(..., L, N)", non_negative=True))
@@ -224,9 +245,132 @@ def asked_for(
     total = xp.sum(attention, axis=-2, dtype=wide(xp))
     little = total < overall * xp.sum(total, axis=-1, keepdims=True)
     stay = xp.logical_not(little & (xp.max(attention, axis=-2) < single))
-    if key is not None:
-        stay = stay | Selection.of(key, int(attention.shape[-1])).mask()
-    return stay
+    return stay if key is None else stay | key
+
+
+@dataclass(frozen=True)
+class MustDrop(Method, Cuts):
+    r"""MustDrop: what neither the encoder nor any text token asks for goes, at four depths.
+
+    Key tokens, the share `key` that the class token attends to most in the encoder's last layer
+    (`key_tokens`), are never dropped. After each of the layers `after`, visual tokens go to which
+    the text behind the image pays little, all together and each (`asked_for`).
+
+    Parameters
+    ----------
+    keep
+        The most visual tokens of the prompt that remain after the last cut: a count or a share.
+        Earlier cuts have limits too, each the same fraction of the one before; over a limit, key
+        tokens stay first, then those that the text pays most. With ``published=True`` there is
+        no limit, and the thresholds alone decide.
+    overall, single
+        The two thresholds. The defaults are the authors' for 192 of LLaVA-1.5's 576 tokens; for
+        128 they have 0.0012 and 0.001, for 64 0.011 and 0.01, set for each benchmark.
+    key
+        Share of the tokens that are key.
+    after
+        Where the cuts come, in a model of 32 layers; other depths scale them.
+
+    Notes
+    -----
+    O(N log N) time before, O(H L T d) a cut for L text tokens.
+
+    This is the method without its first stage, `merge_windows` inside the encoder. Position
+    numbers of the kept tokens stay, and all layers forget what a later one drops; the authors'
+    program cuts position numbers to the new length, and its first two layers forget nothing
+    while decoding.
+
+    References
+    ----------
+    T. Liu, L. Shi, R. Hong, Y. Hu, Q. Yin and L. Zhang, "Multi-Stage Vision Token Dropping:
+    Towards Efficient Multimodal Large Language Model", 2024, arXiv 2411.10803.
+
+    Examples
+    --------
+    >>> from secateur.core.acts import Layout
+    >>> from secateur.core.methods.mustdrop import MustDrop
+    >>> [cut.keep for cut in MustDrop(keep=36).plan(Layout(depth=32, images=(576,)))]
+    [288, 144, 72, 36]
+    """
+
+    keep: int | float = 192
+    overall: float = 0.001
+    single: float = 0.001
+    key: float = 0.08
+    after: tuple[int, ...] = (2, 6, 10, 14)
+
+    name: ClassVar[str] = "mustdrop"
+    complexity: ClassVar[str] = "N log N, then H L T d a cut"
+    reference: ClassVar[str] = "Liu et al., 2024, arXiv 2411.10803"
+    parity: ClassVar[str] = "the authors' program: merged windows, what the filter keeps"
+    program: ClassVar[Program | None] = Program("liuting20/MustDrop", "909afa5")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("overall", "single"):
+            require_positive(name, getattr(self, name), zero=True)
+        require_share("key", self.key)
+        if not self.after or list(self.after) != sorted(set(self.after)) or self.after[0] < 1:
+            raise ValueError(f"after: expected ascending numbers of layers, got {self.after}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The attention that says which tokens are key."""
+        return frozenset({"features", "attention"})
+
+    @property
+    def requests(self) -> Mapping[str, Request]:
+        """Attention of the encoder's last layer."""
+        return {"attention": Request("attention", layer="last")}
+
+    def budget(self, size: int) -> int:
+        """All tokens enter the language model; see `Method.budget`."""
+        return size
+
+    def choose(self, tokens: Tokens, k: int) -> Selection:
+        """All tokens, and which are key; see `Method.choose`."""
+        attention = widened(tokens.attention)
+        xp = namespace(attention)
+        every = xp.arange(tokens.size, dtype=index_dtype(xp), device=device(attention))
+        return Selection.of(
+            xp.broadcast_to(every, shape_of(attention)),
+            tokens.size,
+            scores=attention,
+            info={"key": key_tokens(attention, self.key)},
+        )
+
+    def plan(self, layout: Layout) -> tuple[Cut, ...]:
+        """A cut at each depth; see `Cuts.plan`."""
+        size, depth = layout.size, layout.depth
+        limit = resolve_keep(self.keep, size)
+        if limit >= size:
+            return ()
+        scaled = (max(round(layers * depth / DEPTH), layout.earliest) for layers in self.after)
+        places = sorted({layers for layers in scaled if layers < depth})
+        if self.published:
+            return tuple(Cut(layers, size) for layers in places)
+        shares = [(limit / size) ** (cut / len(places)) for cut in range(1, len(places))]
+        keeps = [*(resolve_keep(share, size) for share in shares), limit]
+        return descending_cuts(places, keeps, depth, size)
+
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Key tokens and those that the text asks for; see `Cuts.decide`."""
+        asking = sight.behind()
+        if int(asking.shape[0]) == 0:
+            asking = sight.others()
+        check_attention(sight.queries, sight.keys, sight.visual, asking)
+        xp = namespace(sight.queries)
+        queries = xp.take(sight.queries, asking, axis=-2)
+        rows = attention_rows(queries, sight.keys, key_mask=sight.mask, positions=asking)
+        rows = xp.take(rows, sight.visual, axis=-1)
+        key = like(sight.told("key"), sight.visual)
+        stay = asked_for(rows, overall=self.overall, single=self.single, key=key)
+        places = np.flatnonzero(to_numpy(stay))
+        if len(places) > cut.keep:
+            paid = to_numpy(xp.sum(rows, axis=-2, dtype=wide(xp)))[places]
+            order = np.lexsort((-paid, ~to_numpy(key)[places]))
+            places = np.sort(places[order[: cut.keep]])
+        return Stay(like(places, sight.visual))
 
 
 def _square(n: int) -> tuple[int, int]:

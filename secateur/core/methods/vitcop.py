@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
+    resolve_keep,
     shape_of,
     spell,
     to_numpy,
@@ -29,11 +29,11 @@ from secateur.core.inputs import Tokens
 from secateur.core.methods.base import (
     Method,
     Program,
+    descending_cuts,
     require_positive,
     require_share,
 )
 from secateur.core.order import settled
-from secateur.core.relevance import checked_grid
 from secateur.core.selection import Selection
 
 DEPTH = 32
@@ -216,6 +216,157 @@ def fold_clusters(norms: Array, labels: Array, keep: int) -> Selection:
     )
 
 
+@dataclass(frozen=True)
+class ViTCoP(Method, Cuts):
+    r"""ViTCoP: half by attention, then clusters that fold, then the shortest keys.
+
+    Before the language model the share `encoder` of the tokens stays that the class token
+    attends to most, and `density_clusters` of their keys are found. After s layers
+    `fold_clusters` leaves R of these n tokens, after d of L layers round(R / 5) of shortest key,
+
+    .. math::
+        R = \operatorname{round}\left(\frac{L k - s n}{d - s + (L - d) / 5}\right)
+
+    so that a layer holds k = `keep` tokens on average.
+
+    Parameters
+    ----------
+    keep
+        How many visual tokens a layer of the language model holds on average: a count or a
+        share of the tokens of an image.
+    encoder
+        Share of the tokens that enter the language model; never fewer than `keep`.
+    centres
+        Clusters, as a share of these.
+    scale, radius
+        Of `density_clusters`.
+    after
+        s and d, in a model of 32 layers; other depths scale them.
+
+    Notes
+    -----
+    O(n^2 C) time before, O(G n d) a cut.
+
+    R is bounded here: one token at least stays, and where R reaches n nothing folds, and so many
+    stay at the second cut that the average comes out. The authors' program lets R exceed n or
+    fall below 0. It numbers positions anew after the second cut; here they stay. Folded tokens
+    are about twice as long as others, as published; see `fold_clusters`.
+
+    References
+    ----------
+    W. Luo, P. Chen, X. Huang and L. Huang, "ViTCoP: Accelerating Large Vision-Language Models via
+    Visual and Textual Semantic Collaborative Pruning", AAAI 2026, arXiv 2601.17818.
+
+    Examples
+    --------
+    >>> from secateur.core.acts import Layout
+    >>> from secateur.core.methods.vitcop import ViTCoP
+    >>> ViTCoP(keep=128).budget(576), ViTCoP(keep=128).plan(Layout(depth=32, images=(576,)))
+    (288, (Cut(after=2, keep=160), Cut(after=22, keep=32)))
+    """
+
+    keep: int | float = 128
+    encoder: float = 0.5
+    centres: float = 0.18
+    scale: float = 8.0
+    radius: float = 0.6
+    after: tuple[int, int] = (2, 22)
+
+    name: ClassVar[str] = "vitcop"
+    complexity: ClassVar[str] = "N log N + n^2 C, then G n d a cut"
+    reference: ClassVar[str] = "Luo et al., AAAI 2026, arXiv 2601.17818"
+    parity: ClassVar[str] = "the authors' program: kept set, clusters, folded tokens"
+    looks: ClassVar[frozenset[Look]] = frozenset({"keys", "hidden"})
+    program: ClassVar[Program | None] = Program("chaser682/ViTCoP", "627f632")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_share("encoder", self.encoder, zero=False)
+        require_share("centres", self.centres, zero=False)
+        require_positive("scale", self.scale)
+        require_positive("radius", self.radius)
+        after: tuple[int, ...] = self.after
+        if len(after) != 2 or not 1 <= after[0] < after[1] < DEPTH:
+            raise ValueError(
+                f"after: expected two ascending numbers of layers below {DEPTH}, got {self.after}"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Attention that chooses, keys and grid that cluster."""
+        return frozenset({"features", "attention", "keys", "grid"})
+
+    def budget(self, size: int) -> int:
+        """How many of `size` tokens enter the language model; see `Method.budget`."""
+        return max(int(self.encoder * size + 1e-9), super().budget(size))
+
+    def choose(self, tokens: Tokens, k: int) -> Selection:
+        """The tokens of highest attention, and their clusters; see `Method.choose`."""
+        attention = constant(widened(tokens.attention))
+        xp = namespace(attention)
+        chosen = Selection.of(top(attention, k), tokens.size, scores=attention)
+        h, w = tokens.grid  # type: ignore[misc]
+        kept = chosen.sorted()
+        places = xp.stack([kept // w, kept % w], axis=-1)
+        sides = like([float(h), float(w)], attention, dtype=wide(xp))
+        labels = density_clusters(
+            chosen.gather(tokens.keys),
+            xp.astype(places, wide(xp)) / sides,
+            share=self.centres,
+            scale=self.scale,
+            radius=self.radius,
+        )
+        return replace(chosen, info={"cluster": _spread(labels, chosen)})
+
+    def plan(self, layout: Layout) -> tuple[Cut, ...]:
+        """A cut that folds and one that drops; see `Cuts.plan`."""
+        depth = layout.depth
+        entered = sum(int(to_numpy(each.count).sum()) for each in layout.chosen)
+        entered = entered or sum(self.budget(size) for size in layout.images)
+        mean = sum(resolve_keep(self.keep, size) for size in layout.images)
+        first, second = self._places(layout)
+        if mean >= entered or not first < second < depth:
+            return ()
+        left = depth * mean
+        folded = round((left - first * entered) / (second - first + (depth - second) / LAST))
+        if folded < entered:
+            folded = max(1, folded)
+            last = max(1, round(folded / LAST))
+        else:
+            last = round((left - second * entered) / (depth - second))
+        return descending_cuts([first, second], [folded, last], depth, entered)
+
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Fold at the first cut, drop at the second; see `Cuts.decide`."""
+        norms = key_norms(sight.keys, sight.visual)
+        layout = sight.layout
+        if layout is None or cut.after != self._places(layout)[0]:
+            return Stay(best(-norms, cut.keep))
+        xp = namespace(sight.visual)
+        # Clusters are of one part each: parts are told apart by where they begin.
+        ends = np.cumsum([each.size for each in layout.chosen])
+        part = np.searchsorted(ends, to_numpy(sight.place), side="right")
+        labels = sight.told("cluster") + part * int(ends[-1])
+        chosen = fold_clusters(norms, like(labels, sight.visual), cut.keep)
+        states = xp.take(sight.hidden, sight.visual, axis=0)
+        return Stay(chosen.indices, chosen.merge(widened(states)))
+
+    def _places(self, layout: Layout) -> list[int]:
+        """After how many layers it cuts."""
+        scaled = [round(layers * layout.depth / DEPTH) for layers in self.after]
+        return [max(layers, layout.earliest) for layers in scaled]
+
+
+def _spread(labels: Array, chosen: Selection) -> Array:
+    """The labels (..., K) of the kept tokens at their places (..., N), -1 at the others."""
+    xp = namespace(labels)
+    mask = chosen.mask()
+    number = xp.cumulative_sum(xp.astype(mask, labels.dtype), axis=-1) - 1
+    number = xp.where(mask, number, xp.zeros_like(number))
+    full = xp.take_along_axis(labels, number, axis=-1)
+    return xp.where(mask, full, xp.full_like(full, -1))
+
+
 def _groups(
     norms: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], keep: int
 ) -> list[np.ndarray[Any, Any]]:
@@ -227,7 +378,7 @@ def _groups(
         own = ascending[: keep - 1]
         alone = [np.flatnonzero(labels == cluster) for cluster in own]
         return [*alone, np.flatnonzero(~np.isin(labels, own))]
-    groups = []
+    groups: list[np.ndarray[Any, Any]] = []
     for cluster, quota in enumerate(_quotas(sizes, ascending, keep)):
         members = np.flatnonzero(labels == cluster)
         smallest = members[np.argsort(norms[members], kind="stable")]
@@ -241,7 +392,9 @@ def _quotas(
     """How many tokens of each cluster stay as they are, `keep` less the clusters in all."""
     wanted = keep - len(sizes)
     room = sizes - 1
-    quotas = np.minimum(np.round(room / max(1, room.sum()) * wanted).astype(int), room)
+    quotas: np.ndarray[Any, Any] = np.minimum(
+        np.round(room / max(1, room.sum()) * wanted).astype(int), room
+    )
     missing = wanted - int(quotas.sum())
     step, walk = (1, ascending) if missing > 0 else (-1, ascending[::-1])
     while missing:
