@@ -325,9 +325,12 @@ class ViTCoP(Method, Cuts):
         entered = entered or sum(self.budget(size) for size in layout.images)
         mean = sum(resolve_keep(self.keep, size) for size in layout.images)
         first, second = self._places(layout)
-        if mean >= entered or not first < second < depth:
+        if mean >= entered:
             return ()
         left = depth * mean
+        if not first < second < depth:  # Too shallow for two: all is done at the first.
+            only = round((left - first * entered) / max(1, depth - first))
+            return descending_cuts([first], [max(1, only)], depth, entered)
         folded = round((left - first * entered) / (second - first + (depth - second) / LAST))
         if folded < entered:
             folded = max(1, folded)
