@@ -198,14 +198,16 @@ def fold_clusters(norms: Array, labels: Array, keep: int) -> Selection:
     if whole(keep) < 1:
         raise ValueError(f"keep: expected a count of at least 1, got {keep!r}")
     n = int(norms.shape[0])
-    groups = _groups(to_numpy(settled(norms)), to_numpy(labels), keep) if keep < n else []
+    xp = namespace(norms)
+    longest = xp.max(norms)
+    alike = settled(norms / xp.where(longest > 0, longest, xp.ones_like(longest)))
+    groups = _groups(to_numpy(alike), to_numpy(labels), keep) if keep < n else []
     folded, weights = np.arange(n), np.ones(n)
     for members in groups:
         middle = members[len(members) // 2]
         folded[members] = middle
         weights[members] = 1.0 / len(members)
         weights[middle] += 1.0
-    xp = namespace(norms)
     kept = like(np.unique(folded), norms, dtype=index_dtype(xp))
     return Selection.of(
         kept,
