@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from secateur.core.acts import Cut
+from secateur.core.acts import Cut, Cuts
 from secateur.core.methods.agile import AgilePruner
 from secateur.core.methods.apet import ApET
 from secateur.core.methods.base import InsideMethod, Method
@@ -158,7 +158,7 @@ def table() -> list[Row]:
     """
     rows = []
     for kind in _OWN:
-        inside = issubclass(kind, InsideMethod)
+        inside = issubclass(kind, Cuts)
         stages = ["before the language model"] * kind.prunes_before + ["inside it"] * inside
         rows.append(
             Row(
