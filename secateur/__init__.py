@@ -41,7 +41,15 @@ from secateur.core.methods import (
     methods,
     published,
 )
-from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant, Objective
+from secateur.core.objectives import (
+    Dispersion,
+    FacilityLocation,
+    LogDeterminant,
+    MarginalRelevance,
+    Objective,
+    SalientCoverage,
+    SoftmaxBlock,
+)
 from secateur.core.relevance import dense_relevance, min_max, polarize, smooth
 from secateur.core.selection import Selection
 from secateur.core.threshold import greedy_threshold
@@ -71,6 +79,7 @@ __all__ = [
     "HiPrune",
     "InsideMethod",
     "LogDeterminant",
+    "MarginalRelevance",
     "Method",
     "MissingInputError",
     "Mixture",
@@ -79,7 +88,9 @@ __all__ = [
     "PyramidDrop",
     "Random",
     "RunningCalibration",
+    "SalientCoverage",
     "Selection",
+    "SoftmaxBlock",
     "SparseVLM",
     "Tokens",
     "TopK",
