@@ -201,7 +201,7 @@ def loads(module, source):
         ),
         (
             "def facility_location(similarity, weights, k): ...",
-            r"\(similarity, weights, k\) takes other arguments .* expected facility_location\(f, k\)",
+            r"\(similarity, weights, k\) takes other .* expected facility_location\(f, k\)",
         ),
         ("def farthest_first(f, k, start=0): ...", r"expected farthest_first\(f, k, start=None\)"),
         ("def farthest_first(f, k): ...", r"expected farthest_first\(f, k, start=None\)"),

@@ -21,10 +21,14 @@ from secateur.core.methods.evs import EVS
 from secateur.core.methods.fastv import FastV
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
+from secateur.core.methods.idpruner import IDPruner
 from secateur.core.methods.mixture import Mixture
+from secateur.core.methods.mmtok import MMTok
+from secateur.core.methods.otprune import OTPrune
 from secateur.core.methods.prumerge import PruMergePlus
 from secateur.core.methods.pyramiddrop import PyramidDrop
 from secateur.core.methods.random import Random
+from secateur.core.methods.scope import SCOPE
 from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
@@ -44,6 +48,10 @@ _OWN: tuple[type[Method], ...] = (
     FPS,
     DivPrune,
     CDPruner,
+    MMTok,
+    OTPrune,
+    SCOPE,
+    IDPruner,
     HiPrune,
     VisPruner,
     VisionZip,
@@ -161,15 +169,19 @@ __all__ = [
     "ERASE",
     "EVS",
     "FPS",
+    "SCOPE",
     "AgilePruner",
     "CDPruner",
     "Cut",
     "DivPrune",
     "FastV",
     "HiPrune",
+    "IDPruner",
     "InsideMethod",
+    "MMTok",
     "Method",
     "Mixture",
+    "OTPrune",
     "PruMergePlus",
     "PyramidDrop",
     "Random",
