@@ -21,7 +21,12 @@ from secateur.core.arrays import to_numpy
 from secateur.integrations.encoded import Indices, Tensor
 from secateur.integrations.observing import Watch, heads, rotate, watching
 from secateur.integrations.text import Flags
-from secateur.integrations.transformers.internals import causal_mask, check_cache, shorten_cache
+from secateur.integrations.transformers.internals import (
+    cache_in,
+    causal_mask,
+    check_cache,
+    shorten_cache,
+)
 from secateur.integrations.transformers.shorten import Prompt
 
 
@@ -155,7 +160,7 @@ class Cutter:
             setattr(self, name, getattr(self, name)[rows, at] & there)
         gather = torch.from_numpy(at).to(hidden.device)
         hidden = hidden.gather(1, gather[..., None].expand(-1, -1, hidden.shape[-1]))
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if cache is not None:
             check_cache(cache)
             shorten_cache(cache, after, torch.from_numpy(place))
