@@ -11,7 +11,9 @@ import secateur.backends  # noqa: F401  (registers the drivers, loads none)
 from secateur.calibration.search import calibrate
 from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
+from secateur.core.density import density_clusters, density_peaks
 from secateur.core.dispatch import backend
+from secateur.core.frames import allocate_in_time
 from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
@@ -19,6 +21,7 @@ from secateur.core.methods import (
     DART,
     EADP,
     ERASE,
+    EVS,
     FPS,
     AgilePruner,
     CDPruner,
@@ -59,6 +62,7 @@ __all__ = [
     "DART",
     "EADP",
     "ERASE",
+    "EVS",
     "FPS",
     "AgilePruner",
     "CDPruner",
@@ -87,10 +91,13 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "allocate",
+    "allocate_in_time",
     "attention_entropy",
     "backend",
     "calibrate",
     "dense_relevance",
+    "density_clusters",
+    "density_peaks",
     "effective_rank",
     "entropy",
     "greedy_threshold",

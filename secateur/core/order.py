@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from math import log2
 
-from secateur.core.arrays import Array, descending, device, index_dtype, namespace, rounding, wide
+from secateur.core.arrays import (
+    Array,
+    descending,
+    device,
+    epsilon,
+    index_dtype,
+    namespace,
+    wide,
+)
 from secateur.core.selection import Selection
 from secateur.core.similarity import unit
 
@@ -38,13 +46,13 @@ def others(indices: Array, n: int) -> Array:
 
 
 def settled(x: Array) -> Array:
-    """Numbers of about 1 in the dtype of sums, rounded to three quarters of its bits.
+    """Numbers of about 1, rounded to three quarters of the bits of their dtype.
 
     What was added up in another order, by another backend or for a duplicate, is then equal,
     and ties go to the lowest index everywhere.
     """
     xp = namespace(x)
-    step = 2.0 ** round(0.75 * log2(rounding(xp)))
+    step = 2.0 ** round(0.75 * log2(epsilon(x)))
     return xp.round(x / step) * step
 
 

@@ -17,6 +17,7 @@ from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
+from secateur.core.methods.evs import EVS
 from secateur.core.methods.fastv import FastV
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
@@ -49,6 +50,7 @@ _OWN: tuple[type[Method], ...] = (
     PruMergePlus,
     DART,
     Mixture,
+    EVS,
     FastV,
     PyramidDrop,
     SparseVLM,
@@ -157,6 +159,7 @@ __all__ = [
     "DART",
     "EADP",
     "ERASE",
+    "EVS",
     "FPS",
     "AgilePruner",
     "CDPruner",

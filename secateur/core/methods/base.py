@@ -7,18 +7,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, Self, overload
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, overload
 
 import numpy as np
 
 from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
-from secateur.core.arrays import Array, checked, like, namespace, resolve_keep, shape_of
+from secateur.core.arrays import (
+    Array,
+    checked,
+    index_dtype,
+    like,
+    namespace,
+    resolve_keep,
+    shape_of,
+    to_numpy,
+)
 from secateur.core.dispatch import backend as backend_choice
 from secateur.core.dispatch import eager
+from secateur.core.frames import allocate_in_time, joined
 from secateur.core.inputs import INPUTS, Request, Tokens
-from secateur.core.selection import Selection
+from secateur.core.selection import Selection, stack
 
 CountedFrom = Literal["size", "pixels", "features"]
+Over = Literal["frame", "change", "video"]
 
 
 class Program(NamedTuple):
@@ -41,13 +52,19 @@ class Method(ABC):
     Parameters
     ----------
     keep
-        How many tokens to keep: a count (int), or a share of them (float in (0, 1]). A count
-        at or above the number of tokens keeps all.
+        How many tokens to keep of each image or frame: a count (int), or a share of them (float
+        in (0, 1]). A count at or above the number of tokens keeps all. A video of T frames has
+        T times that to spend, however it is spent.
     """
 
     keep: int | float = 64
     published: bool = field(default=False, kw_only=True)
     """Whether it does what its authors' program does, to the letter; see `secateur.published`."""
+
+    over: Over = field(default="frame", kw_only=True)
+    """How a method for images takes a video (`Tokens.frames`). ``"frame"``: every frame by itself,
+    with the same budget. ``"change"``: the same with `secateur.allocate_in_time`'s budgets, more
+    for frames unlike those before. ``"video"``: all frames are one pool of tokens."""
 
     name: ClassVar[str]
     """What `secateur.method` calls it."""
@@ -76,14 +93,20 @@ class Method(ABC):
         resolve_keep(self.keep, 1)
         if not isinstance(self.published, bool):
             raise ValueError(f"published: expected True or False, got {self.published!r}")
+        require_one_of("over", self.over, get_args(Over))
 
     def __repr__(self) -> str:
         told = (f"{item.name}={getattr(self, item.name)!r}" for item in self._told())
         return f"{type(self).__name__}({', '.join(told)})"
 
     def _told(self) -> list[Field[Any]]:
-        """The parameters to print and store; `published` only where it is true."""
-        return [item for item in fields(self) if item.name != "published" or self.published]
+        """The parameters to print and store; those of every method only where they say more."""
+        common = ("published", "over")
+        return [
+            item
+            for item in fields(self)
+            if item.name not in common or getattr(self, item.name) != item.default
+        ]
 
     @property
     @abstractmethod
@@ -109,6 +132,14 @@ class Method(ABC):
         return {}
 
     @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """Where kept tokens stand in a model when nobody says; None for the family's default.
+
+        A published method takes its program's rule, which for most is to count anew.
+        """
+        return "compact" if self.published else None
+
+    @property
     def counted_from(self) -> CountedFrom:
         """What its count comes from: known beforehand (``"size"``), or only from what it sees.
 
@@ -117,9 +148,13 @@ class Method(ABC):
         """
         return "size"
 
-    def budget(self, size: int) -> int:
-        """How many of `size` tokens it keeps, at most where the image decides."""
-        return resolve_keep(self.keep, size)
+    def budget(self, size: int, frames: int = 1) -> int:
+        """How many of `size` tokens of an image, or of `frames`, it keeps; at most, where what
+        it sees decides.
+        """
+        if self.over == "video" and isinstance(self.keep, float):
+            return resolve_keep(self.keep, size)
+        return frames * resolve_keep(self.keep, size // frames)
 
     @overload
     def select(
@@ -170,12 +205,53 @@ class Method(ABC):
                 self._check(each)
             images[place] = each.without_gradients()
         with nullcontext() if backend is None else backend_choice(backend):
-            chosen = self.choose_each(images)
+            chosen = self._choose_in_time(images)
         return chosen[0] if one else chosen
 
     def choose_each(self, images: Sequence[Tokens]) -> list[Selection]:
         """Choose from each `Tokens` of a list; a method may weigh them against each other."""
-        return [self.choose(each, self.budget(each.size)) for each in images]
+        return [self.choose(each, self.budget(each.size, each.times)) for each in images]
+
+    def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
+        """Choose from images, and from videos as `over` says."""
+        if all(each.frames is None for each in images):
+            return self.choose_each(images)
+        if self.over == "video":
+            self._require_no_grid()
+            return self.choose_each(images)
+        if self.over == "frame":
+            chosen = self.choose_each([each.each_frame() for each in images])
+            return [
+                one if each.frames is None else joined(one)
+                for one, each in zip(chosen, images, strict=True)
+            ]
+        return [
+            self.choose_each([each])[0] if each.frames is None else self._choose_by_change(each)
+            for each in images
+        ]
+
+    def _require_no_grid(self) -> None:
+        geometry = sorted(self.needs & {"grid", "pixels"})
+        if geometry:
+            raise ValueError(
+                f"over: {type(self).__name__} works from {geometry[0]}, which frames have and a "
+                "pool of their tokens has not; use 'frame' or 'change'"
+            )
+
+    def _choose_by_change(self, tokens: Tokens) -> Selection:
+        """Frame by frame, with budgets by how much each differs from those before."""
+        if tokens.features is None:
+            raise ValueError("over: 'change' weighs frames by their features, and there are none")
+        total = self.budget(tokens.size, tokens.times)
+        budgets = to_numpy(allocate_in_time(tokens.features, tokens.times, total))
+        frames, batch = tokens.each_frame(), tokens.batch_shape
+        own = [
+            self.choose(frame, int(k))
+            for frame, k in zip(frames.rows(), budgets.ravel(), strict=True)
+        ]
+        if not own:
+            return joined(self.choose(frames, 1))
+        return joined(stack(own, (*batch, tokens.times)))
 
     def _check(self, tokens: Tokens) -> None:
         for name in sorted(self.needs | self.optional | {"features"}):
@@ -223,6 +299,42 @@ class Method(ABC):
                 f"it has {', '.join(sorted(parameters))}"
             )
         return kind(**{key: _rich(item) for key, item in stored.items() if key != "method"})
+
+
+@dataclass(frozen=True)
+class VideoMethod(Method):
+    """A method that sees a video whole: budgets, places and what is folded cross its frames.
+
+    Without `Tokens.frames` an image is a video of one frame.
+    """
+
+    over: Over = field(default="video", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.over != "video":
+            raise ValueError(f"over: {type(self).__name__} sees a video whole, got {self.over!r}")
+
+    def _require_no_grid(self) -> None:
+        """What a frame has, this method knows to be of a frame."""
+
+    def share(self, per_frame: int) -> float:
+        """The share to keep of frames of so many tokens, where `keep` may be a count."""
+        return self.keep if isinstance(self.keep, float) else min(1.0, self.keep / per_frame)
+
+    def choose(self, tokens: Tokens, k: int) -> Selection:
+        """One video after the other; see `Method.choose`."""
+        rows = [self.choose_video(each, k) for each in tokens.rows()]
+        if not rows:
+            nothing = namespace(tokens.features).zeros(
+                (*tokens.batch_shape, 0), dtype=index_dtype(namespace(tokens.features))
+            )
+            return Selection.of(nothing, tokens.size)
+        return stack(rows, tokens.batch_shape)
+
+    def choose_video(self, tokens: Tokens, k: int) -> Selection:
+        """Choose from one video, without a batch; for those that do not override `choose`."""
+        raise NotImplementedError
 
 
 def _plain(x: Any) -> Any:

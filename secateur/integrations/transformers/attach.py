@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,13 +25,12 @@ from secateur.integrations.transformers.internals import (
     cache_in,
     cache_name,
     cached_length,
-    check_cache,
     check_release,
     has_sliding_layers,
     is_compiled,
     naming_the_cache,
 )
-from secateur.integrations.transformers.layers import Cutter
+from secateur.integrations.transformers.layers import Cutter, Stretch, continuing
 from secateur.integrations.transformers.models import Adapter, UnsupportedModelError, family_of
 from secateur.integrations.transformers.shorten import Prompt, compact, has_visuals
 
@@ -58,21 +57,27 @@ class Trace:
         T.
     following
         Position (P, B) that the next token of each prompt gets.
+    stretches
+        Layers whose caches hold fewer tokens of the prompts than those before.
     """
 
     before: tuple[int, int]
     mask: Tensor
     length: int
     following: Tensor
+    stretches: tuple[Stretch, ...] = ()
 
     @classmethod
-    def of(cls, prompt: Prompt, mask: Flags, times: int) -> Trace:
+    def of(
+        cls, prompt: Prompt, mask: Flags, times: int, stretches: Sequence[Stretch] = ()
+    ) -> Trace:
         """What the cache of a prompt holds, each row `times` times, where `mask` is left."""
         device = prompt.embeds.device
         left = None if mask.all() else torch.from_numpy(mask).to(device).long()
         last = prompt.positions.amax(dim=-1) + 1
         following = last.repeat_interleave(times, dim=-1)
-        return cls((prompt.before, prompt.length), left, mask.shape[1], following)
+        lengths = (prompt.before, prompt.length)
+        return cls(lengths, left, mask.shape[1], following, tuple(stretches))
 
     def fitted(self, held: int, new: int, mask: Any) -> Any:
         """A mask over the `held` tokens of the cache and `new` ones, from one over the prompt."""
@@ -212,20 +217,22 @@ class Attachment:
             if prompt.planes:
                 stack.enter_context(_adding(decoder, prompt, rows))
             if isinstance(self.method, InsideMethod):
-                cutter = Cutter(self.method, decoder, prompt, rows, len(prompt.planes) or 1)
-                if cutter.cuts:
-                    check_cache(cache_in(call))
+                told = self.family.family.name
+                cutter = Cutter(self.method, decoder, prompt, rows, len(prompt.planes) or 1, told)
+                cutter.check(cache_in(call))
                 stack.enter_context(cutter.running())
             outputs = stock(**call)
         times = rows // len(prompt.mask)
         mask = np.repeat(prompt.mask, times, axis=0)
+        stretches: Sequence[Stretch] = ()
         if cutter is not None:
-            mask = cutter.mask
+            stretches = cutter.stretches
+            mask = mask if stretches else cutter.mask
             self._tell(prompt, cutter)
         cache = cache_in(call)
         cache = cache_in(outputs) if cache is None else cache
         if cache is not None:
-            self._traces[cache] = Trace.of(prompt, mask, times)
+            self._traces[cache] = Trace.of(prompt, mask, times, stretches)
         return outputs
 
     def _tell(self, prompt: Prompt, cutter: Cutter) -> None:
@@ -243,7 +250,9 @@ class Attachment:
         kwargs = naming_the_cache(kwargs)
         if getattr(self._pending, "generating", False):
             prompt, self._pending.prompt = self._pending.prompt, None
-            return stock(*args, **kwargs) if prompt is None else self._run(stock, prompt, kwargs)
+            if prompt is None:
+                return self._step(stock, args, kwargs)
+            return self._run(stock, prompt, kwargs)
         given = _bound(stock, args, kwargs)
         if has_visuals(self.family, given):
             if given.get("labels") is not None and isinstance(self.method, InsideMethod):
@@ -263,7 +272,16 @@ class Attachment:
         cache = cache_in(kwargs)
         if cache is not None and cache in self._traces and len(args) == 0:
             kwargs = self._continued(self._traces[cache], cache, kwargs)
-        return stock(*args, **kwargs)
+        return self._step(stock, args, kwargs)
+
+    def _step(self, stock: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """A forward without images, on a cache whose layers may differ in length."""
+        cache = cache_in(kwargs)
+        trace = None if cache is None else self._traces.get(cache)
+        if trace is None or not trace.stretches:
+            return stock(*args, **kwargs)
+        with continuing(self.family.language_model(self.model), trace.stretches, cache):
+            return stock(*args, **kwargs)
 
     def _continued(self, trace: Trace, cache: Any, given: dict[str, Any]) -> dict[str, Any]:
         """A step after a pruned prompt, with a mask and positions that know what was dropped."""

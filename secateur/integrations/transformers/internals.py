@@ -130,21 +130,22 @@ def rope_index(model: Any, inputs: Mapping[str, Any], mask: Tensor | None) -> Te
     return positions
 
 
-def check_cache(cache: Any) -> None:
-    """Refuse a cache whose layers we cannot shorten (`layers`, `offloading`: 5.17 to 5.24)."""
+def check_cache(cache: Any, *, static: bool = True) -> None:
+    """Refuse a cache whose layers we cannot shorten, or, without `static`, leave unequal.
+
+    `layers` and `offloading` of a cache: 5.17 to 5.24.
+    """
     from transformers.cache_utils import DynamicLayer, StaticLayer
 
     if cache is None:
         return
-    odd = {type(layer).__name__ for layer in cache.layers} - {
-        DynamicLayer.__name__,
-        StaticLayer.__name__,
-    }
+    known = {DynamicLayer.__name__, StaticLayer.__name__} if static else {DynamicLayer.__name__}
+    odd = {type(layer).__name__ for layer in cache.layers} - known
     if odd or getattr(cache, "offloading", False):
         what = ", ".join(sorted(odd)) or "offloaded layers"
         raise ValueError(
-            f"{cache_name()}: pruning inside the language model shortens dynamic and static "
-            f"caches, not {what}"
+            f"{cache_name()}: pruning inside the language model works on dynamic "
+            f"{'and static caches' if static else 'caches here'}, not {what}"
         )
 
 
@@ -171,9 +172,20 @@ def shorten_cache(cache: Any, layers: int, index: Tensor) -> None:
             layer.cumulative_length.fill_(length)
 
 
-def cached_length(cache: Any) -> int:
-    """How many tokens a cache holds."""
-    return int(cache.get_seq_length())
+def cached_length(cache: Any, layer: int = 0) -> int:
+    """How many tokens a layer of a cache holds."""
+    return int(cache.get_seq_length(layer))
+
+
+def rotary(decoder: Any, hidden: Tensor, positions: Tensor) -> Any:
+    """Cosine and sine (B, T, d) at positions (B, T), alike in every plane a model has.
+
+    `rotary_emb` and `rope_parameters`: 5.17 to 5.24.
+    """
+    sections = getattr(decoder.config, "rope_parameters", None) or {}
+    if "mrope_section" in sections:
+        positions = positions[None].expand(3, -1, -1)
+    return decoder.rotary_emb(hidden, positions)
 
 
 def causal_mask(config: Any, hidden: Tensor, mask: Tensor, cache: Any, layer: int) -> Any:
