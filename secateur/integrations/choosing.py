@@ -15,7 +15,7 @@ from secateur.core.budget import allocate
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
-from secateur.integrations.encoded import OF_PARTS, TEXT, Indices, Part, Tensor, Visual
+from secateur.integrations.encoded import BY_TOKEN, OF_PARTS, TEXT, Indices, Part, Tensor, Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.report import Picture
 from secateur.integrations.text import Flags, Text, TextEncoder
@@ -94,7 +94,51 @@ def choose(
     tokens = [
         _tokens(visual, part, wants, own) for part, own in zip(visual.parts, texts, strict=True)
     ]
+    groups = _groups(method, visual, tokens)
+    kept = np.zeros(visual.size, dtype=bool)
+    goes_on = np.zeros(visual.size, dtype=bool)
+    features = visual.features
+    pictures = []
+    for parts, given, selection in groups:
+        index = np.concatenate([part.index for part in parts])
+        own = np.zeros(len(index), dtype=bool)
+        own[to_numpy(selection.sorted())] = True
+        kept[index] = own
+        scores = None if selection.scores is None else to_numpy(selection.scores)
+        start = 0
+        for part in parts:
+            stop = start + len(part.index)
+            told = None if scores is None else scores[start:stop]
+            pictures.append(Picture(part.grid, part.index, own[start:stop], told))
+            start = stop
+        places, standing = _standing(method, visual, index, given, selection, own)
+        goes_on[places] = True
+        if standing is not None:
+            where = torch.from_numpy(places).to(features.device)
+            features = features.index_copy(0, where, standing.to(features))
+    for place, marked in visual.separators:
+        kept[place] = goes_on[place] = bool(goes_on[marked].any())
+    return Chosen(
+        np.flatnonzero(kept),
+        features,
+        pictures,
+        np.flatnonzero(goes_on),
+        tuple(selection for _, _, selection in groups),
+    )
+
+
+Group = tuple[Sequence[Part], Tokens, Selection]
+"""Parts that one selection speaks of, what it was chosen from, and it."""
+
+
+def _groups(method: Method, visual: Visual, tokens: Sequence[Tokens]) -> list[Group]:
+    """Choose from the parts: a video as a whole, crops that share a budget, or each by itself."""
     alike = len({part.grid for part in visual.parts}) == 1
+    first = tokens[0]
+    same = all(each.text is first.text for each in tokens)
+    if visual.modality == "video" and alike and same and first.pixels is None:
+        video = _joined(tokens)
+        return [(visual.parts, video, method.select(video, check_finite=False).row())]
     if visual.crops and isinstance(method, ChoosesParts):
         selections = method.select_parts(tokens, visual.crops)
     elif visual.crops:
@@ -104,44 +148,37 @@ def choose(
         selections = [together.row(frame) for frame in range(len(tokens))]
     else:
         selections = method.select(tokens, check_finite=False)
-    kept = np.zeros(visual.size, dtype=bool)
-    goes_on = np.zeros(visual.size, dtype=bool)
-    features = visual.features
-    pictures = []
-    for part, given, selection in zip(visual.parts, tokens, selections, strict=True):
-        own = np.zeros(len(part.index), dtype=bool)
-        own[to_numpy(selection.sorted())] = True
-        kept[part.index] = own
-        scores = None if selection.scores is None else to_numpy(selection.scores)
-        pictures.append(Picture(part.grid, part.index, own, scores))
-        places, standing = _standing(method, visual, part, given, selection, own)
-        goes_on[places] = True
-        if standing is not None:
-            where = torch.from_numpy(places).to(features.device)
-            features = features.index_copy(0, where, standing.to(features))
-    for place, marked in visual.separators:
-        kept[place] = goes_on[place] = bool(goes_on[marked].any())
-    return Chosen(
-        np.flatnonzero(kept), features, pictures, np.flatnonzero(goes_on), tuple(selections)
-    )
+    return [
+        ([part], each, selection)
+        for part, each, selection in zip(visual.parts, tokens, selections, strict=True)
+    ]
+
+
+def _joined(frames: Sequence[Tokens]) -> Tokens:
+    """The frames of one video, one after the other."""
+    changes: dict[str, Any] = {"frames": len(frames)}
+    for name in ("features", *BY_TOKEN):
+        if getattr(frames[0], name) is not None:
+            changes[name] = torch.cat([getattr(each, name) for each in frames])
+    return frames[0].with_(**changes)
 
 
 def _standing(
-    method: Method, visual: Visual, part: Part, tokens: Tokens, chosen: Selection, own: Flags
+    method: Method, visual: Visual, index: Indices, tokens: Tokens, chosen: Selection, own: Flags
 ) -> tuple[Indices, Tensor | None]:
-    """Places of a part that go on, and the features there, None where they are what they were."""
+    """Places that go on of those at `index`, and the features there where they are others."""
     if own.all():
-        return part.index, None
+        return index, None
     if isinstance(method, Makes) and method.makes:
         assert visual.project is not None
-        made = visual.project(method.make(tokens, chosen).to(part.states))
+        made = visual.project(method.make(tokens, chosen).to(tokens.states))
         # What is more than the kept tokens stands for the first of the others.
         spare = np.flatnonzero(~own)[: len(made) - int(own.sum())]
-        return np.sort(part.index[np.concatenate([np.flatnonzero(own), spare])]), made
-    places = part.index[own]
-    if chosen.folded is None:
+        return np.sort(index[np.concatenate([np.flatnonzero(own), spare])]), made
+    places = index[own]
+    if chosen.folded is None and chosen.shares is None:
         return places, None
-    return places, chosen.merge(visual.features[torch.from_numpy(part.index)])
+    return places, chosen.merge(visual.features[torch.from_numpy(index)])
 
 
 def _tokens(visual: Visual, part: Part, wants: frozenset[str], text: Text | None) -> Tokens:
@@ -156,8 +193,6 @@ def _tokens(visual: Visual, part: Part, wants: frozenset[str], text: Text | None
     if text is not None:
         text = _beside(text, features)
         given |= {"text": text.tokens, "text_global": text.whole, "text_mask": text.mask}
-    if visual.modality == "video":
-        given["frames"] = 1
     return Tokens(features=features, grid=part.grid, **given)
 
 
@@ -178,7 +213,7 @@ def _moved(x: Any, like: Tensor) -> Any:
 def _stacked(tokens: Sequence[Tokens]) -> Tokens:
     """Frames of one video, or images of one size, as a batch."""
     first = tokens[0]
-    together: dict[str, Any] = {"grid": first.grid, "frames": first.frames}
+    together: dict[str, Any] = {"grid": first.grid}
     for name in ("features", *OF_PARTS):
         if getattr(first, name) is not None:
             together[name] = torch.stack([getattr(each, name) for each in tokens])

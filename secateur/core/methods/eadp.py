@@ -132,6 +132,9 @@ class EADP(Method, ChoosesParts):
     tokens before the projector. Entropies have no 1e-12 within their logarithm. Grids need not
     be squares, and a grid with a side of one token is smoothed along the other.
 
+    A video with ``over="video"`` is one pool: every frame is smoothed by itself, and a token is
+    covered by kept ones of any frame.
+
     References
     ----------
     X. Wang, X. Yang and W. Shen, "Combating Textual Noise and Redundancy: Entropy-Aware Dense
@@ -164,7 +167,8 @@ class EADP(Method, ChoosesParts):
     reference: ClassVar[str] = "Wang, Yang, Shen, ECCV 2026, arXiv 2607.02484"
     guarantee: ClassVar[str] = "1 - 1/e of the best coverage, and a certificate for each set"
     parity: ClassVar[str] = (
-        "the authors' program: relevance maps, picks in order, crop budgets, on arrays and in models"
+        "the authors' program: relevance maps, picks in order, crop budgets, on arrays "
+        "and in models"
     )
     program: ClassVar[Program] = Program("SJTU-DeepVisionLab/EADP", "e1a08801461c")
     as_published: ClassVar[Mapping[str, Any]] = {"rounding": "floor"}
@@ -211,7 +215,7 @@ class EADP(Method, ChoosesParts):
         """The weights R (..., N): relevance after min-max, smoothing and polarisation."""
         r = self._similarity(tokens)
         r = min_max(r, -1 if self.crops is None else (-2, -1), check_finite=False)
-        return self._shaped(r, tokens.grid)
+        return self._shaped(r, tokens)
 
     def _similarity(self, tokens: Tokens) -> Array:
         """Relevance (..., N) as it is before min-max."""
@@ -237,9 +241,15 @@ class EADP(Method, ChoosesParts):
             check_finite=False,
         )
 
-    def _shaped(self, r: Array, grid: tuple[int, int] | None) -> Array:
-        if grid is not None and self.smoothing > 0:
-            r = smooth(r, grid, sigma=self.smoothing, check_finite=False)
+    def _shaped(self, r: Array, tokens: Tokens) -> Array:
+        """Smoothed, each frame by itself, and polarised."""
+        if tokens.grid is not None and self.smoothing > 0:
+            by_frame = (*shape_of(r)[:-1], tokens.times, tokens.size // tokens.times)
+            xp = namespace(r)
+            smoothed = smooth(
+                xp.reshape(r, by_frame), tokens.grid, sigma=self.smoothing, check_finite=False
+            )
+            r = xp.reshape(smoothed, shape_of(r))
         return polarize(r, self.beta, check_finite=False)
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
@@ -249,10 +259,6 @@ class EADP(Method, ChoosesParts):
                 f"features: crops={self.crops!r} expects shape (..., K, N, D), "
                 f"got {shape_of(tokens.features)}"
             )
-        if self.published and tokens.frames is not None and tokens.states is not None:
-            told = replace(self, keep_ratio=VIDEO_KEEPS, aggregate="tempered")
-            states = tokens.states
-            return told.choose(tokens.with_(features=states, embeds=states, frames=None), k)
         r = self.relevance(tokens)
         features = widened(tokens.features)
         if self.crops == "joint":
@@ -260,6 +266,17 @@ class EADP(Method, ChoosesParts):
         budget = k if self.crops is None else self._crop_budgets(r, k, tokens.grid)
         chosen = maximize(_coverage(features, r), budget)
         return replace(chosen, scores=r)
+
+    def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
+        """As published, videos by the rules of the program for video."""
+        chosen = []
+        for each in images:
+            told = self
+            if self.published and each.frames is not None and each.states is not None:
+                told = replace(self, keep_ratio=VIDEO_KEEPS, aggregate="tempered")
+                each = each.with_(features=each.states, embeds=each.states)
+            chosen += super(EADP, told)._choose_in_time([each])
+        return chosen
 
     def select_parts(self, parts: Sequence[Tokens], pictures: int) -> list[Selection]:
         """Crops that share `pictures` times `keep`, by importance; see `ChoosesParts`.
@@ -273,7 +290,7 @@ class EADP(Method, ChoosesParts):
         sizes = np.array([each.size for each in parts])
         ends = np.cumsum(sizes).tolist()
         maps = [
-            self._shaped(joined[..., end - each.size : end], each.grid)
+            self._shaped(joined[..., end - each.size : end], each)
             for each, end in zip(parts, ends, strict=True)
         ]
         total = self.budget_of_parts(int(sizes.sum()), len(parts), pictures)

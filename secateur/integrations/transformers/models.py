@@ -46,6 +46,11 @@ class Adapter(ABC):
         """The fields of `Tokens` that it can fill, text left aside."""
         return self.family.offers
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of the pixels where no processor tells."""
+        return self.family.normalisation
+
     def check(self, model: Any) -> None:
         """Raise `UnsupportedModelError` for a configuration of the family we do not know."""
 

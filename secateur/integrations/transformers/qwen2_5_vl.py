@@ -7,7 +7,6 @@ its image (or frame), averaged over the patches that merge, with the window orde
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +24,7 @@ from secateur.integrations.observing import (
     rotate,
     watching,
 )
-from secateur.integrations.transformers.internals import window_index
+from secateur.integrations.transformers.internals import rope_index, window_index
 from secateur.integrations.transformers.models import Adapter
 
 if TYPE_CHECKING:
@@ -82,22 +81,13 @@ class Qwen25VL(Adapter):
         self, model: Any, inputs: Mapping[str, Any], mask: Tensor | None, *, generating: bool
     ) -> Tensor:
         """Time, row and column; before them, in `generate`, the count of real tokens."""
-        given = {"attention_mask": mask}
-        for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids"):
-            given[name] = inputs.get(name)
         if inputs.get("position_ids") is not None:
             return inputs["position_ids"]
         counted = super().position_ids(model, inputs, mask, generating=generating)
-        flat = counted.expand(3, *counted.shape)
-        if not generating:
-            compute = model.model.compute_3d_position_ids
-            given |= {"past_key_values": None, "inputs_embeds": None}
-            given = {k: x for k, x in given.items() if k in inspect.signature(compute).parameters}
-            positions = compute(input_ids=inputs["input_ids"], **given)
-            return flat if positions is None else positions
-        if given["mm_token_type_ids"] is not None:
-            flat, _ = model.model.get_rope_index(inputs["input_ids"], **given)
-        return torch.cat([counted[None].to(flat.device), flat], dim=0)
+        placed = rope_index(model, inputs, mask)
+        if placed is None:
+            placed = counted.expand(3, *counted.shape)
+        return torch.cat([counted[None].to(placed.device), placed]) if generating else placed
 
     def remember(self, model: Any, positions: Tensor, mask: Tensor) -> None:
         """How much further the positions are than the count of cached tokens."""
