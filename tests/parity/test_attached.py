@@ -26,11 +26,7 @@ STEMS = sorted(
 CLOSE = {"rtol": 0.0, "atol": 1e-3}
 
 NOT_YET = {
-    "llava15/fastv": "caches",
-    "llava15/pyramiddrop": "scores from the next layer",
-    "llava15/sparsevlm": "raters from the input embeddings",
     "eadp_next_padded": "crops of the padded picture",
-    "erase": "the program's cut",
 }
 """Programs whose runs ours does not give yet, by how their names begin, and what is missing."""
 
@@ -254,7 +250,6 @@ def test_before_the_language_model(stem):
 @pytest.mark.parametrize("stem", cases(*INSIDE))
 def test_inside_the_language_model(stem):
     case, run = run_llava15(stem)
-    np.testing.assert_allclose(visual_of(case, run), case["visual"], **CLOSE)
     cuts = [
         (int(case[f"inside_{n}_after"]), case[f"inside_{n}_kept"])
         for n in range(3)
@@ -262,8 +257,8 @@ def test_inside_the_language_model(stem):
     ]
     assert [after for after, _ in run.report.inside[0]] == [after for after, _ in cuts]
     for (_, ours), (_, theirs) in zip(run.report.inside[0], cuts, strict=True):
-        old = theirs[theirs >= 0]
-        np.testing.assert_array_equal(np.sort(ours[ours >= 0]) - IMAGE_AT, np.sort(old))
+        made = ours < 0
+        np.testing.assert_array_equal(np.where(made, -1, ours - IMAGE_AT), theirs)
     np.testing.assert_allclose(run.logits[0], case["first_logits"], **CLOSE)
     if "kept_by_token" in case.files:
         return  # chosen again at every token, without a cache: no attachment does that
