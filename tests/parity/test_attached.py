@@ -25,9 +25,7 @@ STEMS = sorted(
 )
 CLOSE = {"rtol": 0.0, "atol": 1e-3}
 
-NOT_YET = {
-    "eadp_next_padded": "crops of the padded picture",
-}
+NOT_YET = {"eadp_next_padded": "crops of the padded picture"}
 """Programs whose runs ours does not give yet, by how their names begin, and what is missing."""
 
 
