@@ -86,6 +86,8 @@ def expected_count(method: sc.Method, image: dict, k: int) -> int:
         return len(image["features"])
     if isinstance(method, sc.PixelPrune):  # its keep is a limit
         return min(k, int(sc.PixelPrune().select(tokens_of(image)).count))
+    if isinstance(method, sc.ViTCoP):  # its keep is an average over layers
+        return method.budget(len(image["features"]))
     if not isinstance(method, sc.ERASE):
         return k
     entropies = np.sort(sc.patch_entropy(image["pixels"], PATCH))
