@@ -192,6 +192,8 @@ def test_a_share_is_rounded_down_but_never_to_nothing(name, image, share):
     if name in ROUND_OTHERWISE:
         assert kept in (k, k + 1)
         return
+    if name == "vitcop":  # its keep is an average over layers
+        k = max(k, n // 2)
     assert method.budget(n) == (n if name in KEEP_A_FRAME else k)
     assert kept == expected_count(method, image, k)
 
