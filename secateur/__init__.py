@@ -19,6 +19,7 @@ from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
 from secateur.core.methods import (
     DART,
+    DUET,
     EADP,
     ERASE,
     EVS,
@@ -37,6 +38,7 @@ from secateur.core.methods import (
     HoliTom,
     IDPruner,
     InsideMethod,
+    IVCPrune,
     Method,
     Mixture,
     MMTok,
@@ -54,6 +56,7 @@ from secateur.core.methods import (
     VisionSelector,
     VisionZip,
     VisPruner,
+    ViTCoP,
     VScan,
     method,
     methods,
@@ -83,6 +86,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DART",
+    "DUET",
     "EADP",
     "ERASE",
     "EVS",
@@ -103,6 +107,7 @@ __all__ = [
     "HiPrune",
     "HoliTom",
     "IDPruner",
+    "IVCPrune",
     "InsideMethod",
     "LogDeterminant",
     "MMTok",
@@ -127,6 +132,7 @@ __all__ = [
     "TopK",
     "UniformGrid",
     "VScan",
+    "ViTCoP",
     "VidCom2",
     "VisPruner",
     "VisionSelector",

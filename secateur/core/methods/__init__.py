@@ -16,6 +16,7 @@ from secateur.core.methods.base import InsideMethod, Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
+from secateur.core.methods.duet import DUET
 from secateur.core.methods.dycoke import DyCoke
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
@@ -27,6 +28,7 @@ from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.holitom import HoliTom
 from secateur.core.methods.idpruner import IDPruner
+from secateur.core.methods.ivcprune import IVCPrune
 from secateur.core.methods.mixture import Mixture
 from secateur.core.methods.mmtok import MMTok
 from secateur.core.methods.otprune import OTPrune
@@ -43,6 +45,7 @@ from secateur.core.methods.vidcom2 import VidCom2
 from secateur.core.methods.visionselector import VisionSelector
 from secateur.core.methods.visionzip import VisionZip
 from secateur.core.methods.vispruner import VisPruner
+from secateur.core.methods.vitcop import ViTCoP
 from secateur.core.methods.vscan import VScan
 
 GROUP = "secateur.methods"
@@ -73,6 +76,8 @@ _OWN: tuple[type[Method], ...] = (
     PixelPrune,
     PruneSID,
     VisionSelector,
+    DUET,
+    ViTCoP,
     Mixture,
     EVS,
     VidCom2,
@@ -83,6 +88,7 @@ _OWN: tuple[type[Method], ...] = (
     FastV,
     PyramidDrop,
     SparseVLM,
+    IVCPrune,
 )
 
 
@@ -186,6 +192,7 @@ def table() -> list[Row]:
 
 __all__ = [
     "DART",
+    "DUET",
     "EADP",
     "ERASE",
     "EVS",
@@ -203,6 +210,7 @@ __all__ = [
     "HiPrune",
     "HoliTom",
     "IDPruner",
+    "IVCPrune",
     "InsideMethod",
     "MMTok",
     "Method",
@@ -219,6 +227,7 @@ __all__ = [
     "TopK",
     "UniformGrid",
     "VScan",
+    "ViTCoP",
     "VidCom2",
     "VisPruner",
     "VisionSelector",
