@@ -24,6 +24,7 @@ from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.mixture import Mixture
 from secateur.core.methods.pixelprune import PixelPrune
+from secateur.core.methods.pool import Pool
 from secateur.core.methods.prumerge import PruMergePlus
 from secateur.core.methods.prunesid import PruneSID
 from secateur.core.methods.pyramiddrop import PyramidDrop
@@ -45,6 +46,7 @@ _OWN: tuple[type[Method], ...] = (
     ERASE,
     Random,
     UniformGrid,
+    Pool,
     TopK,
     FPS,
     DivPrune,
@@ -182,6 +184,7 @@ __all__ = [
     "Method",
     "Mixture",
     "PixelPrune",
+    "Pool",
     "PruMergePlus",
     "PruneSID",
     "PyramidDrop",
