@@ -85,6 +85,9 @@ class Sight:
     image
         Which image or video (N,) of the prompt each visual token belongs to; -1 for one that a
         cut has made.
+    place
+        The number (N,) of each among all visual tokens of the prompt before any pruning, part
+        after part as `Layout.chosen` lists them; -1 for one that a cut has made.
     layout
         The prompt's.
     prepared
@@ -110,6 +113,7 @@ class Sight:
     text: Array
     mask: Array | None = None
     image: Array | None = None
+    place: Array | None = None
     layout: Layout | None = None
     prepared: Any = None
     ask: Callable[[Array], Array] | None = None
@@ -120,6 +124,17 @@ class Sight:
     hidden: Array | None = None
     embeddings: Array | None = None
     rotary: tuple[Array, Array] | None = None
+
+    def told(self, name: str) -> np.ndarray[Any, Any]:
+        """What `Selection.info` says of each visual token that is left, on the host.
+
+        `name` is of an entry (..., n) with one number for every token of a part.
+        """
+        chosen = () if self.layout is None else self.layout.chosen
+        if not chosen or self.place is None:
+            raise ValueError(f"sight: nothing was chosen before the language model to tell {name}")
+        told: np.ndarray[Any, Any] = np.concatenate([to_numpy(x.info[name]) for x in chosen])
+        return np.asarray(told[to_numpy(self.place)])
 
     def others(self, skip: int = 0) -> Array:
         """Ascending positions of the real tokens that are not visual, but for the first `skip`."""

@@ -9,19 +9,23 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from secateur.core.acts import Cut
+from secateur.core.acts import Cut, Cuts
 from secateur.core.methods.agile import AgilePruner
 from secateur.core.methods.apet import ApET
 from secateur.core.methods.base import InsideMethod, Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
+from secateur.core.methods.dycoke import DyCoke
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
 from secateur.core.methods.evs import EVS
 from secateur.core.methods.fastv import FastV
+from secateur.core.methods.fastvid import FastVID
+from secateur.core.methods.flashvid import FlashVID
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
+from secateur.core.methods.holitom import HoliTom
 from secateur.core.methods.mixture import Mixture
 from secateur.core.methods.pixelprune import PixelPrune
 from secateur.core.methods.pool import Pool
@@ -32,6 +36,7 @@ from secateur.core.methods.random import Random
 from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
+from secateur.core.methods.vidcom2 import VidCom2
 from secateur.core.methods.visionselector import VisionSelector
 from secateur.core.methods.visionzip import VisionZip
 from secateur.core.methods.vispruner import VisPruner
@@ -63,6 +68,11 @@ _OWN: tuple[type[Method], ...] = (
     VisionSelector,
     Mixture,
     EVS,
+    VidCom2,
+    DyCoke,
+    FastVID,
+    HoliTom,
+    FlashVID,
     FastV,
     PyramidDrop,
     SparseVLM,
@@ -150,7 +160,7 @@ def table() -> list[Row]:
     """
     rows = []
     for kind in _OWN:
-        inside = issubclass(kind, InsideMethod)
+        inside = issubclass(kind, Cuts)
         stages = ["before the language model"] * kind.prunes_before + ["inside it"] * inside
         rows.append(
             Row(
@@ -178,8 +188,12 @@ __all__ = [
     "CDPruner",
     "Cut",
     "DivPrune",
+    "DyCoke",
     "FastV",
+    "FastVID",
+    "FlashVID",
     "HiPrune",
+    "HoliTom",
     "InsideMethod",
     "Method",
     "Mixture",
@@ -194,6 +208,7 @@ __all__ = [
     "TopK",
     "UniformGrid",
     "VScan",
+    "VidCom2",
     "VisPruner",
     "VisionSelector",
     "VisionZip",

@@ -15,7 +15,6 @@ from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
 from secateur.core.arrays import (
     Array,
     checked,
-    index_dtype,
     like,
     namespace,
     resolve_keep,
@@ -100,7 +99,7 @@ class Method(ABC):
         return f"{type(self).__name__}({', '.join(told)})"
 
     def _told(self) -> list[Field[Any]]:
-        """The parameters to print and store; those of every method only where they say more."""
+        """The parameters to print; those of every method only where they say more."""
         common = ("published", "over")
         return [
             item
@@ -270,7 +269,7 @@ class Method(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The method as plain values that JSON can hold; `Method.from_dict` reads them."""
         stored: dict[str, Any] = {"method": self.name}
-        for item in self._told():
+        for item in fields(self):
             stored[item.name] = _plain(getattr(self, item.name))
         return stored
 
@@ -299,42 +298,6 @@ class Method(ABC):
                 f"it has {', '.join(sorted(parameters))}"
             )
         return kind(**{key: _rich(item) for key, item in stored.items() if key != "method"})
-
-
-@dataclass(frozen=True)
-class VideoMethod(Method):
-    """A method that sees a video whole: budgets, places and what is folded cross its frames.
-
-    Without `Tokens.frames` an image is a video of one frame.
-    """
-
-    over: Over = field(default="video", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.over != "video":
-            raise ValueError(f"over: {type(self).__name__} sees a video whole, got {self.over!r}")
-
-    def _require_no_grid(self) -> None:
-        """What a frame has, this method knows to be of a frame."""
-
-    def share(self, per_frame: int) -> float:
-        """The share to keep of frames of so many tokens, where `keep` may be a count."""
-        return self.keep if isinstance(self.keep, float) else min(1.0, self.keep / per_frame)
-
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """One video after the other; see `Method.choose`."""
-        rows = [self.choose_video(each, k) for each in tokens.rows()]
-        if not rows:
-            nothing = namespace(tokens.features).zeros(
-                (*tokens.batch_shape, 0), dtype=index_dtype(namespace(tokens.features))
-            )
-            return Selection.of(nothing, tokens.size)
-        return stack(rows, tokens.batch_shape)
-
-    def choose_video(self, tokens: Tokens, k: int) -> Selection:
-        """Choose from one video, without a batch; for those that do not override `choose`."""
-        raise NotImplementedError
 
 
 def _plain(x: Any) -> Any:

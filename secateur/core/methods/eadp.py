@@ -119,6 +119,9 @@ class EADP(Method):
     restores it. Entropies have no 1e-12 within their logarithm. Grids need not be squares, and
     a grid with a side of one token is smoothed along the other.
 
+    A video with ``over="video"`` is one pool: every frame is smoothed by itself, and a token is
+    covered by kept ones of any frame.
+
     References
     ----------
     X. Wang, X. Yang and W. Shen, "Combating Textual Noise and Redundancy: Entropy-Aware Dense
@@ -203,9 +206,12 @@ class EADP(Method):
             sign=self.sign,
             check_finite=False,
         )
+        xp = namespace(r)
         r = min_max(r, -1 if self.crops is None else (-2, -1), check_finite=False)
         if tokens.grid is not None and self.smoothing > 0:
-            r = smooth(r, tokens.grid, sigma=self.smoothing, check_finite=False)
+            by_frame = xp.reshape(r, (*shape_of(r)[:-1], tokens.times, tokens.size // tokens.times))
+            smoothed = smooth(by_frame, tokens.grid, sigma=self.smoothing, check_finite=False)
+            r = xp.reshape(smoothed, shape_of(r))
         return polarize(r, self.beta, check_finite=False)
 
     def choose(self, tokens: Tokens, k: int) -> Selection:

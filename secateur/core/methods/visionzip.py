@@ -94,10 +94,10 @@ class VisionZip(Method):
         indices = xp.concat([dominant, targets], axis=-1)
         chosen = Selection.of(indices, tokens.size, scores=attention)
         joined = nearest(constant(widened(tokens.keys)), targets)
-        return folding(chosen, joined, _means(joined, targets, chosen))
+        return folding(chosen, joined, mean_shares(joined, targets, chosen))
 
 
-def _means(joined: Array, targets: Array, chosen: Selection) -> Array:
+def mean_shares(joined: Array, targets: Array, chosen: Selection) -> Array:
     """For every dropped token (..., N), one over how many dropped tokens joined its target."""
     xp = namespace(joined)
     dropped = xp.logical_not(chosen.mask())

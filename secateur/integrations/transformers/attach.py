@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from secateur.core.methods.base import InsideMethod, Method
+from secateur.core.acts import Cuts
+from secateur.core.methods.base import Method
 from secateur.integrations.choosing import wanted
 from secateur.integrations.encoded import Positions, Tensor
 from secateur.integrations.pixels import Pixels
@@ -212,7 +213,7 @@ class Attachment:
         with ExitStack() as stack:
             if prompt.planes:
                 stack.enter_context(_adding(decoder, prompt, rows))
-            if isinstance(self.method, InsideMethod):
+            if isinstance(self.method, Cuts):
                 told = self.family.family.name
                 cutter = Cutter(self.method, decoder, prompt, rows, len(prompt.planes) or 1, told)
                 cutter.check(call.get("past_key_values"))
@@ -250,7 +251,7 @@ class Attachment:
             return self._run(stock, prompt, kwargs)
         given = _bound(stock, args, kwargs)
         if has_visuals(self.family, given):
-            if given.get("labels") is not None and isinstance(self.method, InsideMethod):
+            if given.get("labels") is not None and isinstance(self.method, Cuts):
                 raise ValueError(
                     f"labels: {type(self.method).__name__} drops tokens between layers, so logits "
                     "do not line up with labels; compute the loss from the logits"
@@ -438,7 +439,7 @@ def prune_inputs(
     ValueError
         For methods that prune inside the language model: only `attach` can do that.
     """
-    if isinstance(method, InsideMethod):
+    if isinstance(method, Cuts):
         raise ValueError(
             f"{type(method).__name__} prunes inside the language model; use attach() for it"
         )
@@ -487,7 +488,7 @@ def _prepared(
         encoder.check(family.tower(model), family.family.name)
     wanted(method, family.family, encoder)
     decoder = family.language_model(model)
-    if isinstance(method, InsideMethod) and has_sliding_layers(decoder.config):
+    if isinstance(method, Cuts) and has_sliding_layers(decoder.config):
         raise UnsupportedModelError(
             model, f"{type(method).__name__} cannot drop tokens from sliding-window layers"
         )
