@@ -9,13 +9,14 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from secateur.core.acts import Cut, Cuts
+from secateur.core.acts import Cut, Cuts, Shrinks
 from secateur.core.methods.agile import AgilePruner
 from secateur.core.methods.apet import ApET
 from secateur.core.methods.base import InsideMethod, Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
+from secateur.core.methods.downsample import Downsample
 from secateur.core.methods.dycoke import DyCoke
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
@@ -23,6 +24,7 @@ from secateur.core.methods.evs import EVS
 from secateur.core.methods.fastv import FastV
 from secateur.core.methods.fastvid import FastVID
 from secateur.core.methods.flashvid import FlashVID
+from secateur.core.methods.floc import FLoC
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.holitom import HoliTom
@@ -52,6 +54,7 @@ _OWN: tuple[type[Method], ...] = (
     Random,
     UniformGrid,
     Pool,
+    Downsample,
     TopK,
     FPS,
     DivPrune,
@@ -66,6 +69,7 @@ _OWN: tuple[type[Method], ...] = (
     PixelPrune,
     PruneSID,
     VisionSelector,
+    FLoC,
     Mixture,
     EVS,
     VidCom2,
@@ -161,7 +165,8 @@ def table() -> list[Row]:
     rows = []
     for kind in _OWN:
         inside = issubclass(kind, Cuts)
-        stages = ["before the language model"] * kind.prunes_before + ["inside it"] * inside
+        stages = ["before the encoder"] * issubclass(kind, Shrinks)
+        stages += ["before the language model"] * kind.prunes_before + ["inside it"] * inside
         rows.append(
             Row(
                 kind.name,
@@ -188,7 +193,9 @@ __all__ = [
     "CDPruner",
     "Cut",
     "DivPrune",
+    "Downsample",
     "DyCoke",
+    "FLoC",
     "FastV",
     "FastVID",
     "FlashVID",
