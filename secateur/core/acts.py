@@ -2,8 +2,8 @@
 
 Every `Method` chooses from encoded tokens, unless it says `prunes_before = False`. What it can do
 beside that, it says by deriving from an act: it may choose from the parts of an image or a video
-together (`ChoosesParts`), make the picture smaller (`Shrinks`), or drop and fold tokens between
-layers of the language model (`Cuts`).
+together (`ChoosesParts`), hand the projector states of its own making (`Makes`), make the picture
+smaller (`Shrinks`), or drop and fold tokens between layers of the language model (`Cuts`).
 """
 
 from __future__ import annotations
@@ -217,6 +217,33 @@ class Cuts(ABC):
     @abstractmethod
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Which visual tokens stay at a cut of `plan`."""
+
+
+class Makes(ABC):
+    """Hands the projector states of its own making, in place of those of chosen tokens."""
+
+    @property
+    def makes(self) -> bool:
+        """Whether it does so with these parameters."""
+        return True
+
+    @abstractmethod
+    def make(self, tokens: Tokens, chosen: Selection) -> Array:
+        """What goes on of one image, of which not everything is kept.
+
+        Parameters
+        ----------
+        tokens
+            What it chose from, with `states`, and `class_state` where the encoder has one.
+        chosen
+            What it chose.
+
+        Returns
+        -------
+        Array
+            States (M, C) in the order in which the language model shall read them; M may be
+            more than was chosen, and at most N.
+        """
 
 
 class ChoosesParts(ABC):

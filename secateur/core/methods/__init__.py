@@ -28,13 +28,17 @@ from secateur.core.methods.floc import FLoC
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.holitom import HoliTom
+from secateur.core.methods.idpruner import IDPruner
 from secateur.core.methods.mixture import Mixture
+from secateur.core.methods.mmtok import MMTok
+from secateur.core.methods.otprune import OTPrune
 from secateur.core.methods.pixelprune import PixelPrune
 from secateur.core.methods.pool import Pool
-from secateur.core.methods.prumerge import PruMergePlus
+from secateur.core.methods.prumerge import PruMerge, PruMergePlus
 from secateur.core.methods.prunesid import PruneSID
 from secateur.core.methods.pyramiddrop import PyramidDrop
 from secateur.core.methods.random import Random
+from secateur.core.methods.scope import SCOPE
 from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
@@ -59,9 +63,14 @@ _OWN: tuple[type[Method], ...] = (
     FPS,
     DivPrune,
     CDPruner,
+    MMTok,
+    OTPrune,
+    SCOPE,
+    IDPruner,
     HiPrune,
     VisPruner,
     VisionZip,
+    PruMerge,
     PruMergePlus,
     DART,
     ApET,
@@ -188,6 +197,7 @@ __all__ = [
     "ERASE",
     "EVS",
     "FPS",
+    "SCOPE",
     "AgilePruner",
     "ApET",
     "CDPruner",
@@ -201,11 +211,15 @@ __all__ = [
     "FlashVID",
     "HiPrune",
     "HoliTom",
+    "IDPruner",
     "InsideMethod",
+    "MMTok",
     "Method",
     "Mixture",
+    "OTPrune",
     "PixelPrune",
     "Pool",
+    "PruMerge",
     "PruMergePlus",
     "PruneSID",
     "PyramidDrop",

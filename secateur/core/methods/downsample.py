@@ -46,7 +46,8 @@ class Downsample(Shrinks, Method):
 
     References
     ----------
-    C. Liao et al., "VTC-Bench", ACL 2026, arXiv 2510.07143.
+    C. Liao, W. Wang, Z. Wen et al., "Are We Using the Right Benchmark: An Evaluation Framework
+    for Visual Token Compression Methods", ACL 2026, arXiv 2510.07143.
 
     Examples
     --------

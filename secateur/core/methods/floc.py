@@ -41,7 +41,9 @@ class FLoC(Method):
 
     References
     ----------
-    Cho et al., "FLoC", ICLR 2026, arXiv 2511.00141.
+    J. Cho, J. Lee, M. Hayat, K. Hwang, F. Porikli and S. Choi, "FLoC: Facility Location-Based
+    Efficient Visual Token Compression for Long Video Understanding", ICLR 2026, arXiv
+    2511.00141.
 
     Examples
     --------

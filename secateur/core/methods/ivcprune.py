@@ -270,11 +270,11 @@ class IVCPrune(Method, Cuts):
             "value_and_place() with a layer's values and rotary tables"
         )
 
-    def budget(self, size: int) -> int:
+    def budget(self, size: int, frames: int = 1) -> int:
         """How many of `size` tokens remain, at most; see `Method.budget`."""
         if self.published and isinstance(self.keep, float):
             return max(1, round(self.keep * size))
-        return super().budget(size)
+        return super().budget(size, frames)
 
     def plan(self, layout: Layout) -> tuple[Cut, ...]:
         """One cut; see `Cuts.plan`."""

@@ -323,7 +323,7 @@ class MustDrop(Method, Cuts):
         """Attention of the encoder's last layer."""
         return {"attention": Request("attention", layer="last")}
 
-    def budget(self, size: int) -> int:
+    def budget(self, size: int, frames: int = 1) -> int:
         """All tokens enter the language model; see `Method.budget`."""
         return size
 

@@ -298,9 +298,9 @@ class ViTCoP(Method, Cuts):
         """Attention that chooses, keys and grid that cluster."""
         return frozenset({"features", "attention", "keys", "grid"})
 
-    def budget(self, size: int) -> int:
+    def budget(self, size: int, frames: int = 1) -> int:
         """How many of `size` tokens enter the language model; see `Method.budget`."""
-        return max(int(self.encoder * size + 1e-9), super().budget(size))
+        return max(int(self.encoder * size + 1e-9), super().budget(size, frames))
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The tokens of highest attention, and their clusters; see `Method.choose`."""

@@ -26,6 +26,7 @@ from secateur.integrations.encoded import Indices, Tensor
 from secateur.integrations.observing import Watch, heads, rotate, watching
 from secateur.integrations.text import Flags
 from secateur.integrations.transformers.internals import (
+    cache_in,
     cached_length,
     causal_mask,
     check_cache,
@@ -257,7 +258,7 @@ class Cutter:
             setattr(self, name, np.where(made | ~there, -1, x))
         gather = torch.from_numpy(at).to(hidden.device)
         hidden = hidden.gather(1, gather[..., None].expand(-1, -1, hidden.shape[-1]))
-        cache = kwargs.get("past_key_values", kwargs.get("cache"))
+        cache = cache_in(kwargs)
         if cache is not None and self.method.shortens_caches:
             shorten_cache(cache, after, torch.from_numpy(sources))
         mask = torch.from_numpy(self.mask).to(hidden.device).long()

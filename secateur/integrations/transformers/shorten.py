@@ -14,6 +14,7 @@ from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
 from secateur.integrations.choosing import Chosen, choose, keep_all, wanted
 from secateur.integrations.encoded import TEXT, Indices, Modality, Positions, Tensor, Visual, split
+from secateur.integrations.observing import requests_of
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.report import Report, scores_of
 from secateur.integrations.text import Flags, Guidance
@@ -124,7 +125,8 @@ def compact(
     embedding = model.get_input_embeddings()
     watch = Stopwatch(embedding.weight.device)
     wants = wanted(method, family.family, guidance.encoder)
-    visuals = family.encode(model, inputs, wants - TEXT, guidance.encoder, pixels)
+    requests = requests_of(method)
+    visuals = family.encode(model, inputs, wants - TEXT, guidance.encoder, pixels, requests)
     watch.lap("encode")
 
     shown = ids.detach().cpu().numpy()
@@ -156,7 +158,7 @@ def compact(
     selections: list[list[Selection]] = [[] for _ in shown]
     for each, picks, (row, columns) in zip(visuals, chosen, placed, strict=True):
         keep[row, columns] = False
-        keep[row, columns[picks.kept]] = True
+        keep[row, columns[picks.places]] = True
         image[row, columns] = len(images[row])
         for part in each.parts:
             choosable[row, columns[part.index]] = True
