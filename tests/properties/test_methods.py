@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import secateur as sc
+from secateur.core.acts import Shrinks
 from secateur.core.similarity import unit
 
 PATCH = 4
@@ -22,7 +23,11 @@ TRAINED = ["visionselector"]
 CHOOSING = sorted(
     name for name, kind in sc.methods().items() if kind.prunes_before and name not in TRAINED
 )
-INSIDE_ONLY = sorted(name for name, kind in sc.methods().items() if not kind.prunes_before)
+INSIDE_ONLY = sorted(
+    name
+    for name, kind in sc.methods().items()
+    if not kind.prunes_before and not issubclass(kind, Shrinks)
+)
 BLIND_TO_POSITION = [
     "agilepruner",
     "cdpruner",

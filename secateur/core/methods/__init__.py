@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from secateur.core.acts import Cut, Cuts
+from secateur.core.acts import Cut, Cuts, Shrinks
 from secateur.core.methods.agile import AgilePruner
 from secateur.core.methods.apet import ApET
 from secateur.core.methods.base import InsideMethod, Method
@@ -17,6 +17,7 @@ from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
 from secateur.core.methods.duet import DUET
+from secateur.core.methods.downsample import Downsample
 from secateur.core.methods.dycoke import DyCoke
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
@@ -24,6 +25,7 @@ from secateur.core.methods.evs import EVS
 from secateur.core.methods.fastv import FastV
 from secateur.core.methods.fastvid import FastVID
 from secateur.core.methods.flashvid import FlashVID
+from secateur.core.methods.floc import FLoC
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
 from secateur.core.methods.holitom import HoliTom
@@ -33,6 +35,7 @@ from secateur.core.methods.mixture import Mixture
 from secateur.core.methods.mmtok import MMTok
 from secateur.core.methods.otprune import OTPrune
 from secateur.core.methods.pixelprune import PixelPrune
+from secateur.core.methods.pool import Pool
 from secateur.core.methods.prumerge import PruMerge, PruMergePlus
 from secateur.core.methods.prunesid import PruneSID
 from secateur.core.methods.pyramiddrop import PyramidDrop
@@ -57,6 +60,8 @@ _OWN: tuple[type[Method], ...] = (
     ERASE,
     Random,
     UniformGrid,
+    Pool,
+    Downsample,
     TopK,
     FPS,
     DivPrune,
@@ -78,6 +83,7 @@ _OWN: tuple[type[Method], ...] = (
     VisionSelector,
     DUET,
     ViTCoP,
+    FLoC,
     Mixture,
     EVS,
     VidCom2,
@@ -174,7 +180,8 @@ def table() -> list[Row]:
     rows = []
     for kind in _OWN:
         inside = issubclass(kind, Cuts)
-        stages = ["before the language model"] * kind.prunes_before + ["inside it"] * inside
+        stages = ["before the encoder"] * issubclass(kind, Shrinks)
+        stages += ["before the language model"] * kind.prunes_before + ["inside it"] * inside
         rows.append(
             Row(
                 kind.name,
@@ -203,7 +210,9 @@ __all__ = [
     "CDPruner",
     "Cut",
     "DivPrune",
+    "Downsample",
     "DyCoke",
+    "FLoC",
     "FastV",
     "FastVID",
     "FlashVID",
@@ -217,6 +226,7 @@ __all__ = [
     "Mixture",
     "OTPrune",
     "PixelPrune",
+    "Pool",
     "PruMerge",
     "PruMergePlus",
     "PruneSID",
