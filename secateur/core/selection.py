@@ -24,7 +24,7 @@ from secateur.core.arrays import (
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
-TOGETHER = 64
+TOGETHER = 32
 """Kept tokens whose contents are worked out in one product."""
 
 

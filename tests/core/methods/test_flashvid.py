@@ -29,7 +29,8 @@ def test_picks_are_their_definition(to_xp, to_numpy, selection, count, monkeypat
     dice = np.random.default_rng(0)
     x, attention = dice.normal(size=(4, 11, 5)) + 0.5, dice.random((4, 11))
     about = x.mean(axis=(0, 1))
-    found = picks_of_frames(to_xp(x), to_xp(attention), to_xp(about), count, selection)
+    each = to_xp(np.repeat(about[None], 4, axis=0))
+    found = picks_of_frames(to_xp(x), to_xp(attention), each, count, selection)
     for t in range(4):
         weight = np.ones(11) if selection == "div" else attention[t]
         if selection == "attn_div_v2":
