@@ -239,8 +239,7 @@ class Selection:
             share[goes[own] - start, np.arange(len(own))] = weights[own]
             given = xp.take(flat, like(gives[own], features), axis=0)
             parts.append(like(share, features, dtype=features.dtype) @ given)
-        merged = xp.astype(xp.concat(parts, axis=0), features.dtype)
-        return xp.reshape(merged, (*batch, picks, width))
+        return xp.reshape(xp.concat(parts, axis=0), (*batch, picks, width))
 
     def _contributions(self) -> tuple[Numbers, Numbers, Numbers] | None:
         """Tokens, kept tokens they go into (or -1) and weights there: (rows, M), on the host."""

@@ -238,14 +238,14 @@ def picks_of_frames(
     """
     xp, (times, n, _) = namespace(video), shape_of(video)
     if selection == "attn" or count == 0:
-        scores = xp.zeros((times, n)) if attention is None else attention
+        scores = video[..., 0] if attention is None else attention
         return xp.astype(top(scores, count), index_dtype(xp))
     weight = xp.ones((times, n), dtype=wide(xp), device=video.device)
     if selection != "div":
         weight = weight * xp.astype(attention, wide(xp))
     if selection == "attn_div_v2":
         towards = [
-            xp.vecdot(xp.astype(video[a:b, ...], wide(xp)), about[a:b, None, :])
+            (xp.astype(video[a:b, ...], wide(xp)) @ about[a:b, :, None])[..., 0]
             for a, b in few_frames(video, times)
         ]
         weight = weight * xp.concat(towards, axis=0)
@@ -262,9 +262,10 @@ def _spread_picks(video: Array, weight: Array, count: int) -> Array:
     apart = 1.0 - settled(directions @ xp.matrix_transpose(directions))
     # A column of M is one weight times a column of `apart`: its order turns where that is negative.
     second = min(1, n - 1)
-    near = xp.astype(smallest(apart, second + 1)[..., second], weight.dtype)
-    far = xp.astype(-smallest(-apart, second + 1)[..., second], weight.dtype)
-    reach = weight * xp.where(weight < 0, far, near)
+    reach = weight * xp.astype(smallest(apart, second + 1)[..., second], weight.dtype)
+    if bool(xp.any(weight < 0)):
+        far = xp.astype(-smallest(-apart, second + 1)[..., second], weight.dtype)
+        reach = xp.where(weight < 0, weight * far, reach)
     places = xp.arange(n, dtype=index_dtype(xp), device=video.device)
     taken = xp.zeros((times, n), dtype=xp.bool, device=video.device)
     frames = xp.arange(times, dtype=places.dtype, device=video.device)
