@@ -28,6 +28,7 @@ from secateur.core.inputs import INPUTS, Request, Tokens
 from secateur.core.selection import Selection, stack
 
 CountedFrom = Literal["size", "pixels", "features"]
+Reading = Literal["words", "window"]
 Over = Literal["frame", "change", "video"]
 
 
@@ -99,7 +100,7 @@ class Method(ABC):
         return f"{type(self).__name__}({', '.join(told)})"
 
     def _told(self) -> list[Field[Any]]:
-        """The parameters to print and store; those of every method only where they say more."""
+        """The parameters to print; those of every method only where they say more."""
         common = ("published", "over")
         return [
             item
@@ -117,6 +118,20 @@ class Method(ABC):
         """The fields of `Tokens` it also works from where they are given."""
         return frozenset()
 
+    @property
+    def needs_in_model(self) -> frozenset[str]:
+        """The fields of `Tokens` without which it does not do in a model what it should."""
+        return self.needs
+
+    @property
+    def reads(self) -> Reading:
+        """How a text encoder is given the instruction.
+
+        ``"words"``: sentences that fit its context, of which the words count. ``"window"``: as
+        the authors' programs do, whole windows of which every position counts.
+        """
+        return "words"
+
     @abstractmethod
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Choose k of the tokens of each image of a batch.
@@ -132,11 +147,12 @@ class Method(ABC):
 
     @property
     def positions(self) -> Literal["original", "compact"] | None:
-        """Where kept tokens stand in a model when nobody says; None for the family's default.
+        """How an attachment numbers kept tokens that is not told: as the authors' program does.
 
-        A published method takes its program's rule, which for most is to count anew.
+        None leaves it to the model's family. Every program known to choose before the language
+        model hands over embeddings without positions, so that these count 0, 1, ...
         """
-        return "compact" if self.published else None
+        return "compact" if self.published and self.prunes_before else None
 
     @property
     def counted_from(self) -> CountedFrom:
@@ -154,6 +170,15 @@ class Method(ABC):
         if self.over == "video" and isinstance(self.keep, float):
             return resolve_keep(self.keep, size)
         return frames * resolve_keep(self.keep, size // frames)
+
+    def budget_of_parts(self, size: int, parts: int, pictures: int) -> int:
+        """How many of `size` tokens the parts of an image keep that was cut into `pictures`.
+
+        `pictures` times `keep`, where that is a count; each part keeps at least one.
+        """
+        if isinstance(self.keep, float):
+            return max(self.budget(size), parts)
+        return max(min(int(self.keep) * pictures, size), parts)
 
     @overload
     def select(
@@ -269,7 +294,7 @@ class Method(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The method as plain values that JSON can hold; `Method.from_dict` reads them."""
         stored: dict[str, Any] = {"method": self.name}
-        for item in self._told():
+        for item in fields(self):
             stored[item.name] = _plain(getattr(self, item.name))
         return stored
 
