@@ -24,7 +24,13 @@ from secateur.core.arrays import (
 from secateur.core.attention import best, text_attention
 from secateur.core.inputs import Tokens
 from secateur.core.measures import median, patch_entropy
-from secateur.core.methods.base import InsideMethod, descending_cuts, require_share, require_whole
+from secateur.core.methods.base import (
+    CountedFrom,
+    InsideMethod,
+    descending_cuts,
+    require_share,
+    require_whole,
+)
 from secateur.core.selection import Selection
 
 
@@ -178,6 +184,11 @@ class ERASE(InsideMethod):
     def needs(self) -> frozenset[str]:
         """The image itself."""
         return frozenset({"pixels"})
+
+    @property
+    def counted_from(self) -> CountedFrom:
+        """The entropies of the image; see `Method.counted_from`."""
+        return "pixels"
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The first stage, on pixels; see `Method.choose`."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from secateur.core.arrays import Array, constant, index_dtype, namespace, widened
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Method
+from secateur.core.methods.base import CountedFrom, Method
 from secateur.core.order import nearest, ranks
 from secateur.core.selection import Selection, folding, from_mask
 
@@ -78,6 +78,11 @@ class PruMergePlus(Method):
     def needs(self) -> frozenset[str]:
         """The attention each token receives, and the keys that decide who joins whom."""
         return frozenset({"features", "attention", "keys"})
+
+    @property
+    def counted_from(self) -> CountedFrom:
+        """The outliers of its attention with `adaptive`; see `Method.counted_from`."""
+        return "features" if self.adaptive else "size"
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Outliers, an even spread, then the merge; see `Method.choose`."""

@@ -21,6 +21,7 @@ from secateur.core.arrays import (
 from secateur.core.attention import attention_rows, best, check_attention, real
 from secateur.core.measures import singular_values
 from secateur.core.methods.base import (
+    CountedFrom,
     InsideMethod,
     descending_cuts,
     require_one_of,
@@ -105,6 +106,11 @@ class SparseVLM(InsideMethod):
             require_whole("after", layers, least=1)
         require_positive("scale", self.scale)
         require_one_of("count", self.count, ("rank", "limit"))
+
+    @property
+    def counted_from(self) -> CountedFrom:
+        """The rank of the attention, unless counts are limits; see `Method.counted_from`."""
+        return "features" if self.count == "rank" else "size"
 
     def cuts(
         self, depth: int, size: int, *, level: int | None = None, earliest: int = 1
