@@ -315,10 +315,10 @@ def asked_for_positions():
     """Let vLLM's CPU runner ask for the positions of kept tokens, with the code of the others."""
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    from secateur.integrations.vllm import qwen
+    from secateur.integrations.vllm import checking
 
     stock = CPUModelRunner.load_model
-    if qwen.CPU_ASKS:
+    if checking.CPU_ASKS:
         return
 
     def load_model(self, *given, **more):
@@ -331,7 +331,7 @@ def asked_for_positions():
         )
 
     CPUModelRunner.load_model = load_model
-    qwen.CPU_ASKS = True
+    checking.CPU_ASKS = True
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from vllm.multimodal.processing import PromptReplacement
 
 from secateur.integrations.choosing import shared_budget
 from secateur.integrations.encoded import Seen, Visual, whole
-from secateur.integrations.families.llava import TOWERS
 from secateur.integrations.families.llava_next import crop_layout, crops_visual
 from secateur.integrations.families.llava_onevision import (
     by_token,
@@ -40,14 +39,9 @@ from secateur.integrations.observing import (
     mean_attention,
     watching,
 )
-from secateur.integrations.vllm.pruning import (
-    Instructed,
-    Pruned,
-    Sized,
-    all_heads,
-    over_heads,
-    restored,
-)
+from secateur.integrations.vllm.counting import Sized, restored
+from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
+from secateur.integrations.vllm.requests import Instructed
 
 
 def patches_a_side(config: Any) -> int:
@@ -58,15 +52,9 @@ def patches_a_side(config: Any) -> int:
 class Sizes(Sized):
     """Sizes of images, in kept tokens."""
 
-    def __init__(self, ctx: Any) -> None:
-        super().__init__(ctx)
-        tower = self.get_hf_config().vision_config.model_type  # type: ignore[attr-defined]
-        if tower not in TOWERS:
-            raise ValueError(f"secateur: {self.kind} with a {tower} is not served; CLIP and SigLIP")
-
     def whole(self, width: int, height: int) -> int:
         """Tokens of an image before pruning."""
-        return int(super().get_num_image_tokens(image_width=width, image_height=height))  # type: ignore[misc]
+        return int(self.stock.get_num_image_tokens(image_width=width, image_height=height))
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
         """Tokens of an image, at most."""
@@ -105,18 +93,21 @@ class LlavaInfo(Sizes, llava.LlavaProcessingInfo):
     """For LLaVA-1.5."""
 
     kind = "llava"
+    unpruned = llava.LlavaProcessingInfo
 
 
 class NextInfo(Cut, llava_next.LlavaNextProcessingInfo):
     """For LLaVA-NeXT."""
 
     kind = "llava_next"
+    unpruned = llava_next.LlavaNextProcessingInfo
 
 
 class OneVisionInfo(Cut, llava_onevision.LlavaOnevisionProcessingInfo):
     """For LLaVA-OneVision."""
 
     kind = "llava_onevision"
+    unpruned = llava_onevision.LlavaOnevisionProcessingInfo
 
     def crops(
         self, config: Any, layout: tuple[int, int, int, int], side: int
@@ -150,7 +141,7 @@ class LlavaProcessor(Instructed, llava.LlavaMultiModalProcessor):
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
     ) -> Any:
-        if "pixels" not in self.info.method.needs:
+        if self.info.method.counted_from != "pixels":
             return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
         config = self.info.get_hf_config()
         image = config.image_token_index
@@ -183,6 +174,11 @@ class Towered(Pruned):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.prepare(vllm_config)
+
+    def loads(self, name: str, kwargs: Any) -> list[int]:
+        """What the tower makes of an image's crops or a video's frames."""
+        pictures = (each.shape[:-3].numel() for each in kwargs[name])
+        return [count * patches_a_side(self.config) ** 2 for count in pictures]
 
     def inputs_of(self, kwargs: Any) -> list[tuple[str, Any]]:
         """Images only, unless the family says otherwise."""
