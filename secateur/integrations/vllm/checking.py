@@ -107,8 +107,8 @@ def _tried(method: Method, wants: frozenset[str]) -> None:
         "text": (3, width),
         "text_global": (width,),
     }
-    given = {name: dice.random(shape) for name, shape in shapes.items() if name in wants}
-    given.setdefault("features", dice.random(shapes["features"]))
+    given: dict[str, Any] = {"features": dice.random(shapes["features"])}
+    given |= {name: dice.random(shape) for name, shape in shapes.items() if name in wants}
     method.select(Tokens(grid=(side, side), **given), backend="reference")
 
 

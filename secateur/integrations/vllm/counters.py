@@ -36,8 +36,9 @@ class Counters:
         self._held: Any = None
         if folder is not None and Path(folder).is_dir():
             file = Path(folder) / f"{os.getpid()}.counts"
-            mode = "r+" if file.exists() else "w+"
-            self._held = np.memmap(file, dtype=np.float64, mode=mode, shape=(len(COUNTED),))
+            if not file.exists():
+                np.zeros(len(COUNTED)).tofile(file)
+            self._held = np.memmap(file, dtype=np.float64, mode="r+")
 
     def add(self, pictures: int, before: int, after: int, seconds: float) -> None:
         """What one pass of the tower came to."""

@@ -106,19 +106,20 @@ class Pruned:
         self, visuals: Sequence[Visual], texts: Sequence[Text] | None
     ) -> list[tuple[Any, Any]]:
         """`kept`, and what it came to for whoever reads /metrics."""
-        if self.counters is None:
-            return self.kept(visuals, texts)
         if visuals[0].features.is_cuda:
             # Choosing waits for the tower anyhow; what the tower takes is not its time.
             torch.cuda.current_stream().synchronize()
         start = time.perf_counter()
-        kept = self.kept(visuals, texts)
-        self.counters.add(
-            pictures=sum(len(each.parts) if each.modality == "video" else 1 for each in visuals),
-            before=sum(each.size for each in visuals),
-            after=sum(len(index) for index, _ in kept),
-            seconds=time.perf_counter() - start,
-        )
+        kept: list[tuple[Any, Any]] = self.kept(visuals, texts)
+        seconds = time.perf_counter() - start
+        if self.counters is not None:
+            pictures = (len(each.parts) if each.modality == "video" else 1 for each in visuals)
+            self.counters.add(
+                pictures=sum(pictures),
+                before=sum(each.size for each in visuals),
+                after=sum(len(index) for index, _ in kept),
+                seconds=seconds,
+            )
         return kept
 
     def inputs_of(self, kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:

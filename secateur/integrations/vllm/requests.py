@@ -39,6 +39,13 @@ class Instructed:
                 f"mm_processor_kwargs: {', '.join(unknown)} not taken from a request; this server "
                 f"takes {INSTRUCTION} alone"
             )
+        instruction = inputs.hf_processor_mm_kwargs.get(INSTRUCTION)
+        if isinstance(instruction, str) and len(instruction) > self._longest * LETTERS:
+            # Before it is hashed or taken apart.
+            raise ValueError(
+                f"secateur: an instruction of {len(instruction)} letters; at most "
+                f"{self._longest * LETTERS}"
+            )
         if inputs.mm_uuid_items:
             # A client's name for an image is taken as it is where nothing else tells them apart.
             named = {
@@ -47,6 +54,10 @@ class Instructed:
             }
             inputs = replace(inputs, mm_uuid_items=named)
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+
+    @property
+    def _longest(self) -> int:
+        return min(LONGEST, int(self.info.ctx.model_config.max_model_len))
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """With an instruction, for methods that need one."""
@@ -72,18 +83,15 @@ class Instructed:
                 f"secateur: {name} chooses by the instruction; send it with the request as "
                 'mm_processor_kwargs={"instruction": "..."}'
             )
-        most = min(LONGEST, int(self.info.ctx.model_config.max_model_len))
-        if len(instruction) > most * LETTERS:
-            raise ValueError(
-                f"secateur: an instruction of {len(instruction)} letters; at most {most * LETTERS}"
-            )
         tokenizer = self.info.get_tokenizer()
         ids = torch.tensor(tokenizer.encode(instruction, add_special_tokens=False))
         ids = ids[~torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids)))]
         if len(ids) == 0:
             raise ValueError(f"secateur: no words in the instruction {instruction!r}")
-        if len(ids) > most:
-            raise ValueError(f"secateur: an instruction of {len(ids)} tokens; at most {most}")
+        if len(ids) > self._longest:
+            raise ValueError(
+                f"secateur: an instruction of {len(ids)} tokens; at most {self._longest}"
+            )
         return ids
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
