@@ -85,6 +85,17 @@ def test_settings_that_do_not_go_with_it(checkpoints, name, how, words):
         configuration(checkpoint.folder, overrides(sc.TopK(keep=9), checkpoint.kind), **how)
 
 
+@pytest.mark.parametrize(
+    ("newlines", "words"),
+    [("rows", "which rows keep a token is not known"), ("some", "expected one of rows, all, none")],
+)
+def test_newlines_that_cannot_be_counted(checkpoints, newlines, words):
+    checkpoint = checkpoints("llava_next")
+    asked = overrides(sc.DivPrune(keep=9), checkpoint.kind, newlines=newlines)
+    with pytest.raises(ConfigurationError, match=words):
+        configuration(checkpoint.folder, asked)
+
+
 def test_a_method_that_no_architecture_reads(checkpoints):
     asked = {"secateur": sc.TopK(keep=9).to_dict()}
     with pytest.raises(ConfigurationError, match='add "architectures": \\["SecateurLlavaNext'):

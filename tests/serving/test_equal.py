@@ -11,8 +11,7 @@ from small import TOKENS, engine, picture
 from vllm import SamplingParams
 
 import secateur as sc
-from secateur.integrations.transformers.llava_next import LlavaNext
-from secateur.integrations.transformers.llava_onevision import LlavaOneVision
+from secateur.integrations.families.newlines import SETTING
 from secateur.integrations.vllm import overrides
 
 LENGTH = 32
@@ -28,24 +27,9 @@ SEEN = [
 ERASE = sc.ERASE(keep=4, thresholds=(3.6, 3.4, 3.0), ratios=(0.6, 0.5, 0.4, 0.3), patch=8)
 EADP = sc.EADP(keep=8)
 FAMILIES = ["llava", "llava-siglip", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl"]
+NEWLINES = ("llava_next", "llava_onevision")
 VIDEOS = ("llava_onevision", "qwen2_5_vl", "qwen3_vl")
 SIZES = [(60, 90), (48, 48), (90, 40)]
-
-
-@pytest.fixture(autouse=True)
-def no_newlines(monkeypatch):
-    """The plug-in leaves newlines of pruned images out, so the other side does as well."""
-    for family in (LlavaNext, LlavaOneVision):
-
-        def encode(self, *given, stock=family.encode):
-            visuals = stock(self, *given)
-            for visual in visuals:
-                if visual.modality == "image":
-                    nothing = np.zeros(0, dtype=np.int64)
-                    visual.separators = [(place, nothing) for place, _ in visual.separators]
-            return visuals
-
-        monkeypatch.setattr(family, "encode", encode)
 
 
 def clip(frames=4):
@@ -92,8 +76,11 @@ class Request:
             given["mm_processor_kwargs"] = {"instruction": instruction}
         return given
 
-    def expected(self, method, instruction=None):
+    def expected(self, method, instruction=None, newlines="none"):
+        """What transformers writes; untold, vLLM keeps no newlines, so here they are left out."""
         own = self.checkpoint
+        if own.kind in NEWLINES:
+            setattr(own.model.config, SETTING, newlines)
         if isinstance(method, sc.ERASE):
             method = FirstStage(**vars(method))
         given = {"text": [self.text], "return_tensors": "pt"}
@@ -183,6 +170,24 @@ def test_keeping_all_is_stock_vllm(checkpoints, name):
             found.append(written(llm, requests))
             del llm
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("name", NEWLINES)
+@pytest.mark.parametrize(
+    ("method", "newlines"),
+    [(sc.UniformGrid(keep=7), None), (sc.DivPrune(keep=7), "all")],
+    ids=["rows", "all"],
+)
+def test_newlines_as_in_transformers(checkpoints, name, method, newlines):
+    checkpoint = checkpoints(name)
+    requests = [Request(checkpoint, [size], seed=n) for n, size in enumerate(SIZES)]
+    asked = overrides(method, checkpoint.kind, newlines=newlines)
+    with engine(checkpoint.folder, hf_overrides=asked) as llm:
+        got = written(llm, requests)
+        del llm
+    assert got == [each.expected(method, newlines=newlines) for each in requests]
+    without = [each.expected(method, newlines="none") for each in requests]
+    assert all(one != other for one, other in zip(got, without, strict=True))
 
 
 def test_text_after_a_long_video_is_numbered_as_vllm_does(checkpoints):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from secateur.integrations.encoded import Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava_next import LLAVA_NEXT, crop_layout, crops_visual
+from secateur.integrations.families.newlines import newlines_of, with_newlines
 from secateur.integrations.transformers.models import Adapter
 from secateur.integrations.transformers.towers import Tower
 
@@ -62,6 +63,7 @@ class LlavaNext(Adapter):
         found, first = [], 0
         for features, size in zip(out.pooler_output, inputs["image_sizes"], strict=True):
             layout = crop_layout(model.config, size, tower.side)
-            found.append(crops_visual(features, layout, tower.side, seen, first))
+            visual = crops_visual(features, layout, tower.side, seen, first)
+            found.append(with_newlines(visual, newlines_of(model.config) or "rows"))
             first += 1 + layout[0] * layout[1]
         return found

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.core.methods import Method
+from secateur.integrations.families.newlines import SETTING, Newlines
 from secateur.integrations.vllm.checking import KEY, ConfigurationError, enter, method_of
 from secateur.integrations.vllm.internals import CHECKED, INTERNALS, missing
 from secateur.integrations.vllm.models import ROWS, SUPPORTED
@@ -48,7 +49,9 @@ def architecture(served: str) -> str:
     return f"Secateur{served}"
 
 
-def overrides(method: Method, model_type: str = "llava") -> dict[str, Any]:
+def overrides(
+    method: Method, model_type: str = "llava", *, newlines: Newlines | None = None
+) -> dict[str, Any]:
     """What to pass as ``hf_overrides``, checked.
 
     Parameters
@@ -57,6 +60,11 @@ def overrides(method: Method, model_type: str = "llava") -> dict[str, Any]:
         What chooses the tokens of every image.
     model_type
         That of the model's configuration: one of `SUPPORTED`.
+    newlines
+        Which newline tokens of LLaVA-NeXT and LLaVA-OneVision stay: ``"all"``, ``"none"``, or
+        ``"rows"``, those of rows that keep a token, with a method that picks by the grid alone.
+        None: rows where possible, else none. The key ``secateur_newlines`` of a model's
+        configuration says the same to `secateur.attach`.
 
     Returns
     -------
@@ -77,4 +85,7 @@ def overrides(method: Method, model_type: str = "llava") -> dict[str, Any]:
         )
     stored = method.to_dict()
     method_of(stored, model_type)
-    return {"architectures": [architecture(SUPPORTED[model_type])], KEY: stored}
+    asked: dict[str, Any] = {"architectures": [architecture(SUPPORTED[model_type])], KEY: stored}
+    if newlines is not None:
+        asked[SETTING] = newlines
+    return asked

@@ -18,7 +18,8 @@ from secateur.core.inputs import Tokens
 from secateur.core.methods import Method, methods
 from secateur.integrations.encoded import TEXT
 from secateur.integrations.families.llava import TOWERS
-from secateur.integrations.vllm import counters
+from secateur.integrations.families.newlines import SETTING, newlines_of
+from secateur.integrations.vllm import counters, identity
 from secateur.integrations.vllm.internals import CHECKED, READ, missing
 from secateur.integrations.vllm.models import ROWS
 
@@ -112,6 +113,11 @@ def _tried(method: Method, wants: frozenset[str]) -> None:
     method.select(Tokens(grid=(side, side), **given), backend="reference")
 
 
+def sees_sizes_alone(method: Method) -> bool:
+    """Whether a method picks by the grid, so that its picks are known before encoding."""
+    return method.needs | method.optional <= {"grid"}
+
+
 def learns(method: Method) -> bool:
     """Whether a method, or one that it is made of, changes with what it has seen."""
     parts = [getattr(method, item.name) for item in fields(method)]
@@ -177,9 +183,18 @@ def refused(model_config: Any) -> str | None:
             f"{architecture} serves {asked}, and this checkpoint is a {config.model_type}{better}"
         )
     try:
-        method_of(getattr(config, KEY, None), asked)
+        method = method_of(getattr(config, KEY, None), asked)
     except ValueError as error:
         return str(error)
+    try:
+        newlines = newlines_of(config)
+    except ValueError as error:
+        return str(error)
+    if newlines == "rows" and not sees_sizes_alone(method):
+        return (
+            f'{SETTING}: "rows" with {type(method).__name__}: which rows keep a token is not known '
+            'before an image is encoded; take "all" or "none"'
+        )
     if not ROWS[asked].placed and config.vision_config.model_type not in TOWERS:
         return (
             f"{asked} with a {config.vision_config.model_type} is not served; CLIP and SigLIP are"
@@ -234,15 +249,13 @@ def _announce(method: Method, model_type: str) -> None:
     import vllm
     from vllm.logger import init_logger
 
-    import secateur
-
-    release = vllm.__version__.partition("+")[0]
+    theirs = vllm.__version__.partition("+")[0]
     ran = f"run with {', '.join(CHECKED)}"
-    if release not in CHECKED:
-        ran += f"; {release} " + ("only read" if release in READ else "not known to us")
+    if theirs not in CHECKED:
+        ran += f"; {theirs} " + ("only read" if theirs in READ else "not known to us")
     init_logger("vllm.secateur").info(
         "secateur %s: %r on %s (%s), vLLM %s (%s)",
-        secateur.__version__,
+        identity.release("secateur"),
         method,
         ROWS[model_type].family.name,
         model_type,

@@ -10,6 +10,7 @@ import torch
 
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
+from secateur.integrations.families.newlines import SETTING
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.vllm.checking import KEY, method_of
 from secateur.integrations.vllm.identity import digest
@@ -42,7 +43,8 @@ class Sized:
     @cached_property
     def identity(self) -> str:
         """What tells this method's images from another's."""
-        return f"secateur-{digest(self.method)}"
+        newlines = getattr(self.get_hf_config(), SETTING, None)  # type: ignore[attr-defined]
+        return f"secateur-{digest(self.method, newlines)}"
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]

@@ -2,8 +2,9 @@
 
 vLLM makes room for an image's tokens before it is encoded, so their number follows from the
 image's size and the method's budget, or from the pixels where the method counts by them (ERASE).
-The newline tokens that LLaVA-NeXT and LLaVA-OneVision put at the end of rows of crops are left
-out of a pruned image: which rows keep a token is not known in time. Kept tokens are numbered
+Of the newline tokens that LLaVA-NeXT and LLaVA-OneVision put at the end of rows of crops, a pruned
+image keeps what `families.newlines` says: those of rows that keep a token only where the method
+picks by the grid, since else nobody knows in time which rows those are. Kept tokens are numbered
 compactly, as vLLM numbers all tokens of these families.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
-from secateur.integrations.choosing import shared_budget
+from secateur.integrations.choosing import choose, shared_budget
 from secateur.integrations.encoded import Seen, Visual, whole
 from secateur.integrations.families.llava_next import crop_layout, crops_visual
 from secateur.integrations.families.llava_onevision import (
@@ -32,6 +33,7 @@ from secateur.integrations.families.llava_onevision import (
     shrunk,
     video_visual,
 )
+from secateur.integrations.families.newlines import newlines_of, with_newlines
 from secateur.integrations.observing import (
     SHALLOW,
     class_attention,
@@ -39,6 +41,7 @@ from secateur.integrations.observing import (
     mean_attention,
     watching,
 )
+from secateur.integrations.vllm.checking import sees_sizes_alone
 from secateur.integrations.vllm.counting import Sized, restored
 from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
 from secateur.integrations.vllm.requests import Instructed
@@ -73,7 +76,30 @@ class Cut(Sizes):
         tall, wide, parts = self.crops(config, layout, side)
         size = side * side + tall * wide
         total = shared_budget(self.method, size, parts, 1 + crops)
-        return self.whole(image_width, image_height) if total == size else total
+        newlines = newlines_of(config)
+        if newlines == "none":
+            return total
+        if newlines == "all" or total == size:
+            return total + tall
+        if newlines is None and not sees_sizes_alone(self.method):
+            return total
+        if layout not in self.known:
+            features = torch.zeros(size + tall, 1)
+            blank = self.blank(features, config, layout, side)
+            chosen = choose(self.method, blank, frozenset({"grid"}), None)
+            self.known[layout] = len(chosen.kept)
+        return self.known[layout]
+
+    @cached_property
+    def known(self) -> dict[tuple[int, ...], int]:
+        """Tokens and newlines that stay, by the layout of the crops, where those alone tell."""
+        return {}
+
+    def blank(
+        self, features: Any, config: Any, layout: tuple[int, int, int, int], side: int
+    ) -> Visual:
+        """An image of a layout of which nothing is known."""
+        return crops_visual(features, layout, side, Seen(), 0)
 
     def crops(
         self, config: Any, layout: tuple[int, int, int, int], side: int
@@ -114,6 +140,12 @@ class OneVisionInfo(Cut, llava_onevision.LlavaOnevisionProcessingInfo):
     ) -> tuple[int, int, int]:
         """All crops are one part."""
         return *shrunk(layout, side, most_crops(config)), 2
+
+    def blank(
+        self, features: Any, config: Any, layout: tuple[int, int, int, int], side: int
+    ) -> Visual:
+        """As `Cut.blank`, of pooled crops."""
+        return image_visual(features, layout, most_crops(config), side, Seen(), 0, lambda x: x)
 
     def get_num_video_tokens(self, *, image_width: int, image_height: int, num_frames: int) -> int:
         """Kept tokens of every frame, and the newline."""
@@ -225,12 +257,14 @@ class Towered(Pruned):
             first += len(pictures)
 
     def packed(self, visual: Visual) -> Visual:
-        """Without newlines, unless all tokens stay."""
-        size = sum(len(part.index) for part in visual.parts)
-        if shared_budget(self.method, size, len(visual.parts), visual.crops) == size:
-            return visual
-        nothing = np.zeros(0, dtype=np.int64)
-        return replace(visual, separators=[(place, nothing) for place, _ in visual.separators])
+        """With the newlines that were counted; see `Cut.get_num_image_tokens`."""
+        newlines = newlines_of(self.config)
+        if newlines is None:
+            size = sum(len(part.index) for part in visual.parts)
+            total = shared_budget(self.method, size, len(visual.parts), visual.crops)
+            known = total == size or sees_sizes_alone(self.method)
+            newlines = "rows" if known else "none"
+        return with_newlines(visual, newlines)
 
 
 @MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaInfo, dummy_inputs=LlavaDummies)
