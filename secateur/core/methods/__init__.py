@@ -16,8 +16,8 @@ from secateur.core.methods.base import InsideMethod, Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
-from secateur.core.methods.duet import DUET
 from secateur.core.methods.downsample import Downsample
+from secateur.core.methods.duet import DUET
 from secateur.core.methods.dycoke import DyCoke
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
