@@ -2,8 +2,8 @@
 
 Every `Method` chooses from encoded tokens, unless it says `prunes_before = False`. What it can do
 beside that, it says by deriving from an act: it may choose from the parts of an image or a video
-together (`ChoosesParts`), hand the projector states of its own making (`Makes`), or drop and fold
-tokens between layers of the language model (`Cuts`).
+together (`ChoosesParts`), hand the projector states of its own making (`Makes`), make the picture
+smaller (`Shrinks`), or drop and fold tokens between layers of the language model (`Cuts`).
 """
 
 from __future__ import annotations
@@ -260,3 +260,15 @@ class ChoosesParts(ABC):
         pictures
             How many times `keep` they share, where `keep` is a count.
         """
+
+
+class Shrinks(ABC):
+    """Makes the picture itself smaller, before it is encoded."""
+
+    @abstractmethod
+    def shrunken_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The smaller picture's tokens (h', w'), of a picture with `grid` tokens (h, w)."""
+
+    @abstractmethod
+    def shrink(self, pixels: Array, grid: tuple[int, int]) -> Array:
+        """The smaller pictures (..., H', W', 3) of pictures (..., H, W, 3)."""

@@ -170,11 +170,10 @@ def density_clusters(
         check_lengths(x=n, noise=int(noise.shape[-1]))
     d = distances(x)
     centres = xp.astype(top(peak_scores(d, neighbours, noise), count), index_dtype(xp))
-    largest = xp.max(d, axis=(-2, -1), keepdims=True)
-    scaled = settled(d / xp.where(largest > 0, largest, xp.ones_like(largest)))
-    to_centres = xp.take_along_axis(
-        scaled, xp.broadcast_to(centres[..., None, :], (*shape_of(x)[:-1], count)), axis=-1
-    )
+    where = xp.broadcast_to(centres[..., None, :], (*shape_of(x)[:-1], count))
+    to_centres = xp.take_along_axis(d, where, axis=-1)
+    largest = xp.max(to_centres, axis=(-2, -1), keepdims=True)
+    to_centres = settled(to_centres / xp.where(largest > 0, largest, xp.ones_like(largest)))
     # A centre is its own even where a duplicate of it came first.
     places = xp.arange(n, dtype=centres.dtype, device=device(x))
     own = places[:, None] == centres[..., None, :]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from math import log2
 
 from secateur.core.arrays import Array, descending, device, epsilon, index_dtype, namespace, wide
@@ -76,19 +78,39 @@ def positions_like(indices: Array, n: int) -> Array:
     return namespace(indices).arange(n, dtype=indices.dtype, device=device(indices))
 
 
-def nearest_direction(x: Array, centres: Array) -> Array:
-    """For every row of x (..., N, D), which of `centres` (..., K, D) has the largest cosine to it.
+def nearest_direction(x: Array, centres: Array, ends: Sequence[int]) -> list[Array]:
+    """For every row of x (N, D), which of each group of centres has the largest cosine to it.
 
     Computed in the dtype of `x`; what is equal within three quarters of its bits is equal, and
     goes to the first. O(N K D) time, O(N K) memory.
 
+    Parameters
+    ----------
+    x
+        Vectors (N, D).
+    centres
+        Vectors (K, D), one group after the other.
+    ends
+        Where the groups end, the last at K.
+
+    Returns
+    -------
+    list of Array
+        For each group, places (N,) within it.
+
+    Examples
+    --------
     >>> import numpy as np
-    >>> nearest_direction(np.array([[1.0, 0.2], [0.0, 3.0]]), np.array([[9.0, 0.0], [0.0, 1.0]]))
-    array([0, 1])
+    >>> x, centres = np.array([[1.0, 0.2], [0.0, 3.0]]), np.array([[9.0, 0.0], [0.0, 1.0], [1, 1]])
+    >>> nearest_direction(x, centres, [2, 3])
+    [array([0, 1]), array([0, 0])]
     """
     xp = namespace(x)
     # The length of a row changes none of its answers: only the centres are scaled to one.
     inner = x @ xp.matrix_transpose(unit(centres))
     largest = xp.max(xp.abs(inner), axis=-1, keepdims=True)
     inner = settled(inner / xp.where(largest > 0, largest, xp.ones_like(largest)))
-    return xp.astype(xp.argmax(inner, axis=-1), index_dtype(xp))
+    return [
+        xp.astype(xp.argmax(inner[:, start:stop], axis=-1), index_dtype(xp))
+        for start, stop in pairwise([0, *ends])
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -68,15 +70,14 @@ def cosine_in_time(video: Array, lag: int = 1) -> Array:
            [0.]])
     """
     xp = namespace(video)
-    times, n, width = shape_of(video)[-3:]
+    times = shape_of(video)[-3]
     if whole(lag) < 1:
         raise ValueError(f"lag: expected a whole number of at least 1, got {lag!r}")
     if times <= lag:
         return xp.astype(video[..., :0, :, 0], wide(xp))
-    step = max(lag, BLOCK // (n * width))
     parts = []
-    for start in range(0, times - lag, step):
-        few = _safely_wide(video[..., start : min(start + step + lag, times), :, :])
+    for start, stop in few_frames(video, times - lag):
+        few = safely_wide(video[..., start : stop + lag, :, :])
         length = xp.sqrt(xp.vecdot(few, few))
         both = length[..., lag:, :] * length[..., :-lag, :]
         inner = xp.vecdot(few[..., lag:, :, :], few[..., :-lag, :, :])
@@ -84,7 +85,14 @@ def cosine_in_time(video: Array, lag: int = 1) -> Array:
     return settled(xp.concat(parts, axis=-2))
 
 
-def _safely_wide(x: Array) -> Array:
+def few_frames(video: Array, times: int) -> Iterator[tuple[int, int]]:
+    """Ranges of the first `times` frames of a video (..., T, n, D), within `BLOCK`."""
+    step = max(1, BLOCK // math.prod(shape_of(video)[-2:]))
+    for start in range(0, times, step):
+        yield start, min(start + step, times)
+
+
+def safely_wide(x: Array) -> Array:
     """Vectors in the dtype of sums whose squares stay within its range."""
     xp = namespace(x)
     return unit(x) if x.dtype == wide(xp) else xp.astype(x, wide(xp))
@@ -223,8 +231,12 @@ def likeness(frames: Array, *, check_finite: bool = True) -> Array:
 
 def frame_means(video: Array) -> Array:
     """The mean token (..., T, D) of each frame of a video (..., T, n, D), in the dtype of sums."""
-    xp = namespace(video)
-    return xp.mean(xp.astype(video, wide(xp)), axis=-2)
+    xp, (times, n, _) = namespace(video), shape_of(video)[-3:]
+    sums = [
+        xp.sum(xp.astype(video[..., start:stop, :, :], wide(xp)), axis=-2)
+        for start, stop in few_frames(video, times)
+    ]
+    return xp.concat(sums, axis=-2) / n
 
 
 def counted(cut: Array) -> Array:

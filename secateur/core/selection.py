@@ -24,7 +24,7 @@ from secateur.core.arrays import (
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
-TOGETHER = 64
+TOGETHER = 32
 """Kept tokens whose contents are worked out in one product."""
 
 
@@ -239,8 +239,7 @@ class Selection:
             share[goes[own] - start, np.arange(len(own))] = weights[own]
             given = xp.take(flat, like(gives[own], features), axis=0)
             parts.append(like(share, features, dtype=features.dtype) @ given)
-        merged = xp.astype(xp.concat(parts, axis=0), features.dtype)
-        return xp.reshape(merged, (*batch, picks, width))
+        return xp.reshape(xp.concat(parts, axis=0), (*batch, picks, width))
 
     def _contributions(self) -> tuple[Numbers, Numbers, Numbers] | None:
         """Tokens, kept tokens they go into (or -1) and weights there: (rows, M), on the host."""

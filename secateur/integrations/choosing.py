@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur.core.acts import ChoosesParts, Makes
+from secateur.core.acts import ChoosesParts, Makes, Shrinks
 from secateur.core.arrays import to_numpy
 from secateur.core.budget import allocate
 from secateur.core.inputs import Tokens
@@ -44,6 +44,11 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
     ValueError
         When the method needs something the family does not have.
     """
+    if isinstance(method, Shrinks):
+        raise ValueError(
+            f"{type(method).__name__} makes the picture smaller before it is encoded, which no "
+            "attachment does: give what its `shrink(pixels, grid)` makes to the processor"
+        )
     if not method.prunes_before:
         return frozenset()
     if getattr(method, "crops", None) not in (None, "importance"):

@@ -41,7 +41,8 @@ def test_picks(stem, recorded, to_xp, to_numpy):
     method, _ = asked(stem, case, to_xp)
     for start, stop in spans(segments(case, to_xp)):
         frames = to_xp(case["features"][start:stop])
-        about = to_xp(case["features"][start:stop].mean(axis=(0, 1)))
+        about = case["features"][start:stop].mean(axis=(0, 1))
+        about = to_xp(np.repeat(about[None], stop - start, axis=0))
         picks = picks_of_frames(
             frames,
             to_xp(case["attention"][start:stop]),

@@ -30,6 +30,7 @@ CHAT = (
     "{% else %}{{ c['text'] + ' ' }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT :' }}{% endif %}"
 )
+QWEN_CHAT = CHAT.replace("<image>", "<|vision_start|> <|image_pad|> <|vision_end|>")
 PINPOINTS = [[48, 96], [96, 48], [96, 96], [48, 144]]
 TOKENS = 36
 """Visual tokens of a picture of the LLaVA towers: 48 pixels in patches of eight."""
@@ -210,7 +211,7 @@ def qwen_processor(kind, video, **how):
         image_processor=transformers.Qwen2VLImageProcessor(**how),
         video_processor=video(**how),
         tokenizer=qwen_tokenizer(),
-        chat_template=CHAT,
+        chat_template=QWEN_CHAT,
     )
 
 
@@ -313,25 +314,12 @@ def picture(seed: int, height: int = 48, width: int = 48) -> Image.Image:
 
 def asked_for_positions():
     """Let vLLM's CPU runner ask for the positions of kept tokens, with the code of the others."""
+    from positions_on_cpu import ask
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    from secateur.integrations.vllm import qwen
+    from secateur.integrations.vllm import checking
 
-    stock = CPUModelRunner.load_model
-    if qwen.CPU_ASKS:
-        return
-
-    def load_model(self, *given, **more):
-        stock(self, *given, **more)
-        config = self.model_config.multimodal_config
-        self.is_multimodal_pruning_enabled = (
-            getattr(self.get_model(), "supports_multimodal_pruning", False)
-            and config is not None
-            and config.is_multimodal_pruning_enabled()
-        )
-
-    CPUModelRunner.load_model = load_model
-    qwen.CPU_ASKS = True
+    ask(CPUModelRunner, checking)
 
 
 @contextmanager

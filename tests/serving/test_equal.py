@@ -7,14 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import vllm
 from small import TOKENS, engine, picture
 from vllm import SamplingParams
 
 import secateur as sc
-from secateur.integrations.transformers.llava_next import LlavaNext
-from secateur.integrations.transformers.llava_onevision import LlavaOneVision
-from secateur.integrations.vllm import INTERNALS, missing, overrides
+from secateur.integrations.families.newlines import SETTING
+from secateur.integrations.vllm import overrides
 
 LENGTH = 32
 GREEDY = SamplingParams(max_tokens=LENGTH, temperature=0, ignore_eos=True)
@@ -29,24 +27,9 @@ SEEN = [
 ERASE = sc.ERASE(keep=4, thresholds=(3.6, 3.4, 3.0), ratios=(0.6, 0.5, 0.4, 0.3), patch=8)
 EADP = sc.EADP(keep=8)
 FAMILIES = ["llava", "llava-siglip", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl"]
+NEWLINES = ("llava_next", "llava_onevision")
 VIDEOS = ("llava_onevision", "qwen2_5_vl", "qwen3_vl")
 SIZES = [(60, 90), (48, 48), (90, 40)]
-
-
-@pytest.fixture(autouse=True)
-def no_newlines(monkeypatch):
-    """The plug-in leaves newlines of pruned images out, so the other side does as well."""
-    for family in (LlavaNext, LlavaOneVision):
-
-        def encode(self, *given, stock=family.encode):
-            visuals = stock(self, *given)
-            for visual in visuals:
-                if visual.modality == "image":
-                    nothing = np.zeros(0, dtype=np.int64)
-                    visual.separators = [(place, nothing) for place, _ in visual.separators]
-            return visuals
-
-        monkeypatch.setattr(family, "encode", encode)
 
 
 def clip(frames=4):
@@ -93,8 +76,11 @@ class Request:
             given["mm_processor_kwargs"] = {"instruction": instruction}
         return given
 
-    def expected(self, method, instruction=None):
+    def expected(self, method, instruction=None, newlines="none"):
+        """What transformers writes; untold, vLLM keeps no newlines, so here they are left out."""
         own = self.checkpoint
+        if own.kind in NEWLINES:
+            setattr(own.model.config, SETTING, newlines)
         if isinstance(method, sc.ERASE):
             method = FirstStage(**vars(method))
         given = {"text": [self.text], "return_tensors": "pt"}
@@ -186,6 +172,24 @@ def test_keeping_all_is_stock_vllm(checkpoints, name):
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("name", NEWLINES)
+@pytest.mark.parametrize(
+    ("method", "newlines"),
+    [(sc.UniformGrid(keep=7), None), (sc.DivPrune(keep=7), "all")],
+    ids=["rows", "all"],
+)
+def test_newlines_as_in_transformers(checkpoints, name, method, newlines):
+    checkpoint = checkpoints(name)
+    requests = [Request(checkpoint, [size], seed=n) for n, size in enumerate(SIZES)]
+    asked = overrides(method, checkpoint.kind, newlines=newlines)
+    with engine(checkpoint.folder, hf_overrides=asked) as llm:
+        got = written(llm, requests)
+        del llm
+    assert got == [each.expected(method, newlines=newlines) for each in requests]
+    without = [each.expected(method, newlines="none") for each in requests]
+    assert all(one != other for one, other in zip(got, without, strict=True))
+
+
 def test_text_after_a_long_video_is_numbered_as_vllm_does(checkpoints):
     checkpoint = checkpoints("qwen2_5_vl")
     request = Request(checkpoint, videos=1)
@@ -247,73 +251,6 @@ def test_an_image_under_two_instructions(checkpoints, name):
         del llm
     assert got == [request.expected(EADP, instruction) for instruction in asked]
     assert got[0] != got[1]
-
-
-REFUSED = [
-    ({"method": "nothing"}, "method: expected one of"),
-    ({"keep": 3}, 'expected {"method": name'),
-    ({"method": "topk", "kept": 3}, "topk: no parameter 'kept'"),
-    ({"method": "topk", "keep": 0}, "keep: a count is at least 1"),
-    ({"method": "fastv"}, "acts inside the language model"),
-    ({"method": "erase"}, "needs pixels, which vLLM's llava_next does not give"),
-    ({"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0}, "take a fixed count"),
-    ({"method": "agilepruner", "mean_erank": {"running": None}}, "depend on other requests"),
-    (
-        {
-            "method": "mixture",
-            "attention": {"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0},
-        },
-        "take a fixed count",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("stored", "words"), REFUSED, ids=lambda x: x if isinstance(x, str) else ""
-)
-def test_what_cannot_be_served_is_refused_at_the_start(checkpoints, stored, words):
-    checkpoint = checkpoints("llava_next")
-    asked = {"architectures": ["SecateurLlavaNextForConditionalGeneration"], "secateur": stored}
-    with pytest.raises(Exception) as caught:  # noqa: PT011, SIM117
-        with engine(checkpoint.folder, hf_overrides=asked):
-            pass
-    told = str(caught.value)
-    assert words in told
-    assert "secateur: " in told
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ({"mm_encoder_tp_mode": "data"}, "mm_encoder_tp_mode='data' spreads images"),
-        ({"compilation_config": {"compile_mm_encoder": True}}, "compile_mm_encoder hides; leave"),
-    ],
-)
-def test_settings_under_which_the_tower_cannot_be_watched(checkpoints, how, words):
-    checkpoint = checkpoints("qwen3_vl")
-    with pytest.raises(ValueError, match=words):  # noqa: SIM117
-        with engine(checkpoint.folder, sc.TopK(keep=9), checkpoint.kind, **how):
-            pass
-
-
-def test_families_nobody_serves():
-    with pytest.raises(ValueError, match="no plug-in for vLLM's 'pixtral' yet; there is one for"):
-        overrides(sc.TopK(), "pixtral")
-
-
-def test_vllm_still_has_what_the_plugin_uses():
-    assert missing() == [], f"vLLM {vllm.__version__} lacks {missing()}; adapt secateur's plug-in"
-
-
-def test_missing_tells_names(monkeypatch):
-    from vllm.model_executor.models import llava
-
-    monkeypatch.delattr(llava.LlavaForConditionalGeneration, "_process_image_input")
-    monkeypatch.setitem(INTERNALS, "nowhere", ("thing",))
-    assert missing() == [
-        "vllm.model_executor.models.llava.LlavaForConditionalGeneration._process_image_input",
-        "vllm.nowhere",
-    ]
 
 
 def test_nothing_happens_unless_asked_for(checkpoints):

@@ -508,3 +508,11 @@ def attention_received(
                 share = share * query_weights[at][part]
             received[at][:seen] += share.reshape(-1) @ weight.reshape(-1, seen)
     return received.astype(queries.dtype, copy=False)
+
+
+def smallest(x: Floats, k: int) -> Floats:
+    """The k smallest entries (..., k) of the last axis, ascending, without sorting the others."""
+    if k < x.shape[-1]:
+        x = np.partition(x, k - 1, axis=-1)[..., :k]
+    found: Floats = np.sort(x, axis=-1)
+    return found

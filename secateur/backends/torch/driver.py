@@ -375,3 +375,8 @@ def _attention_received(
             weight = weight * query_weights[..., part]
         received += (weight.unsqueeze(-2) @ shares).squeeze(-2)
     return received.to(queries.dtype)
+
+
+def smallest(x: Tensor, k: int) -> Tensor:
+    """The k smallest entries (..., k) of the last axis, ascending, without sorting the others."""
+    return torch.topk(x, min(k, x.shape[-1]), dim=-1, largest=False, sorted=True).values

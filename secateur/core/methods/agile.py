@@ -12,7 +12,13 @@ from secateur.core.arrays import like, namespace, wide
 from secateur.core.budget import allocate
 from secateur.core.complexity import MEASURES, Mean, Measure, as_mean, relative_complexity
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Method, require_one_of, require_positive, require_share
+from secateur.core.methods.base import (
+    CountedFrom,
+    Method,
+    require_one_of,
+    require_positive,
+    require_share,
+)
 from secateur.core.selection import Selection
 from secateur.core.threshold import greedy_threshold
 
@@ -120,6 +126,11 @@ class AgilePruner(Method):
     def needs(self) -> frozenset[str]:
         """The tokens and their attention."""
         return frozenset({"features", "attention"})
+
+    @property
+    def counted_from(self) -> CountedFrom:
+        """Other counts than fixed follow the complexity; see `Method.counted_from`."""
+        return "size" if self.count == "fixed" else "features"
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The scan with each image's own threshold; see `Method.choose`."""

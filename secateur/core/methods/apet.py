@@ -88,8 +88,8 @@ class ApET(Method):
 
     References
     ----------
-    Q. Ma et al., "ApET: Approximation-Error Guided Token Compression for Efficient VLMs",
-    CVPR 2026, arXiv 2602.19870.
+    Q. Ma, Z. Zhang, H. Wang, J. Chen, Z. Song and H. Zheng, "ApET: Approximation-Error Guided
+    Token Compression for Efficient VLMs", CVPR 2026, arXiv 2602.19870.
 
     Examples
     --------

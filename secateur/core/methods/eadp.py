@@ -264,7 +264,7 @@ class EADP(Method, ChoosesParts):
         if self.crops == "joint":
             return _from_one_pool(features, r, k)
         budget = k if self.crops is None else self._crop_budgets(r, k, tokens.grid)
-        chosen = maximize(_coverage(features, r), budget)
+        chosen = maximize(coverage(features, r), budget)
         return replace(chosen, scores=r)
 
     def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
@@ -299,7 +299,7 @@ class EADP(Method, ChoosesParts):
         if total < sizes.sum():
             budgets = allocate(sums, total, maximum=sizes, rounding=self.rounding)
         return [
-            replace(maximize(_coverage(widened(each.features), r), int(k)), scores=r)
+            replace(maximize(coverage(widened(each.features), r), int(k)), scores=r)
             for each, r, k in zip(parts, maps, budgets, strict=True)
         ]
 
@@ -330,7 +330,8 @@ class EADP(Method, ChoosesParts):
         return np.concatenate([first, shared], axis=-1)
 
 
-def _coverage(features: Array, weights: Array) -> FacilityLocation:
+def coverage(features: Array, weights: Array | None = None) -> FacilityLocation:
+    """Facility location on cosines of tokens (..., N, D), a matrix only for so many of them."""
     if int(features.shape[-2]) > MATRIX_UP_TO:
         return FacilityLocation.from_features(features, weights, check_finite=False)
     return FacilityLocation(cosine_similarity(features), weights, check_finite=False)
@@ -341,7 +342,7 @@ def _from_one_pool(features: Array, r: Array, k: int) -> Selection:
     xp = namespace(features)
     *batch, crops, size, width = shape_of(features)
     pool = xp.reshape(features, (*batch, crops * size, width))
-    chosen = maximize(_coverage(pool, xp.reshape(r, (*batch, crops * size))), k * crops)
+    chosen = maximize(coverage(pool, xp.reshape(r, (*batch, crops * size))), k * crops)
     picks, gains = to_numpy(chosen.indices), to_numpy(chosen.gains)
     counts = np.stack([(picks // size == crop).sum(axis=-1) for crop in range(crops)], axis=-1)
     longest = int(counts.max(initial=0))

@@ -25,6 +25,7 @@ from secateur.core.attention import best, text_attention
 from secateur.core.inputs import Tokens
 from secateur.core.measures import median, patch_entropy
 from secateur.core.methods.base import (
+    CountedFrom,
     InsideMethod,
     Program,
     descending_cuts,
@@ -205,6 +206,11 @@ class ERASE(InsideMethod):
     def needs(self) -> frozenset[str]:
         """The image itself."""
         return frozenset({"pixels"})
+
+    @property
+    def counted_from(self) -> CountedFrom:
+        """The entropies of the image; see `Method.counted_from`."""
+        return "pixels"
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The first stage, on pixels; see `Method.choose`."""

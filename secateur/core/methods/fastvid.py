@@ -39,6 +39,8 @@ from secateur.core.selection import Selection, Shares, sharing
 Variant = Literal["parallel", "plain", "qwen"]
 VARIANTS = ("parallel", "plain", "qwen")
 NEIGHBOURS = 4
+TOGETHER = 1 << 21
+"""Cosines of a segment's tokens with centres that are worked out at once, about."""
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -258,30 +260,46 @@ class FastVID(VideoMethod):
         self, segment: Array, salient: list[Numbers], centres: list[Numbers], context: list[int]
     ) -> list[Numbers]:
         """Contributions (3, M) to the centres of each frame: source, target, weight."""
-        xp, (length, n, width) = namespace(segment), shape_of(segment)
+        length, n, _ = shape_of(segment)
         free = np.ones((length, n), dtype=bool)
         for t, each in enumerate(salient):
             free[t, each] = False
         m = int(self._of_frame(n) * self.context)
         parts = []
+        joining = self._joining(segment, centres)
         for t, own in enumerate(centres):
             if not len(own):
                 continue
             alone = self.published and self.variant == "parallel" and context[t] == m
-            start, stop = (t, t + 1) if alone else (0, length)
-            members = free[start:stop].copy()
+            members = free & (np.arange(length) == t)[:, None] if alone else free.copy()
             if self.variant != "parallel":
-                members[t - start, own] = False
-            places = np.flatnonzero(members) + start * n
-            tokens = xp.reshape(segment[start:stop, ...], ((stop - start) * n, width))
-            peaks = xp.take(segment[t, ...], like(own, segment), axis=0)
-            joins = to_numpy(nearest_direction(tokens, peaks))[places - start * n]
+                members[t, own] = False
+            places = np.flatnonzero(members)
+            joins = joining[t][places]
             q = np.bincount(joins, minlength=len(own))
             itself = np.where(q > 0, np.maximum(1.0 / (q + 1), self.beta), 1.0)
             each = (1.0 - itself) / np.maximum(q, 1)
             parts.append(np.stack([t * n + own, t * n + own, itself]))
             parts.append(np.stack([places, t * n + own[joins], each[joins]]))
         return parts
+
+    def _joining(self, segment: Array, centres: list[Numbers]) -> dict[int, Numbers]:
+        """For each frame with centres, the one of them that every token (L n,) is nearest to."""
+        xp, (length, n, width) = namespace(segment), shape_of(segment)
+        tokens = xp.reshape(segment, (length * n, width))
+        found: dict[int, Numbers] = {}
+        group: list[int] = []
+        for t, own in enumerate(centres):
+            group += [t] if len(own) else []
+            several = sum(len(centres[each]) for each in group)
+            if group and (several * length * n > TOGETHER or t == length - 1):
+                places = np.concatenate([each * n + centres[each] for each in group])
+                peaks = xp.take(tokens, like(places, segment), axis=0)
+                ends = np.cumsum([len(centres[each]) for each in group]).tolist()
+                nearest = nearest_direction(tokens, peaks, ends)
+                found |= {t: to_numpy(each) for t, each in zip(group, nearest, strict=True)}
+                group = []
+        return found
 
 
 def _peaks(
@@ -291,7 +309,9 @@ def _peaks(
     xp, n = namespace(segment), int(segment.shape[-2])
     found = []
     for t, count in enumerate(context):
-        rest = np.setdiff1d(np.arange(n), salient[t])
+        free = np.ones(n, dtype=bool)
+        free[salient[t]] = False
+        rest = np.flatnonzero(free)
         if count:
             own = xp.take(segment[t, ...], like(rest, segment), axis=0)
             score = density_peaks(

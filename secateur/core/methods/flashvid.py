@@ -34,7 +34,7 @@ from secateur.core.methods.base import (
 )
 from secateur.core.methods.video import VideoMethod
 from secateur.core.order import settled
-from secateur.core.segments import cuts, frame_means, in_time, likeness, spans
+from secateur.core.segments import cuts, few_frames, frame_means, in_time, likeness, spans
 from secateur.core.selection import Selection, Shares, sharing
 from secateur.core.similarity import unit
 
@@ -191,14 +191,18 @@ class FlashVID(VideoMethod):
         attention = tokens.attention
         if attention is not None:
             attention = xp.reshape(widened(attention), (times, n))
+        about = [
+            xp.broadcast_to(xp.mean(means[a:b, :], axis=0), (b - a, int(means.shape[-1])))
+            for a, b in ranges
+        ]
+        picked = to_numpy(
+            picks_of_frames(video, attention, xp.concat(about, axis=0), picks, self.selection)
+        )
         draws = iter(noise or ())
         source, target, weight = [], [], []
         for start, stop in ranges:
             part = _Segment(video[start:stop, ...])
-            about = xp.mean(means[start:stop, ...], axis=0)
-            own = None if attention is None else attention[start:stop, ...]
-            picked = picks_of_frames(part.tokens, own, about, picks, self.selection)
-            part.merge(self, to_numpy(picked), spend, draws)
+            part.merge(self, picked[start:stop], spend, draws)
             source.append(part.source + start * n)
             target.append(part.target + start * n)
             weight.append(part.weight)
@@ -217,7 +221,7 @@ class FlashVID(VideoMethod):
 def picks_of_frames(
     video: Array, attention: Array | None, about: Array, count: int, selection: Pick
 ) -> Array:
-    """The picks (T, count) of each frame of a segment, in the order they are made.
+    """The picks (T, count) of each frame, in the order they are made.
 
     Parameters
     ----------
@@ -226,7 +230,7 @@ def picks_of_frames(
     attention
         (T, n); may be None for ``"div"``.
     about
-        The segment's mean token (D,).
+        The mean token (T, D) of each frame's segment.
     count
         How many of each frame, at most n.
     selection
@@ -234,13 +238,17 @@ def picks_of_frames(
     """
     xp, (times, n, _) = namespace(video), shape_of(video)
     if selection == "attn" or count == 0:
-        scores = xp.zeros((times, n)) if attention is None else attention
+        scores = video[..., 0] if attention is None else attention
         return xp.astype(top(scores, count), index_dtype(xp))
     weight = xp.ones((times, n), dtype=wide(xp), device=video.device)
     if selection != "div":
         weight = weight * xp.astype(attention, wide(xp))
     if selection == "attn_div_v2":
-        weight = weight * (xp.astype(video, wide(xp)) @ about)
+        towards = [
+            (xp.astype(video[a:b, ...], wide(xp)) @ about[a:b, :, None])[..., 0]
+            for a, b in few_frames(video, times)
+        ]
+        weight = weight * xp.concat(towards, axis=0)
     step = max(1, TOGETHER // (n * n))
     ranges = [(low, min(low + step, times)) for low in range(0, times, step)]
     few = [_spread_picks(video[a:b, ...], weight[a:b, :], count) for a, b in ranges]
@@ -254,20 +262,21 @@ def _spread_picks(video: Array, weight: Array, count: int) -> Array:
     apart = 1.0 - settled(directions @ xp.matrix_transpose(directions))
     # A column of M is one weight times a column of `apart`: its order turns where that is negative.
     second = min(1, n - 1)
-    near = xp.astype(smallest(apart, second + 1)[..., second], weight.dtype)
-    far = xp.astype(-smallest(-apart, second + 1)[..., second], weight.dtype)
-    reach = weight * xp.where(weight < 0, far, near)
+    reach = weight * xp.astype(smallest(apart, second + 1)[..., second], weight.dtype)
+    if bool(xp.any(weight < 0)):
+        far = xp.astype(-smallest(-apart, second + 1)[..., second], weight.dtype)
+        reach = xp.where(weight < 0, weight * far, reach)
     places = xp.arange(n, dtype=index_dtype(xp), device=video.device)
     taken = xp.zeros((times, n), dtype=xp.bool, device=video.device)
+    frames = xp.arange(times, dtype=places.dtype, device=video.device)
+    rows = xp.reshape(apart, (times * n, n))
     picks = []
     for turn in range(count):
         best = xp.argmax(xp.where(taken, xp.full_like(reach, -xp.inf), reach), axis=-1)
         best = xp.astype(best, places.dtype)[:, None]
         picks.append(best)
         taken = taken | (places == best)
-        row = xp.take_along_axis(apart, xp.broadcast_to(best[:, :, None], (times, 1, n)), axis=1)[
-            :, 0, :
-        ]
+        row = xp.take(rows, best[:, 0] + n * frames, axis=0)
         gap = weight * xp.astype(row, weight.dtype)
         reach = gap if turn == 0 else xp.minimum(reach, gap)
     return xp.concat(picks, axis=-1)
@@ -338,9 +347,9 @@ def _trees(method: FlashVID, video: Array, free: Numbers, spend: int) -> tuple[N
     xp, (length, n, width) = namespace(video), shape_of(video)
     # Every frame has as many tokens that are free.
     places = np.nonzero(free)[1].reshape(length, -1)
-    index = like(places, video, dtype=index_dtype(xp))[:, :, None]
-    index = xp.broadcast_to(index, (*places.shape, width))
-    directions = unit(xp.take_along_axis(video, index, axis=1))
+    flat = (places + n * np.arange(length)[:, None]).ravel()
+    rows = xp.take(xp.reshape(video, (length * n, width)), like(flat, video), axis=0)
+    directions = xp.reshape(unit(rows), (*places.shape, width))
     best, parent = np.full((length, n), -1.0), np.zeros((length, n), dtype=np.int64)
     step = max(1, TOGETHER // places.shape[1] ** 2)
     for low in range(1, length, step):

@@ -268,7 +268,8 @@ def fold_into_attended(
     mix[np.arange(len(own)), own] = 1.0
     if len(dropped):
         away = xp.take(x, like(dropped, visual, dtype=visual.dtype), axis=0)
-        joins = to_numpy(nearest_direction(away, xp.take(x, kept, axis=0)))
+        (nearest,) = nearest_direction(away, xp.take(x, kept, axis=0), [len(own)])
+        joins = to_numpy(nearest)
         for place, target in zip(dropped.tolist(), joins.tolist(), strict=True):
             mix[target] *= 0.5
             mix[target, place] = 0.5

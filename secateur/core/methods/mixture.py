@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from secateur.core.arrays import Array, device, index_dtype, namespace, to_numpy
 from secateur.core.complexity import MEASURES, Mean, Measure, as_mean, relative_complexity
 from secateur.core.inputs import PER_TOKEN, Tokens
-from secateur.core.methods.base import Method, require_one_of, require_share
+from secateur.core.methods.base import CountedFrom, Method, require_one_of, require_share
 from secateur.core.methods.divprune import DivPrune
 from secateur.core.methods.topk import TopK
 from secateur.core.order import others
@@ -125,6 +125,12 @@ class Mixture(Method):
     def optional(self) -> frozenset[str]:
         """What the two methods also work from."""
         return (self.attention.optional | self.diversity.optional) - self.needs
+
+    @property
+    def counted_from(self) -> CountedFrom:
+        """The size, if the two methods keep what they are asked for."""
+        parts = {self.attention.counted_from, self.diversity.counted_from}
+        return "size" if parts == {"size"} else "features"
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """One method, then the other on what is left; see `Method.choose`."""

@@ -91,7 +91,8 @@ class PixelPrune(Method):
 
     References
     ----------
-    Y. Wang, Z. Jin, C. Chen and H. Lu, "PixelPrune", 2026, arXiv 2604.00886.
+    Wang, Jin, Chen and Lu, "PixelPrune: Pixel-Level Adaptive Visual Token Reduction via
+    Predictive Coding", 2026, arXiv 2604.00886.
 
     Examples
     --------

@@ -95,7 +95,9 @@ class PruneSID(Method):
 
     References
     ----------
-    Z. Fang et al., "PruneSID", ICLR 2026, arXiv 2603.09480.
+    Z. Fang, P. Lyu, C. Zhang, G. Lu, J. Yu and W. Pei, "Prune Redundancy, Preserve Essence:
+    Vision Token Compression in VLMs via Synergistic Importance-Diversity", ICLR 2026, arXiv
+    2603.09480.
 
     Examples
     --------

@@ -24,6 +24,7 @@ from secateur.core.attention import attention_rows, best, check_attention, real
 from secateur.core.density import density_clusters
 from secateur.core.measures import singular_values
 from secateur.core.methods.base import (
+    CountedFrom,
     InsideMethod,
     Program,
     descending_cuts,
@@ -249,6 +250,11 @@ class SparseVLM(InsideMethod):
         belongs = to_numpy(cluster) == np.arange(clusters)[:, None]
         shares = belongs / belongs.sum(axis=1, keepdims=True)
         return like(shares, states, dtype=states.dtype) @ states
+
+    @property
+    def counted_from(self) -> CountedFrom:
+        """The rank of the attention, unless counts are limits; see `Method.counted_from`."""
+        return "features" if self.count == "rank" else "size"
 
     def cuts(
         self, depth: int, size: int, *, level: int | None = None, earliest: int = 1

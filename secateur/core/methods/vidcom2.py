@@ -13,7 +13,6 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
-    shape_of,
     to_numpy,
     wide,
     widened,
@@ -27,9 +26,8 @@ from secateur.core.methods.base import (
 )
 from secateur.core.methods.video import VideoMethod
 from secateur.core.order import first_of, settled
-from secateur.core.segments import in_time
+from secateur.core.segments import few_frames, in_time, safely_wide
 from secateur.core.selection import Selection
-from secateur.core.similarity import unit
 
 BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 """Of the Gaussians that are summed to say how near a token is to a mean."""
@@ -127,47 +125,39 @@ class VidCom2(VideoMethod):
             return min(size, max(frames, spent))
         return max(frames, super().budget(size, frames))
 
-    def choose_videos(self, tokens: Tokens, k: int) -> Selection:
+    def choose_video(self, tokens: Tokens, k: int) -> Selection:
         """The least ordinary of each frame; see `VideoMethod.choose`."""
         features = constant(widened(tokens.features))
         low = least_varying(features, int(self.channels * int(features.shape[-1])))
         over_video, in_frame = ordinariness(features, tokens.times, low)
         share = min(1.0, self.share(tokens.size // tokens.times))
         scales = frame_scales(over_video, share, self.temperature)
-        score = to_numpy(settled(over_video + in_frame))
-        kept = self._kept(score, to_numpy(scales), k)
+        ordinary = over_video + in_frame
+        kept = self._kept(to_numpy(settled(ordinary)), to_numpy(scales), k)
         xp = namespace(features)
-        count = kept.sum(axis=-1)
-        longest = int(count.max(initial=0))
-        # Places of True first, in ascending order.
-        places = np.argsort(~kept, axis=-1, kind="stable")[..., :longest]
-        places = np.where(np.arange(longest) < count[..., None], places, -1)
-        return Selection(
-            like(places, features, dtype=index_dtype(xp)),
-            like(count, features, dtype=index_dtype(xp)),
+        return Selection.of(
+            like(np.flatnonzero(kept), features, dtype=index_dtype(xp)),
             tokens.size,
-            scores=xp.reshape(-(over_video + in_frame), (*tokens.batch_shape, tokens.size)),
+            scores=xp.reshape(-ordinary, (tokens.size,)),
             info={"scales": scales},
         )
 
     def _kept(self, score: Numbers, scales: Numbers, k: int) -> Numbers:
-        """True (..., N) at what stays, from V + F (..., T, n) and the frames' shares (..., T)."""
+        """True (N,) at what stays, from V + F (T, n) and the frames' shares (T,)."""
         n = score.shape[-1]
         counts = np.clip(np.rint(scales * n), 1, n)
         rank = np.argsort(np.argsort(score, axis=-1, kind="stable"), axis=-1, kind="stable")
-        kept: Numbers = (rank < counts[..., None]).reshape(*score.shape[:-2], -1)
+        kept: Numbers = (rank < counts[:, None]).ravel()
         if not self.exact:
             return kept
         # What the frames chose comes first, each by its score: the first k are the answer.
-        flat = score.reshape(kept.shape)
-        order = np.lexsort((flat, ~kept), axis=-1)
         exact: Numbers = np.zeros_like(kept)
-        np.put_along_axis(exact, order[..., :k], True, axis=-1)
+        exact[np.lexsort((score.ravel(), ~kept))[:k]] = True
         return exact
 
 
 def least_varying(features: Array, count: int) -> Array:
-    """The `count` channels (..., C) of lowest variance over the tokens (..., N, D), ascending.
+    """The `count` channels (C,) of lowest variance over the tokens (N, D) of a video, ascending.
 
     At least one; ties to the lowest channel. O(N D) time.
 
@@ -175,10 +165,17 @@ def least_varying(features: Array, count: int) -> Array:
     >>> least_varying(np.array([[1.0, 0.0, 5.0], [2.0, 0.0, 1.0]]), 2)
     array([0, 1])
     """
-    xp = namespace(features)
-    mean = xp.sum(features, axis=-2, keepdims=True, dtype=wide(xp)) / int(features.shape[-2])
-    x = features - xp.astype(mean, features.dtype)
-    variance = xp.sum(x * x, axis=-2, dtype=wide(xp))
+    xp, size = namespace(features), int(features.shape[0])
+    ranges = list(few_frames(features[:, None, :], size))
+
+    def rows(start: int, stop: int) -> Array:
+        return xp.astype(features[start:stop, :], wide(xp))
+
+    def squares(apart: Array) -> Array:
+        return xp.sum(apart * apart, axis=0)
+
+    mean = xp.sum(xp.stack([xp.sum(rows(a, b), axis=0) for a, b in ranges]), axis=0) / size
+    variance = xp.sum(xp.stack([squares(rows(a, b) - mean) for a, b in ranges]), axis=0)
     return xp.sort(first_of(variance, max(1, count)), axis=-1)
 
 
@@ -188,33 +185,55 @@ def ordinariness(features: Array, frames: int, channels: Array) -> tuple[Array, 
     Parameters
     ----------
     features
-        Tokens (..., T n, D).
+        Tokens (T n, D) of one video.
     frames
         T.
     channels
-        Which channels (..., C) count.
+        Which channels (C,) count.
 
     Returns
     -------
     over_video, in_frame : Array
-        V and F (..., T, n) of `VidCom2`, in (0, 5] each.
+        V and F (T, n) of `VidCom2`, in (0, 5] each.
+
+    Notes
+    -----
+    O(N C) time. Tokens of length one are not built: their inner products with a mean are those
+    of the tokens, over their lengths.
     """
     xp = namespace(features)
-    where = xp.broadcast_to(
-        channels[..., None, :], (*shape_of(features)[:-1], int(channels.shape[-1]))
+    video = in_time(xp.take(features, channels, axis=-1), frames)
+    ranges = list(few_frames(video, frames))
+    one_over, of_frame = [], []
+    for start, stop in ranges:
+        few = safely_wide(video[start:stop, ...])
+        length = xp.sqrt(xp.vecdot(few, few))
+        there = length > 0
+        inverse = xp.where(there, 1.0 / xp.where(there, length, xp.ones_like(length)), 0.0 * length)
+        one_over.append(inverse)
+        of_frame.append((inverse[:, None, :] @ few)[:, 0, :] / int(few.shape[1]))
+    frame_centres = xp.concat(of_frame, axis=0)
+    centre = xp.mean(frame_centres, axis=0)
+    to_video, to_frame = [], []
+    for (start, stop), inverse in zip(ranges, one_over, strict=True):
+        few = safely_wide(video[start:stop, ...])
+        own = xp.matrix_transpose(frame_centres[start:stop, None, :])
+        to_video.append((few @ centre) * inverse)
+        to_frame.append((few @ own)[..., 0] * inverse)
+    square = xp.astype(xp.concat(one_over, axis=0) > 0, wide(xp))  # of a token of length one, or 0
+    return (
+        _nearness(square - 2.0 * xp.concat(to_video, axis=0) + xp.vecdot(centre, centre)),
+        _nearness(
+            square
+            - 2.0 * xp.concat(to_frame, axis=0)
+            + xp.vecdot(frame_centres, frame_centres)[:, None]
+        ),
     )
-    few = xp.astype(xp.take_along_axis(features, where, axis=-1), wide(xp))
-    directions = in_time(unit(few), frames)
-    of_frame = xp.mean(directions, axis=-2, keepdims=True)
-    of_video = xp.mean(of_frame, axis=-3, keepdims=True)
-    return _nearness(directions, of_video), _nearness(directions, of_frame)
 
 
-def _nearness(x: Array, centre: Array) -> Array:
-    xp = namespace(x)
-    # |x - c|^2 without a copy of x: lengths and inner products.
-    inner = xp.sum(x * centre, axis=-1)
-    squared = xp.sum(x * x, axis=-1) - 2.0 * inner + xp.sum(centre * centre, axis=-1)
+def _nearness(squared: Array) -> Array:
+    """The sum of Gaussians of squared distances, which rounding may have left below zero."""
+    xp = namespace(squared)
     squared = xp.clip(squared, min=0.0)
     near = xp.zeros_like(squared)
     for width in BANDWIDTHS:

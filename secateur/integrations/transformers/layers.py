@@ -233,10 +233,11 @@ class Cutter:
                 )[0]
             stay = self.method.decide(cut, self._sight(row, **own))
             kept = to_numpy(stay.kept)
+            if len(kept) == len(visual) and stay.states is None and stay.made is None:
+                continue
+            stays[row] = stay
             if row % self.times == 0:
                 self.found[row // self.times].append((after, self.columns[row, visual[kept]]))
-            if len(kept) < len(visual) or stay.states is not None or stay.made is not None:
-                stays[row] = stay
         return stays
 
     def _shorten(

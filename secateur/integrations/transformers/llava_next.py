@@ -16,6 +16,7 @@ from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava_next import LLAVA_NEXT, crop_layout, crops_visual
+from secateur.integrations.families.newlines import newlines_of, with_newlines
 from secateur.integrations.transformers.models import Adapter
 from secateur.integrations.transformers.towers import Tower
 
@@ -63,6 +64,6 @@ class LlavaNext(Adapter):
             layout = crop_layout(model.config, size, tower.side)
             visual = crops_visual(features, layout, tower.side, seen, first)
             visual.project = model.model.multi_modal_projector
-            found.append(visual)
+            found.append(with_newlines(visual, newlines_of(model.config) or "rows"))
             first += 1 + layout[0] * layout[1]
         return found

@@ -27,6 +27,7 @@ from secateur.integrations.families.llava_onevision import (
     most_crops,
     video_visual,
 )
+from secateur.integrations.families.newlines import newlines_of, with_newlines
 from secateur.integrations.transformers.models import Adapter
 from secateur.integrations.transformers.towers import Tower
 
@@ -102,7 +103,8 @@ class LlavaOneVision(Adapter):
             crops = 0 if layout is None else layout[0] * layout[1]
             most = most_crops(model.config)
             packed = partial(_packed, model, size=size)
-            found.append(image_visual(features, layout, most, tower.side, seen, first, packed))
+            visual = image_visual(features, layout, most, tower.side, seen, first, packed)
+            found.append(with_newlines(visual, newlines_of(model.config) or "rows"))
             first += 1 + crops
         return found
 

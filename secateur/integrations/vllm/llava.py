@@ -2,8 +2,9 @@
 
 vLLM makes room for an image's tokens before it is encoded, so their number follows from the
 image's size and the method's budget, or from the pixels where the method counts by them (ERASE).
-The newline tokens that LLaVA-NeXT and LLaVA-OneVision put at the end of rows of crops are left
-out of a pruned image: which rows keep a token is not known in time. Kept tokens are numbered
+Of the newline tokens that LLaVA-NeXT and LLaVA-OneVision put at the end of rows of crops, a pruned
+image keeps what `families.newlines` says: those of rows that keep a token only where the method
+picks by the grid, since else nobody knows in time which rows those are. Kept tokens are numbered
 compactly, as vLLM numbers all tokens of these families.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
+from secateur.integrations.choosing import choose
 from secateur.integrations.encoded import Seen, Visual, whole
-from secateur.integrations.families.llava import TOWERS
 from secateur.integrations.families.llava_next import crop_layout, crops_visual
 from secateur.integrations.families.llava_onevision import (
     by_token,
@@ -32,6 +33,7 @@ from secateur.integrations.families.llava_onevision import (
     shrunk,
     video_visual,
 )
+from secateur.integrations.families.newlines import newlines_of, with_newlines
 from secateur.integrations.observing import (
     heads,
     keys_of,
@@ -40,15 +42,10 @@ from secateur.integrations.observing import (
     requests_of,
     watching,
 )
-from secateur.integrations.vllm.pruning import (
-    OBSERVED,
-    Instructed,
-    Pruned,
-    Sized,
-    all_heads,
-    over_heads,
-    restored,
-)
+from secateur.integrations.vllm.checking import OBSERVED, sees_sizes_alone
+from secateur.integrations.vllm.counting import Sized, restored
+from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
+from secateur.integrations.vllm.requests import Instructed
 
 
 def patches_a_side(config: Any) -> int:
@@ -59,15 +56,9 @@ def patches_a_side(config: Any) -> int:
 class Sizes(Sized):
     """Sizes of images, in kept tokens."""
 
-    def __init__(self, ctx: Any) -> None:
-        super().__init__(ctx)
-        tower = self.get_hf_config().vision_config.model_type  # type: ignore[attr-defined]
-        if tower not in TOWERS:
-            raise ValueError(f"secateur: {self.kind} with a {tower} is not served; CLIP and SigLIP")
-
     def whole(self, width: int, height: int) -> int:
         """Tokens of an image before pruning."""
-        return int(super().get_num_image_tokens(image_width=width, image_height=height))  # type: ignore[misc]
+        return int(self.stock.get_num_image_tokens(image_width=width, image_height=height))
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
         """Tokens of an image, at most."""
@@ -86,7 +77,30 @@ class Cut(Sizes):
         tall, wide, parts = self.crops(config, layout, side)
         size = side * side + tall * wide
         total = self.method.budget_of_parts(size, parts, 1 + crops)
-        return self.whole(image_width, image_height) if total == size else total
+        newlines = newlines_of(config)
+        if newlines == "none":
+            return total
+        if newlines == "all" or total == size:
+            return total + tall
+        if newlines is None and not sees_sizes_alone(self.method):
+            return total
+        if layout not in self.known:
+            features = torch.zeros(size + tall, 1)
+            blank = self.blank(features, config, layout, side)
+            chosen = choose(self.method, blank, frozenset({"grid"}), None)
+            self.known[layout] = len(chosen.kept)
+        return self.known[layout]
+
+    @cached_property
+    def known(self) -> dict[tuple[int, ...], int]:
+        """Tokens and newlines that stay, by the layout of the crops, where those alone tell."""
+        return {}
+
+    def blank(
+        self, features: Any, config: Any, layout: tuple[int, int, int, int], side: int
+    ) -> Visual:
+        """An image of a layout of which nothing is known."""
+        return crops_visual(features, layout, side, Seen(), 0)
 
     def crops(
         self, config: Any, layout: tuple[int, int, int, int], side: int
@@ -106,24 +120,33 @@ class LlavaInfo(Sizes, llava.LlavaProcessingInfo):
     """For LLaVA-1.5."""
 
     kind = "llava"
+    unpruned = llava.LlavaProcessingInfo
 
 
 class NextInfo(Cut, llava_next.LlavaNextProcessingInfo):
     """For LLaVA-NeXT."""
 
     kind = "llava_next"
+    unpruned = llava_next.LlavaNextProcessingInfo
 
 
 class OneVisionInfo(Cut, llava_onevision.LlavaOnevisionProcessingInfo):
     """For LLaVA-OneVision."""
 
     kind = "llava_onevision"
+    unpruned = llava_onevision.LlavaOnevisionProcessingInfo
 
     def crops(
         self, config: Any, layout: tuple[int, int, int, int], side: int
     ) -> tuple[int, int, int]:
         """All crops are one part."""
         return *shrunk(layout, side, most_crops(config)), 2
+
+    def blank(
+        self, features: Any, config: Any, layout: tuple[int, int, int, int], side: int
+    ) -> Visual:
+        """As `Cut.blank`, of pooled crops."""
+        return image_visual(features, layout, most_crops(config), side, Seen(), 0, lambda x: x)
 
     def get_num_video_tokens(self, *, image_width: int, image_height: int, num_frames: int) -> int:
         """Kept tokens of every frame, and the newline."""
@@ -151,7 +174,7 @@ class LlavaProcessor(Instructed, llava.LlavaMultiModalProcessor):
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
     ) -> Any:
-        if "pixels" not in self.info.method.needs:
+        if self.info.method.counted_from != "pixels":
             return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
         config = self.info.get_hf_config()
         image = config.image_token_index
@@ -184,6 +207,11 @@ class Towered(Pruned):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.prepare(vllm_config)
+
+    def loads(self, name: str, kwargs: Any) -> list[int]:
+        """What the tower makes of an image's crops or a video's frames."""
+        pictures = (each.shape[:-3].numel() for each in kwargs[name])
+        return [count * patches_a_side(self.config) ** 2 for count in pictures]
 
     def inputs_of(self, kwargs: Any) -> list[tuple[str, Any]]:
         """Images only, unless the family says otherwise."""
@@ -236,12 +264,14 @@ class Towered(Pruned):
             first += len(pictures)
 
     def packed(self, visual: Visual) -> Visual:
-        """Without newlines, unless all tokens stay."""
-        size = sum(len(part.index) for part in visual.parts)
-        if self.method.budget_of_parts(size, len(visual.parts), visual.crops) == size:
-            return visual
-        nothing = np.zeros(0, dtype=np.int64)
-        return replace(visual, separators=[(place, nothing) for place, _ in visual.separators])
+        """With the newlines that were counted; see `Cut.get_num_image_tokens`."""
+        newlines = newlines_of(self.config)
+        if newlines is None:
+            size = sum(len(part.index) for part in visual.parts)
+            total = self.method.budget_of_parts(size, len(visual.parts), visual.crops)
+            known = total == size or sees_sizes_alone(self.method)
+            newlines = "rows" if known else "none"
+        return with_newlines(visual, newlines)
 
 
 @MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaInfo, dummy_inputs=LlavaDummies)

@@ -1,70 +1,28 @@
-"""What the plug-ins for all families share: counts before encoding, choices after it."""
+"""What the models of all families share: passes of the tower, and choices after each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
-from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    tensor_model_parallel_all_gather,
+    tensor_model_parallel_all_reduce,
+)
 
-from secateur.core.inputs import Tokens
-from secateur.core.methods import Method
 from secateur.integrations.choosing import choose, wanted
 from secateur.integrations.encoded import TEXT, Visual
-from secateur.integrations.families.base import Family
-from secateur.integrations.pixels import Pixels
 from secateur.integrations.text import Text
-from secateur.integrations.vllm import FAMILIES, KEY, method_of
-
-IDS = "secateur_instruction_"
-OBSERVED = frozenset({"attention", "attention_shallow", "keys"})
-"""What hooks on the tower collect."""
-
-
-class Sized:
-    """What a processor has to know: how many tokens a method keeps."""
-
-    kind = ""
-    """The model type whose method is served."""
-
-    def __init__(self, ctx: Any) -> None:
-        super().__init__(ctx)  # type: ignore[call-arg]
-        self.method = configured(self.get_hf_config(), self.kind)  # type: ignore[attr-defined]
-
-    def at_most(self, size: int) -> int:
-        """How many of an image's tokens may stay; only pixels tell how many do where they count."""
-        return size if "pixels" in self.method.needs else self.method.budget(size)
-
-    def counted(self, grid: tuple[int, int], channels: Any) -> int:
-        """How many tokens of a grid a method keeps that decides by pixels, from (3, H, W)."""
-        pixels = pixels_of(self.kind, self.get_hf_processor())  # type: ignore[attr-defined]
-        tokens = Tokens(
-            features=torch.zeros(grid[0] * grid[1], 1),
-            grid=grid,
-            pixels=restored(pixels, channels),
-        )
-        return int(self.method.select(tokens).count)
-
-
-def configured(config: Any, kind: str) -> Method:
-    """The method in a model's configuration, if vLLM can serve it."""
-    return method_of(getattr(config, KEY, None), kind)
-
-
-def pixels_of(kind: str, processor: Any) -> Pixels:
-    """How to undo what a processor does to 8-bit values."""
-    return Pixels.of(FAMILIES[kind], processor)
-
-
-def restored(pixels: Pixels, channels: Any) -> Any:
-    """Pixels (..., H, W, 3) from what a model of vLLM is given, which may not be normalised yet."""
-    if channels.is_floating_point():
-        return pixels.restore(channels)
-    return channels.movedim(-3, -1).float()
+from secateur.integrations.vllm.counters import Counters
+from secateur.integrations.vllm.counting import configured, pixels_of
+from secateur.integrations.vllm.models import ROWS
+from secateur.integrations.vllm.passes import bounds, cut, moved
+from secateur.integrations.vllm.requests import IDS, PIXELS
 
 
 def over_heads(share: Any, ranks: int) -> Any:
@@ -81,65 +39,6 @@ def all_heads(keys: Any, width: int) -> Any:
     return tensor_model_parallel_all_gather(keys.contiguous())
 
 
-def _seen_by_hooks(method: Method, family: Family) -> Family:
-    """The family, without what vLLM's towers do not show."""
-    for name, request in method.requests.items():
-        if name in method.needs and (request.layer == "last" or request.heads == "one"):
-            raise ValueError(
-                f"secateur: {type(method).__name__} looks at the last layer of the tower or at all "
-                "heads as one, which vLLM's towers do not have; take transformers for it"
-            )
-    return replace(family, offers=family.offers - {"states", "class_state"}, projects=False)
-
-
-class Instructed:
-    """A processor that lets the instruction of a request travel with its images.
-
-    vLLM caches what it encodes by the image and by the arguments of its processor. The instruction
-    is one of those, so the same image under another instruction is another entry.
-    """
-
-    info: Any
-
-    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        """With an instruction, for methods that need one."""
-        made = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
-        if self.info.method.needs & TEXT:
-            made = replace(made, hf_processor_mm_kwargs={"instruction": "what is there?"})
-        return made
-
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        given = dict(hf_kwargs)
-        instruction = given.pop("instruction", None)
-        output = super()._apply_hf_processor_main(mm_items, given)  # type: ignore[misc]
-        if self.info.method.needs & TEXT:
-            ids = self._instruction(instruction)
-            for modality, count in mm_items.get_all_counts().items():
-                output[IDS + modality] = [ids] * count
-        return output
-
-    def _instruction(self, instruction: object) -> Any:
-        if not isinstance(instruction, str) or not instruction.strip():
-            name = type(self.info.method).__name__
-            raise ValueError(
-                f"secateur: {name} chooses by the instruction; send it with the request as "
-                'mm_processor_kwargs={"instruction": "..."}'
-            )
-        tokenizer = self.info.get_tokenizer()
-        ids = torch.tensor(tokenizer.encode(instruction, add_special_tokens=False))
-        ids = ids[~torch.isin(ids, torch.tensor(sorted(tokenizer.all_special_ids)))]
-        if len(ids) == 0:
-            raise ValueError(f"secateur: no words in the instruction {instruction!r}")
-        return ids
-
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
-        known = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))  # type: ignore[misc]
-        for modality in ("image", "video"):
-            if IDS + modality in hf_inputs:
-                known[IDS + modality] = MultiModalFieldConfig.batched(modality)
-        return known
-
-
 class Pruned:
     """A model of vLLM with a method between its vision side and its language model."""
 
@@ -150,18 +49,10 @@ class Pruned:
 
     def prepare(self, vllm_config: Any) -> None:
         """Read the method and what it wants to see; called once the model is built."""
-        if vllm_config.model_config.multimodal_config.mm_encoder_tp_mode == "data":
-            raise ValueError(
-                "secateur: mm_encoder_tp_mode='data' spreads images over ranks, and what the tower "
-                "attends to is not seen; leave it at 'weights'"
-            )
         self.method = configured(self.config, self.kind)
-        self.wants = wanted(self.method, _seen_by_hooks(self.method, FAMILIES[self.kind]), None)
-        if vllm_config.compilation_config.compile_mm_encoder and self.wants & OBSERVED:
-            raise ValueError(
-                f"secateur: {type(self.method).__name__} watches the tower, which "
-                "compile_mm_encoder hides; leave that off, or take a method such as divprune"
-            )
+        self.wants = wanted(self.method, ROWS[self.kind].family, None)
+        self.most = int(vllm_config.scheduler_config.max_num_encoder_input_tokens)
+        self.counters = Counters() if get_tensor_model_parallel_rank() == 0 else None
         self.pixels = None
         if "pixels" in self.wants:
             from vllm.transformers_utils.processor import cached_get_image_processor
@@ -175,17 +66,61 @@ class Pruned:
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Kept embeddings, a tensor an image or video, in vLLM's order."""
-        ids = {name: kwargs.pop(IDS + name, None) for name in ("image", "video")}
         found: list[Any] = []
-        for modality, inputs in self.inputs_of(kwargs):
-            if inputs["type"].endswith("_embeds"):
-                # What a user encoded has no encoder to look at, and is as long as it is.
-                found += self.given(modality, inputs)
-                continue
-            visuals = self.encoded(modality, inputs)
-            texts = self._texts(ids[modality])
-            found += self.finished(modality, inputs, visuals, self.kept(visuals, texts))
+        for given in self.passes(kwargs):
+            ids = {name: given.pop(IDS + name, None) for name in PIXELS}
+            for modality, inputs in self.inputs_of(given):
+                if inputs["type"].endswith("_embeds"):
+                    # What a user encoded has no encoder to look at, and is as long as it is.
+                    found += self.given(modality, inputs)
+                    continue
+                visuals = self.encoded(modality, inputs)
+                texts = self._texts(ids[modality])
+                kept = self._counted(visuals, texts)
+                found += self.finished(modality, inputs, visuals, kept)
         return found
+
+    def passes(self, kwargs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The arguments of a call in parts that the tower takes at a time."""
+        device = next(self.parameters()).device  # type: ignore[attr-defined]
+        names = [name for name in PIXELS.values() if kwargs.get(name) is not None]
+        if len(names) != 1:
+            yield {**kwargs, **{name: moved(kwargs[name], device) for name in names}}
+            return
+        (name,) = names
+        loads = self.loads(name, kwargs)
+        flat = self.flat(name, kwargs)
+        for first, last in bounds(loads, self.most):
+            own = cut(kwargs, first, last, len(loads), flat)
+            yield {**own, name: moved(own[name], device)}
+
+    def loads(self, name: str, kwargs: Mapping[str, Any]) -> list[int]:
+        """Tokens before pruning of each image or video whose pixels are called `name`."""
+        raise NotImplementedError
+
+    def flat(self, name: str, kwargs: Mapping[str, Any]) -> Mapping[str, Sequence[int]]:
+        """Where items begin in tensors that hold them one after another; see `passes.cut`."""
+        return {}
+
+    def _counted(
+        self, visuals: Sequence[Visual], texts: Sequence[Text] | None
+    ) -> list[tuple[Any, Any]]:
+        """`kept`, and what it came to for whoever reads /metrics."""
+        if visuals[0].features.is_cuda:
+            # Choosing waits for the tower anyhow; what the tower takes is not its time.
+            torch.cuda.current_stream().synchronize()
+        start = time.perf_counter()
+        kept: list[tuple[Any, Any]] = self.kept(visuals, texts)
+        seconds = time.perf_counter() - start
+        if self.counters is not None:
+            pictures = (len(each.parts) if each.modality == "video" else 1 for each in visuals)
+            self.counters.add(
+                pictures=sum(pictures),
+                before=sum(each.size for each in visuals),
+                after=sum(len(index) for index, _ in kept),
+                seconds=seconds,
+            )
+        return kept
 
     def inputs_of(self, kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
         """vLLM's parsed inputs by modality."""

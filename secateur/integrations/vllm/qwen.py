@@ -15,7 +15,6 @@ import torch
 from vllm.model_executor.models import qwen2_5_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import PromptReplacement
-from vllm.platforms import current_platform
 
 from secateur.integrations.encoded import Visual
 from secateur.integrations.families.qwen import frame_parts, unpatched
@@ -27,21 +26,15 @@ from secateur.integrations.observing import (
     rotate,
     watching,
 )
-from secateur.integrations.vllm.pruning import (
-    Instructed,
-    Pruned,
-    Sized,
-    all_heads,
-    over_heads,
-    restored,
-)
+from secateur.integrations.vllm.counting import Sized, restored
+from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
+from secateur.integrations.vllm.requests import Instructed
 
 DIGIT = 128
 """Positions travel as two digits, which bfloat16 holds exactly."""
+GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 CHANNELS = 6
 """Two digits each of time, row and column."""
-CPU_ASKS = False
-"""Whether vLLM's runner for CPUs asks models for positions, as those for accelerators do."""
 
 
 class Info(Sized):
@@ -60,7 +53,7 @@ class Info(Sized):
         values = "pixel_values" if modality == "image" else "pixel_values_videos"
         if values not in item:
             return [grid[0] * grid[1]] * frames
-        if "pixels" not in self.method.needs:
+        if self.method.counted_from != "pixels":
             return [self.method.budget(grid[0] * grid[1])] * frames
         channels = unpatched(item[values].data, (frames, height, width), vision)
         return [self.counted(grid, own) for own in channels]
@@ -70,12 +63,14 @@ class Info25(Info, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
     """For Qwen2.5-VL."""
 
     kind = "qwen2_5_vl"
+    unpruned = qwen2_5_vl.Qwen2_5_VLProcessingInfo
 
 
 class Info3(Info, qwen3_vl.Qwen3VLProcessingInfo):
     """For Qwen3-VL."""
 
     kind = "qwen3_vl"
+    unpruned = qwen3_vl.Qwen3VLProcessingInfo
 
 
 class Processor25(Instructed, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
@@ -137,21 +132,18 @@ class Positioned(Pruned):
     visual: Any
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        model = vllm_config.model_config
-        if current_platform.is_cpu() and not CPU_ASKS:
-            raise ValueError(
-                f"secateur: {self.kind} on a CPU: vLLM's runner for CPUs does not ask where kept "
-                "tokens were; serve it on an accelerator"
-            )
-        if vllm_config.parallel_config.pipeline_parallel_size > 1:
-            raise ValueError(
-                f"secateur: {self.kind} in stages (pipeline_parallel_size > 1): later stages are "
-                "not told the positions of kept tokens; use tensor_parallel_size"
-            )
-        # vLLM asks a model for positions only if pruning is on. The rate is not used.
-        model.multimodal_config.video_pruning_rate = 0.5
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.prepare(vllm_config)
+
+    def loads(self, name: str, kwargs: Any) -> list[int]:
+        """Merged patches."""
+        merge = self.visual.spatial_merge_size
+        return [int(grid.prod()) // merge**2 for grid in kwargs[GRIDS[name]]]
+
+    def flat(self, name: str, kwargs: Any) -> Mapping[str, Sequence[int]]:
+        """Patches of all images follow one another."""
+        counts = [int(grid.prod()) for grid in kwargs[GRIDS[name]]]
+        return {name: np.cumsum([0, *counts]).tolist()}
 
     def encoded(self, modality: str, inputs: Any) -> list[Visual]:
         """A grid an image, one a frame of a video."""
@@ -325,6 +317,9 @@ class Positioned(Pruned):
         num_computed_tokens: int,
     ) -> tuple[Any, Any, int]:
         """Put kept tokens where they were; text stays as it was numbered."""
+        if not multimodal_embeddings:
+            # So it is at every step of decoding, on the runner that asks at every step.
+            return [], mrope_positions, int(mrope_positions.max()) + 1 - mrope_positions.shape[1]
         ids = torch.as_tensor(input_ids, device=mrope_positions.device)
         positions = mrope_positions.clone()
         visual = (ids == self.config.image_token_id) | (ids == self.config.video_token_id)
@@ -332,14 +327,13 @@ class Positioned(Pruned):
         before = torch.where(visual, -1, here).cummax(dim=0).values
         places = here[visual & (here >= num_computed_tokens)]
         embeds = [each[:, :-CHANNELS] for each in multimodal_embeddings]
-        if multimodal_embeddings:
-            digits = torch.cat([each[:, -CHANNELS:] for each in multimodal_embeddings])
-            digits = digits.to(torch.int64).to(positions.device)
-            offsets = digits[:, :3] * DIGIT + digits[:, 3:]
-            places = places[: len(offsets)]
-            text = before[places]
-            base = torch.where(text < 0, -1, positions[0, text.clamp(min=0)])
-            positions[:, places] = (base + 1 + offsets.T).to(positions.dtype)
+        digits = torch.cat([each[:, -CHANNELS:] for each in multimodal_embeddings])
+        digits = digits.to(torch.int64).to(positions.device)
+        offsets = digits[:, :3] * DIGIT + digits[:, 3:]
+        places = places[: len(offsets)]
+        text = before[places]
+        base = torch.where(text < 0, -1, positions[0, text.clamp(min=0)])
+        positions[:, places] = (base + 1 + offsets.T).to(positions.dtype)
         return embeds, positions, int(positions.max()) + 1 - positions.shape[1]
 
 

@@ -1,0 +1,99 @@
+"""Names of vLLM that it does not promise, all in one place, and the releases that have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from operator import attrgetter
+
+CHECKED = ("0.32.0",)
+"""The releases of vLLM this was run with."""
+
+READ = ("0.33.0",)
+"""Releases whose files have every name below; this was not run with them."""
+
+INTERNALS = {
+    "model_executor.models.config": ("MODELS_CONFIG_MAP",),
+    "model_executor.models.llava": (
+        "LlavaForConditionalGeneration.embed_multimodal",
+        "LlavaForConditionalGeneration._parse_and_validate_image_input",
+        "LlavaForConditionalGeneration._process_image_input",
+        "LlavaProcessingInfo.get_max_image_tokens",
+        "LlavaProcessingInfo.get_num_image_tokens",
+        "LlavaMultiModalProcessor._get_prompt_updates",
+        "LlavaDummyInputsBuilder.get_dummy_mm_data",
+    ),
+    "model_executor.models.llava_next": (
+        "LlavaNextForConditionalGeneration._process_image_input",
+        "LlavaNextProcessingInfo.get_num_image_tokens",
+        "LlavaNextMultiModalProcessor",
+    ),
+    "model_executor.models.llava_onevision": (
+        "LlavaOnevisionForConditionalGeneration._merge_image_patch_embeddings",
+        "LlavaOnevisionForConditionalGeneration._process_video_pixels",
+        "LlavaOnevisionForConditionalGeneration.apply_pooling",
+        "LlavaOnevisionProcessingInfo.get_max_image_tokens",
+        "LlavaOnevisionProcessingInfo.get_max_video_tokens",
+        "LlavaOnevisionProcessingInfo.get_num_video_tokens",
+        "LlavaOnevisionProcessingInfo._get_num_frame_tokens",
+    ),
+    "model_executor.models.qwen2_5_vl": (
+        "Qwen2_5_VLForConditionalGeneration._parse_and_validate_multimodal_inputs",
+        "Qwen2_5_VLForConditionalGeneration._process_image_input",
+        "Qwen2_5_VLForConditionalGeneration._process_video_input",
+        "Qwen2_5_VLForConditionalGeneration.recompute_mrope_positions",
+        "Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions",
+        "Qwen2_5_VisionTransformer.get_window_index_thw",
+        "Qwen2_5_VLProcessingInfo.get_max_image_tokens",
+        "Qwen2_5_VLProcessingInfo.get_max_video_tokens",
+        "Qwen2_5_VLProcessingInfo.get_num_image_tokens",
+    ),
+    "model_executor.models.qwen3_vl": (
+        "Qwen3VLForConditionalGeneration.recompute_mrope_positions",
+        "Qwen3VLMultiModalProcessor.get_video_repl",
+        "Qwen3VLProcessingInfo.get_num_image_tokens",
+    ),
+    "multimodal.processing": (
+        "BaseMultiModalProcessor._apply_hf_processor_main",
+        "BaseMultiModalProcessor._get_mm_fields_config",
+        "BaseMultiModalProcessor.apply",
+        "BaseMultiModalProcessor.get_dummy_inputs",
+        "BaseProcessingInfo.get_mm_max_tokens_per_item",
+        "BaseProcessingInfo.model_id",
+        "PromptReplacement",
+    ),
+    "multimodal.inputs": ("MultiModalFieldConfig.batched",),
+    "config.multimodal": (
+        "MultiModalConfig.is_multimodal_pruning_enabled",
+        "MultiModalConfig.get_video_pruning_spec",
+    ),
+    "config.scheduler": ("SchedulerConfig",),
+    "transformers_utils.processor": ("cached_get_image_processor",),
+}
+"""The names by module; `missing` looks them up."""
+
+
+def missing(models: Iterable[str] | None = None) -> list[str]:
+    """What the installed vLLM lacks of what the plug-in uses.
+
+    Parameters
+    ----------
+    models
+        The modules of models to look into; all when None.
+    """
+    gone = []
+    for module, names in INTERNALS.items():
+        model = module.startswith("model_executor.models.") and not module.endswith(".config")
+        if models is not None and model and module not in models:
+            continue
+        try:
+            found = import_module(f"vllm.{module}")
+        except ImportError:
+            gone.append(f"vllm.{module}")
+            continue
+        for name in names:
+            try:
+                attrgetter(name)(found)
+            except AttributeError:
+                gone.append(f"vllm.{module}.{name}")
+    return gone

@@ -1,0 +1,83 @@
+"""The architectures that are served: a row each, by the type of a model's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from secateur.integrations.families.base import Family
+from secateur.integrations.families.llava import LLAVA
+from secateur.integrations.families.llava_next import LLAVA_NEXT
+from secateur.integrations.families.llava_onevision import LLAVA_ONEVISION
+from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN3_VL
+
+
+@dataclass(frozen=True)
+class Row:
+    """One architecture.
+
+    Attributes
+    ----------
+    served
+        vLLM's class, which transformers calls alike.
+    family
+        What is true of the model in every host.
+    module
+        The file here that has our class.
+    within
+        The modules of `vllm` it rests on.
+    placed
+        Whether kept tokens keep positions in time, row and column.
+    """
+
+    served: str
+    family: Family
+    module: str
+    within: tuple[str, ...]
+    placed: bool = False
+
+    @property
+    def architecture(self) -> str:
+        """What to write as "architectures" in the model's configuration."""
+        return f"Secateur{self.served}"
+
+
+_MODELS = "model_executor.models."
+
+
+def _hooked(family: Family) -> Family:
+    """The family, without what hooks on vLLM's towers do not show."""
+    return replace(family, offers=family.offers - {"states", "class_state"}, projects=False)
+
+
+ROWS: dict[str, Row] = {
+    "llava": Row("LlavaForConditionalGeneration", _hooked(LLAVA), "llava", (f"{_MODELS}llava",)),
+    "llava_next": Row(
+        "LlavaNextForConditionalGeneration",
+        _hooked(LLAVA_NEXT),
+        "llava",
+        (f"{_MODELS}llava", f"{_MODELS}llava_next"),
+    ),
+    "llava_onevision": Row(
+        "LlavaOnevisionForConditionalGeneration",
+        _hooked(LLAVA_ONEVISION),
+        "llava",
+        (f"{_MODELS}llava", f"{_MODELS}llava_onevision"),
+    ),
+    "qwen2_5_vl": Row(
+        "Qwen2_5_VLForConditionalGeneration",
+        _hooked(QWEN2_5_VL),
+        "qwen",
+        (f"{_MODELS}qwen2_5_vl",),
+        placed=True,
+    ),
+    "qwen3_vl": Row(
+        "Qwen3VLForConditionalGeneration",
+        _hooked(QWEN3_VL),
+        "qwen",
+        (f"{_MODELS}qwen2_5_vl", f"{_MODELS}qwen3_vl"),
+        placed=True,
+    ),
+}
+
+SUPPORTED = {model_type: row.served for model_type, row in ROWS.items()}
+"""The classes that are served, by the type of a model: vLLM and transformers call them alike."""

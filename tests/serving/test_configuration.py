@@ -1,0 +1,198 @@
+"""What cannot be served is told in one sentence, in the process that was started by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import vllm
+from small import asked_for_positions
+from vllm.engine.arg_utils import EngineArgs
+
+import secateur as sc
+from secateur.integrations.vllm import (
+    INTERNALS,
+    ConfigurationError,
+    architecture,
+    checking,
+    internals,
+    missing,
+    overrides,
+)
+
+NEXT = architecture("LlavaNextForConditionalGeneration")
+
+
+def configuration(folder, asked, **how):
+    """What vLLM makes of its arguments before it starts anything."""
+    asked_for_positions()
+    usual = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512}
+    return EngineArgs(str(folder), hf_overrides=asked, **usual, **how).create_engine_config()
+
+
+REFUSED = [
+    ({"method": "nothing"}, "method: expected one of"),
+    ({"keep": 3}, 'expected {"method": name'),
+    ({"method": "topk", "kept": 3}, "topk: no parameter 'kept'"),
+    ({"method": "topk", "keep": 0}, "keep: a count is at least 1"),
+    ({"method": "fastv"}, "acts inside the language model"),
+    ({"method": "erase"}, "needs pixels, which vLLM's llava_next does not give"),
+    ({"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0}, "take a fixed count"),
+    ({"method": "agilepruner", "mean_erank": {"running": None}}, "depend on other requests"),
+    (
+        {
+            "method": "mixture",
+            "attention": {"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0},
+        },
+        "take a fixed count",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"), REFUSED, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_methods_that_cannot_be_served(checkpoints, stored, words):
+    asked = {"architectures": [NEXT], "secateur": stored}
+    with pytest.raises(ConfigurationError) as caught:
+        configuration(checkpoints("llava_next").folder, asked)
+    told = str(caught.value)
+    assert words in told
+    assert told.startswith("secateur: ")
+    assert "\n" not in told
+
+
+SETTINGS = [
+    ("qwen3_vl", {"mm_encoder_tp_mode": "data"}, "mm_encoder_tp_mode='data' spreads images"),
+    (
+        "qwen3_vl",
+        {"compilation_config": {"compile_mm_encoder": True}},
+        "compile_mm_encoder hides; leave",
+    ),
+    ("qwen2_5_vl", {"video_pruning_rate": 0.5}, "--video-pruning-rate prunes videos a second"),
+    ("llava_onevision", {"video_pruning_rate": 0.5}, "--video-pruning-rate prunes videos a"),
+]
+
+
+@pytest.mark.parametrize(("name", "how", "words"), SETTINGS, ids=lambda x: str(x)[:20])
+def test_settings_that_do_not_go_with_it(checkpoints, name, how, words):
+    checkpoint = checkpoints(name)
+    with pytest.raises(ConfigurationError, match=words):
+        configuration(checkpoint.folder, overrides(sc.TopK(keep=9), checkpoint.kind), **how)
+
+
+@pytest.mark.parametrize(
+    ("newlines", "words"),
+    [("rows", "which rows keep a token is not known"), ("some", "expected one of rows, all, none")],
+)
+def test_newlines_that_cannot_be_counted(checkpoints, newlines, words):
+    checkpoint = checkpoints("llava_next")
+    asked = overrides(sc.DivPrune(keep=9), checkpoint.kind, newlines=newlines)
+    with pytest.raises(ConfigurationError, match=words):
+        configuration(checkpoint.folder, asked)
+
+
+def test_a_method_that_no_architecture_reads(checkpoints):
+    asked = {"secateur": sc.TopK(keep=9).to_dict()}
+    with pytest.raises(ConfigurationError, match='add "architectures": \\["SecateurLlavaNext'):
+        configuration(checkpoints("llava_next").folder, asked)
+
+
+def test_an_architecture_of_another_model(checkpoints):
+    asked = overrides(sc.TopK(keep=9), "llava")
+    with pytest.raises(
+        ConfigurationError, match="serves llava, and this checkpoint is a qwen2_5_vl"
+    ):
+        configuration(checkpoints("qwen2_5_vl").folder, asked)
+
+
+def test_qwen_on_a_processor_that_does_not_ask(checkpoints, monkeypatch):
+    asked = overrides(sc.TopK(keep=9), "qwen2_5_vl")
+    asked_for_positions()
+    monkeypatch.setattr(checking, "CPU_ASKS", False)
+    monkeypatch.setattr("small.asked_for_positions", lambda: None)
+    monkeypatch.setitem(globals(), "asked_for_positions", lambda: None)
+    with pytest.raises(ConfigurationError, match="does not ask where kept tokens were"):
+        configuration(checkpoints("qwen2_5_vl").folder, asked)
+
+
+def test_all_processes_are_told_that_positions_are_asked_for(checkpoints):
+    made = configuration(checkpoints("qwen2_5_vl").folder, overrides(sc.TopK(), "qwen2_5_vl"))
+    assert made.model_config.multimodal_config.video_pruning_rate == checking.RATE
+    assert made.model_config.multimodal_config.is_multimodal_pruning_enabled()
+    made = configuration(checkpoints("llava").folder, overrides(sc.TopK(), "llava"))
+    assert made.model_config.multimodal_config.video_pruning_rate is None
+
+
+def test_a_vllm_without_our_names_is_refused(checkpoints, monkeypatch):
+    monkeypatch.setitem(internals.INTERNALS, "config.multimodal", ("Nothing.of_the_kind",))
+    with pytest.raises(ConfigurationError, match=r"lacks vllm\.config\.multimodal\.Nothing"):
+        configuration(checkpoints("llava").folder, overrides(sc.TopK(), "llava"))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (sc.AgilePruner(mean_erank=sc.RunningCalibration()), "depend on other requests"),
+        (sc.Mixture(attention=sc.AgilePruner(mean_erank=sc.RunningCalibration())), "depend on"),
+        (sc.AgilePruner(), "mean_erank: how complex an image is shows beside others only"),
+        (sc.PruMergePlus(adaptive=True), "take a fixed count"),
+    ],
+    ids=lambda x: "" if isinstance(x, str) else x.name,
+)
+def test_overrides_refuses_what_the_server_would(method, words):
+    with pytest.raises(ValueError, match=words):
+        overrides(method)
+
+
+def test_a_wrong_configuration_of_a_server(checkpoints):
+    asked = overrides(sc.TopK(keep=9))
+    asked["secateur"]["keep"] = 0
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"),
+        *(str(checkpoints("llava").folder), "--hf-overrides", json.dumps(asked)),
+    ]
+    stock = time.perf_counter()
+    subprocess.run([*command[:4], "--help"], capture_output=True, check=True)
+    stock = time.perf_counter() - stock
+    start = time.perf_counter()
+    told = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"},
+    )
+    seconds = time.perf_counter() - start
+    assert told.returncode != 0
+    lines = [line for line in told.stdout.splitlines() if "nanobind" not in line and line.strip()]
+    lines = [line for line in lines if not line.startswith(" - ")]
+    assert lines[-1].endswith("secateur: keep: a count is at least 1, got 0"), told.stdout[-2000:]
+    assert "EngineCore" not in told.stdout
+    # What importing vLLM takes, and looking at the checkpoint; no process is started for it.
+    assert seconds < 3 * stock + 20, (seconds, stock)
+
+
+def test_families_nobody_serves():
+    with pytest.raises(ValueError, match="no plug-in for vLLM's 'pixtral' yet; there is one for"):
+        overrides(sc.TopK(), "pixtral")
+
+
+def test_vllm_still_has_what_the_plugin_uses():
+    assert missing() == [], f"vLLM {vllm.__version__} lacks {missing()}; adapt secateur's plug-in"
+
+
+def test_missing_tells_names(monkeypatch):
+    from vllm.model_executor.models import llava
+
+    monkeypatch.delattr(llava.LlavaForConditionalGeneration, "_process_image_input")
+    monkeypatch.setitem(INTERNALS, "nowhere", ("thing",))
+    assert missing() == [
+        "vllm.model_executor.models.llava.LlavaForConditionalGeneration._process_image_input",
+        "vllm.nowhere",
+    ]
