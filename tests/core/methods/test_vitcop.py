@@ -114,9 +114,7 @@ def test_the_average_over_layers_is_what_was_asked():
         method = ViTCoP(keep=keep)
         entered = method.budget(576)
         cuts = [Cut(0, entered), *method.plan(Layout(32, (576,))), Cut(32, 0)]
-        layers = sum(
-            one.keep * (two.after - one.after) for one, two in pairwise(cuts)
-        )
+        layers = sum(one.keep * (two.after - one.after) for one, two in pairwise(cuts))
         assert abs(layers / 32 - keep) <= 1
     assert ViTCoP(keep=576).plan(Layout(32, (576,))) == ()
     assert ViTCoP(keep=300).budget(576) == 300
