@@ -74,11 +74,11 @@ class IDPruner(Method):
         """The features, and any score of the tokens."""
         return frozenset({"features", "importance"})
 
-    def budget(self, size: int) -> int:
-        """A share is rounded down; to the nearest count as published."""
+    def budget(self, size: int, frames: int = 1) -> int:
+        """A share is rounded down, as published to the nearest count; see `Method.budget`."""
         if self.published and isinstance(self.keep, float):
-            return max(1, round(self.keep * size))
-        return super().budget(size)
+            return frames * max(1, round(self.keep * (size // frames)))
+        return super().budget(size, frames)
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Rounds of the best by score; see `Method.choose`."""

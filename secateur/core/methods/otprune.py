@@ -82,11 +82,11 @@ class OTPrune(Method):
         """The features."""
         return frozenset({"features"})
 
-    def budget(self, size: int) -> int:
-        """A share is rounded down; to the nearest count as published."""
+    def budget(self, size: int, frames: int = 1) -> int:
+        """A share is rounded down, as published to the nearest count; see `Method.budget`."""
         if self.published and isinstance(self.keep, float):
-            return max(1, round(self.keep * size))
-        return super().budget(size)
+            return frames * max(1, round(self.keep * (size // frames)))
+        return super().budget(size, frames)
 
     def objective(self, tokens: Tokens) -> LogDeterminant:
         """What is maximised: log det of I + gamma G G^T, from factors."""
