@@ -26,6 +26,7 @@ from secateur.integrations.encoded import Indices, Tensor
 from secateur.integrations.observing import Watch, heads, rotate, watching
 from secateur.integrations.text import Flags
 from secateur.integrations.transformers.internals import (
+    cache_in,
     cached_length,
     causal_mask,
     check_cache,
@@ -101,6 +102,7 @@ class Cutter:
         self.choosable: Flags = prompt.choosable[repeat]
         self.text: Flags = prompt.text[repeat]
         self.image: Indices = prompt.image[repeat]
+        self.place: Indices = prompt.place[repeat]
         self.columns = prompt.columns[repeat]
         self.found: list[list[tuple[int, Indices]]] = [[] for _ in prompt.mask]
         self.prepared: list[Any] = [None] * rows
@@ -205,6 +207,7 @@ class Cutter:
             text=beside(np.flatnonzero(self.text[row])),
             mask=None if self.mask[row].all() else beside(self.mask[row]),
             image=beside(self.image[row, visual]),
+            place=beside(self.place[row, visual]),
             layout=self.layouts[row // self.times],
             prepared=self.prepared[row],
             **seen,
@@ -250,12 +253,12 @@ class Cutter:
         for name, blank in (("mask", True), ("choosable", True), ("text", False)):
             x = getattr(self, name)[rows, old]
             setattr(self, name, np.where(made, blank, x) & there)
-        for name in ("columns", "image"):
+        for name in ("columns", "image", "place"):
             x = getattr(self, name)[rows, old]
             setattr(self, name, np.where(made | ~there, -1, x))
         gather = torch.from_numpy(at).to(hidden.device)
         hidden = hidden.gather(1, gather[..., None].expand(-1, -1, hidden.shape[-1]))
-        cache = kwargs.get("past_key_values", kwargs.get("cache"))
+        cache = cache_in(kwargs)
         if cache is not None and self.method.shortens_caches:
             shorten_cache(cache, after, torch.from_numpy(sources))
         mask = torch.from_numpy(self.mask).to(hidden.device).long()
