@@ -48,8 +48,7 @@ class OTPrune(Method):
 
     References
     ----------
-    X. Chen et al., "OTPrune: Distribution-Aligned Visual Token Pruning via Optimal Transport",
-    CVPR 2026, arXiv 2602.20205. L. Chen, G. Zhang and E. Zhou, "Fast greedy MAP inference for
+    Chen et al., OTPrune, CVPR 2026, arXiv 2602.20205. L. Chen, G. Zhang and E. Zhou, "Fast greedy MAP inference for
     determinantal point process to improve recommendation diversity", NeurIPS 2018.
 
     Examples
