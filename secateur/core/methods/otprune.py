@@ -48,7 +48,8 @@ class OTPrune(Method):
 
     References
     ----------
-    Chen et al., OTPrune, CVPR 2026, arXiv 2602.20205. L. Chen, G. Zhang and E. Zhou, "Fast greedy MAP inference for
+    Chen et al., OTPrune, CVPR 2026, arXiv 2602.20205.
+    L. Chen, G. Zhang and E. Zhou, "Fast greedy MAP inference for
     determinantal point process to improve recommendation diversity", NeurIPS 2018.
 
     Examples
