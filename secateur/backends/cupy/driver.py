@@ -20,7 +20,7 @@ import numpy as np
 
 from secateur.backends.cupy.kernels import SOURCE, THREADS
 from secateur.core import arrays, measures
-from secateur.core.maximize import Picks
+from secateur.core.maximize import Picks, by_squares
 from secateur.core.objectives import ByRow, Dispersion, FacilityLocation, LogDeterminant
 from secateur.core.similarity import unit
 
@@ -30,6 +30,7 @@ __all__ = [
     "determinant",
     "facility_location",
     "facility_location_features",
+    "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
     "patch_entropy",
@@ -137,7 +138,7 @@ def _taken(found: Any) -> Any:
 
 def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from matrices (..., N, N): about 4 N rows of N in all."""
-    return _facility_location(f.matrix, f.weights, k, 0.0)
+    return _facility_location(f.matrix, f.weights, k, f.rounding)
 
 
 def _facility_location(similarity: Any, weights: Any, k: Any, rounding: float) -> Picks:
@@ -220,6 +221,11 @@ def _in_parts(
         indices[part, :width], gains[part, :width] = picks.indices, picks.gains
         value[part], bound[part] = picks.value, picks.bound
     return _answer(batch, indices, gains, value, bound)
+
+
+def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
+    return by_squares(f, k, facility_location)
 
 
 def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:

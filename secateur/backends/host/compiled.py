@@ -19,7 +19,7 @@ from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
 from secateur.backends.host.greedy import Floats, Indices
 from secateur.core.arrays import each_row, is_sparse
-from secateur.core.maximize import Picks
+from secateur.core.maximize import Picks, by_squares
 from secateur.core.measures import check_image
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
 
@@ -28,6 +28,7 @@ __all__ = [
     "determinant",
     "facility_location",
     "facility_location_features",
+    "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
     "patch_entropy",
@@ -150,9 +151,16 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
     return plain.over_batch(
         similarity.shape[:-2],
         k,
-        lambda at, budget: _greedy(similarity[at], plain.weights_at(weights, at), budget),
+        lambda at, budget: _greedy(
+            similarity[at], plain.weights_at(weights, at), budget, f.rounding
+        ),
         _workers(similarity),
     )
+
+
+def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
+    return by_squares(f, k, facility_location)
 
 
 def facility_location_features(f: FacilityLocation, k: Any) -> Picks:

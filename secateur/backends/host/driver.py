@@ -29,8 +29,9 @@ from secateur.backends.host.greedy import (
     shifted,
     spans,
 )
+from secateur.backends.host.volume import determinant_factors
 from secateur.core.arrays import checked, each_row, is_sparse, widened
-from secateur.core.maximize import Picks
+from secateur.core.maximize import Picks, by_squares
 from secateur.core.measures import check_image, grey_levels
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
 from secateur.core.relevance import Aggregate, sharpest, softmax
@@ -39,8 +40,10 @@ __all__ = [
     "attention_received",
     "cosine_similarity",
     "determinant",
+    "determinant_factors",
     "facility_location",
     "facility_location_features",
+    "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
     "patch_entropy",
@@ -122,8 +125,15 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
     return over_batch(
         similarity.shape[:-2],
         k,
-        lambda at, budget: greedy(Served(Dense(similarity[at]), weights_at(weights, at)), budget),
+        lambda at, budget: greedy(
+            Served(Dense(similarity[at], f.rounding), weights_at(weights, at)), budget
+        ),
     )
+
+
+def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
+    return by_squares(f, k, facility_location)
 
 
 def small_enough(features: Floats) -> bool:

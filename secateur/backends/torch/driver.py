@@ -39,8 +39,10 @@ __all__ = [
     "attention_received",
     "cosine_similarity",
     "determinant",
+    "determinant_factors",
     "facility_location",
     "facility_location_features",
+    "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
     "patch_entropy",
@@ -182,7 +184,7 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from matrices (..., N, N)."""
     if not _cuda(f.sample):
         return cast(Picks, _on_host(maximize.facility_location, f, k))
-    picks: Picks = _solver(f.sample).facility_location(f.matrix, f.weights, k, 0.0)
+    picks: Picks = _solver(f.sample).facility_location(f.matrix, f.weights, k, f.rounding)
     return picks
 
 
@@ -211,6 +213,20 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
 
 def _fits(features: Tensor) -> bool:
     return 8 * int(features.shape[-2]) ** 2 <= MATRIX
+
+
+def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
+    if not _cuda(f.sample):
+        return cast(Picks, _on_host(maximize.facility_location_rows, f, k))
+    return maximize.by_squares(f, k, facility_location)
+
+
+def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
+    """Greedy log-determinant of I + gamma Y Y^T; on CUDA left to the reference."""
+    if not _cuda(f.sample):
+        return cast(Picks, _on_host(maximize.determinant_factors, f, k))
+    return cast(Picks, NotImplemented)
 
 
 def determinant(f: LogDeterminant, k: Any) -> Picks:

@@ -11,6 +11,7 @@ from secateur.core.arrays import (
     Array,
     checked,
     constant,
+    device,
     epsilon,
     is_sparse,
     like,
@@ -214,6 +215,8 @@ class FacilityLocation(ByRow):
         self.blocks = blocks
         """The blocks of rows given; none from a matrix or features."""
         self.batch_shape = shape[:-2]
+        self.rounding = 0.0
+        """How far the entries of a matrix are known to be off, as far as ties go."""
         self.height, self.size = shape[-2:]
         """How many rows there are to stand for, H, and tokens to pick from, N."""
         self._settle()
@@ -319,6 +322,8 @@ class FacilityLocation(ByRow):
         """How far a gain of one image may be off because its entries are; 0 from a matrix."""
         if self._noise is None:
             self._noise = 0.0
+            if self.rounding:
+                self._noise = self.rounding * float(to_numpy(self.row_weights()).sum())
             if self.features is not None or self.blocks:
                 w = to_numpy(self.row_weights())
                 eps = COSINE * self._rounding
@@ -335,6 +340,31 @@ class FacilityLocation(ByRow):
     def margin(self, best: float) -> float:
         """From features, entries also carry the rounding of a cosine, whatever the gain."""
         return super().margin(best) + self.noise
+
+    def squared(self) -> tuple[FacilityLocation, Array]:
+        """The same for one image from a square matrix, and which token each column stands for.
+
+        Columns are the selectable tokens in their order, then ones that serve nobody; rows of
+        weight 0 fill up the rest. Greedy picks the same: what adds nothing comes last.
+        """
+        xp = namespace(self.sample)
+        places = np.flatnonzero(self.open())
+        entries = self.similarity.columns(like(places, self.sample, dtype=at(0, self.sample).dtype))
+        w = self.row_weights()
+        side = max(self.height, len(places))
+        right, below = side - len(places), side - self.height
+        where = device(entries)
+        if right:
+            blank = xp.zeros((self.height, right), dtype=entries.dtype, device=where)
+            entries = xp.concat([entries, blank], axis=1)
+        if below:
+            blank = xp.zeros((below, side), dtype=entries.dtype, device=where)
+            entries = xp.concat([entries, blank])
+            w = xp.concat([w, xp.zeros((below,), dtype=w.dtype, device=where)])
+        one = FacilityLocation(entries, w, check_finite=False)
+        total = float(xp.sum(w))
+        one.rounding = self.noise / total if total > 0 else 0.0
+        return one, like(np.pad(places, (0, right)), self.sample, dtype=at(0, self.sample).dtype)
 
     def coverage(self, picks: Array) -> Array:
         """How well each row is served: m_i = max(0, max over S of s_ij), shape (H,)."""
