@@ -219,6 +219,8 @@ def leader(f: Objective, gains: Array, taken: list[int]) -> int:
     opened = _open(gains, taken)
     masked = xp.where(opened, gains, xp.full_like(gains, -xp.inf))
     best = float(xp.max(masked))
+    if math.isnan(best):
+        raise ValueError("f: gains of its tokens are NaN, so that none can be chosen")
     level = opened & (masked >= best - f.margin(best))
     return int(xp.argmax(xp.astype(level, index_dtype(xp))))
 
@@ -307,7 +309,9 @@ def _exact_leader(
         return pick, float(current[pick])
     opened = _open(current, picks)
     best = float(xp.max(xp.where(opened, current, xp.full_like(current, -xp.inf))))
-    hopeful = xp.nonzero(opened & (current >= best - 2.0 * slack - f.margin(best)))[0]
+    # Not "at least": below a level that is no number, for all its slack, nobody is hopeless.
+    hopeless = current < best - 2.0 * slack - f.margin(best)
+    hopeful = xp.nonzero(opened & xp.logical_not(hopeless))[0]
     exact = f.gain(picks, hopeful)
     place = leader(f, exact, [])
     return int(hopeful[place]), float(exact[place])
