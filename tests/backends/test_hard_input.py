@@ -212,17 +212,18 @@ def _solver(name: str) -> Any:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_devices_choose_distinct_tokens_from_anything(name: str, kind: str) -> None:
     solver, tensor = _solver(name)
-    n, k = 9, 7
+    n, k = 6, 4
     s = _hard(n)[kind]
-    weights = (None, np.full(n, HUGE), np.where(np.arange(n) == 2, NAN, 1.0), np.zeros(n))
+    weights = [None, np.full(n, HUGE), np.where(np.arange(n) == 2, NAN, 1.0), np.zeros(n)]
+    if name == "triton":  # Seconds a call in Triton's interpreter: each kind meets one of them.
+        weights = [weights[list(_hard(n)).index(kind) % 4]]
     for w in weights:
         given = None if w is None else tensor(w)
-        for rounding in (0.0, 2.0**-49):
-            found = solver.facility_location(tensor(s), given, k, rounding)
-            valid(found, n, k)
-            assert math.isfinite(float(found.value))
-    for start in (None, 2):
-        valid(solver.farthest_first(tensor(s), k, start), n, k)
+        found = solver.facility_location(tensor(s), given, k, 2.0**-49 if w is None else 0.0)
+        valid(found, n, k)
+        assert math.isfinite(float(found.value))
+    valid(solver.farthest_first(tensor(s), k, None), n, k)
+    valid(solver.farthest_first(tensor(s), k, 2), n, k)
     picks = solver.determinant(tensor(s), k).indices.tolist()
     assert len(set(picks)) == k
     x = np.where(np.isfinite(s), s, NAN)
@@ -231,14 +232,14 @@ def test_devices_choose_distinct_tokens_from_anything(name: str, kind: str) -> N
 
 
 def test_nan_serves_nobody_where_nobody_asks_for_it() -> None:
-    s = np.random.default_rng(0).random((12, 12))
+    s = np.random.default_rng(0).random((8, 8))
     holes = s.copy()
-    holes[4, 5] = holes[7] = NAN
+    holes[4, 5] = holes[6] = NAN
     filled = np.where(np.isnan(holes), 0.0, holes)
     for name in ("torch", "triton"):
         solver, tensor = _solver(name)
-        found = solver.facility_location(tensor(holes), None, 6, 0.0)
-        wanted = facility_location.reference(filled, None, 6)
+        found = solver.facility_location(tensor(holes), None, 3, 0.0)
+        wanted = facility_location.reference(filled, None, 3)
         assert found.indices.tolist() == wanted.indices.tolist()
         assert float(found.value) == pytest.approx(float(wanted.value))
 
