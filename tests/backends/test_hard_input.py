@@ -239,7 +239,7 @@ def test_nan_serves_nobody_where_nobody_asks_for_it() -> None:
     for name in ("torch", "triton"):
         solver, tensor = _solver(name)
         found = solver.facility_location(tensor(holes), None, 3, 0.0)
-        wanted = facility_location.reference(filled, None, 3)
+        wanted = facility_location.reference(sc.FacilityLocation(filled), 3)
         assert found.indices.tolist() == wanted.indices.tolist()
         assert float(found.value) == pytest.approx(float(wanted.value))
 
@@ -248,9 +248,9 @@ def test_the_references_name_what_is_wrong() -> None:
     s = np.eye(5)
     s[2, 3] = NAN
     with pytest.raises(ValueError, match="similarity: contains NaN"):
-        facility_location.reference(s, None, 2)
+        facility_location.reference(sc.FacilityLocation(s, check_finite=False), 2)
     with pytest.raises(ValueError, match="f: gains of its tokens are NaN"):
-        farthest_first.reference(s, 2)
-    assert determinant.reference(s, 5).indices.tolist()
+        farthest_first.reference(sc.Dispersion(s, check_finite=False), 2)
+    assert determinant.reference(sc.LogDeterminant(s, check_finite=False), 5).indices.tolist()
     indices, _ = threshold_scan.reference(s, np.ones(5), 5, np.asarray(0.0), 0.3)
     assert sorted(indices.tolist()) == [0, 1, 2, 3, 4]

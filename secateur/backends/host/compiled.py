@@ -31,7 +31,21 @@ from secateur.backends.lending import over_batch, product, weights_at
 from secateur.core.arrays import each_row, is_sparse
 from secateur.core.maximize import Picks
 from secateur.core.measures import check_image
+from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
 from secateur.core.objectives.coverage import refuse_sums
+
+__all__ = [
+    "cosine_similarity",
+    "determinant",
+    "facility_location",
+    "facility_location_features",
+    "farthest_first",
+    "farthest_first_features",
+    "patch_entropy",
+    "threshold_scan",
+    "unit",
+]
+"""The operations it offers."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,7 +72,8 @@ def _for_known(function: F) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for x in (*args, *kwargs.values()):
+        for each in (*args, *kwargs.values()):
+            x = getattr(each, "sample", each)
             if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype not in KNOWN:
                 return NotImplemented
         return function(*args, **kwargs)
@@ -163,8 +178,9 @@ def _greedy(
 
 
 @_for_known
-def facility_location(similarity: Any, weights: Floats | None, k: Any) -> Picks:
+def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from a matrix (..., N, N), dense or CSR."""
+    similarity, weights = f.matrix, f.weights
     if is_sparse(similarity):
         matrix = plain.canonical(similarity)
         return over_batch(
@@ -179,8 +195,9 @@ def facility_location(similarity: Any, weights: Floats | None, k: Any) -> Picks:
 
 
 @_for_known
-def facility_location_features(features: Floats, weights: Floats | None, k: Any) -> Picks:
+def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location on (1 + cos) / 2 of features (..., N, D), in O(N D) memory."""
+    features, weights = f.features, f.weights
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
         w = weights_at(weights, at)
@@ -193,8 +210,9 @@ def facility_location_features(features: Floats, weights: Floats | None, k: Any)
 
 
 @_for_known
-def determinant(kernel: Floats, k: Any) -> Picks:
+def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
+    kernel: Any = f.kernel
     epsilon = float(np.finfo(kernel.dtype).eps)
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
@@ -220,8 +238,9 @@ def _farthest(
 
 
 @_for_known
-def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
+def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first over distances (..., N, N)."""
+    distance: Any = f.distance
     return over_batch(
         distance.shape[:-2],
         k,
@@ -231,8 +250,9 @@ def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
 
 
 @_for_known
-def farthest_first_features(features: Floats, k: Any, start: int | None = None) -> Picks:
+def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
+    features: Any = f.features
     directions = unit(features.astype(np.float64, copy=False))
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
