@@ -78,6 +78,7 @@ def test_dtypes_may_be_mixed(of: str, beside: str, library: str) -> None:
     np.testing.assert_allclose(found, sc.dense_relevance(wide[0], t.astype(float)), atol=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_masked_arrays_are_refused_and_matrices_are_arrays() -> None:
     masked = np.ma.masked_array(X, X > 1)
     for call in (

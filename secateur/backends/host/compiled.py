@@ -133,7 +133,9 @@ class _Nearly(greedy_numpy.NearlyServed):
 
     def _gains(self, columns: Floats) -> Floats:
         kernels = _kernels()
-        return np.asarray([kernels.gain_of(column, self.m, self.w) for column in columns])
+        return np.asarray(
+            [kernels.gain_of(column, self.m, self.w) for column in np.ascontiguousarray(columns)]
+        )
 
     def lower_listed(self, i: Indices, low: Floats) -> None:
         starts, count = self.near.shape[1] * i, self.count[i]
