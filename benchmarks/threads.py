@@ -32,7 +32,7 @@ def main() -> None:
         runs = {}
         for lift, library in ((np.asarray, "arrays"), (torch.from_numpy, "tensors")):
             tokens = sc.Tokens(
-                features=lift(x), attention=lift(attention), visual=lift(x), text=lift(text)
+                features=lift(x), attention=lift(attention), embeds=lift(x), text=lift(text)
             )
             for method in methods:
                 runs[f"{method.name} {library}"] = lambda m=method, t=tokens: m.select(t)

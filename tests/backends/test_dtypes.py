@@ -90,7 +90,7 @@ def test_masked_arrays_and_matrices_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="masked arrays are not supported"):
             call()
-    with pytest.raises(ValueError, match="similarity: expected an array .* got matrix"):
+    with pytest.raises(ValueError, match=r"similarity: expected an array .* got matrix"):
         sc.FacilityLocation(np.matrix(np.eye(4)))
 
 
