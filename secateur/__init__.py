@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import secateur.backends  # noqa: F401  (registers the drivers, loads none)
+from secateur.backends.warming import warm_up
 from secateur.calibration.search import calibrate
 from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
@@ -76,6 +77,7 @@ __all__ = [
     "polarize",
     "published",
     "smooth",
+    "warm_up",
 ]
 __all__ += sorted(OWN)
 

@@ -85,6 +85,8 @@ def leader(f: Objective, gains: Array, taken: list[int], slack: float = 0.0) -> 
 def _lowest(f: Objective, gains: Array, opened: Array, slack: float = 0.0) -> int:
     xp = namespace(gains)
     best = float(xp.max(gains))
+    if math.isnan(best):
+        raise ValueError("f: gains of its tokens are NaN, so that none can be chosen")
     level = opened & (gains >= best - f.margin(best) - 2.0 * slack)
     return int(xp.argmax(xp.astype(level, index_dtype(xp))))
 
@@ -181,7 +183,9 @@ def _exact_leader(
         return pick, float(current[pick])
     opened = _open(f, current, picks)
     best = float(xp.max(xp.where(opened, current, xp.full_like(current, -xp.inf))))
-    hopeful = xp.nonzero(opened & (current >= best - 2.0 * slack - f.margin(best)))[0]
+    # Not "at least": below a level that is no number, for all its slack, nobody is hopeless.
+    hopeless = current < best - 2.0 * slack - f.margin(best)
+    hopeful = xp.nonzero(opened & xp.logical_not(hopeless))[0]
     exact = f.gain(picks, hopeful)
     place = _best_of(f, exact)
     return int(hopeful[place]), float(exact[place])

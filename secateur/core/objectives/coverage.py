@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 
@@ -389,7 +390,12 @@ class FacilityLocation(ByRow):
         for start, stop in blocks(self.similarity, int(candidates.shape[0])):
             s = xp.astype(self.similarity.columns(candidates[start:stop]), m.dtype)
             parts.append(xp.sum(w * xp.clip(s - m, 0.0, None), axis=0))
-        return xp.concat(parts)
+        gains = xp.concat(parts)
+        # No set is worth more than all gains together, and no bound adds up twice as much.
+        if not math.isfinite(4.0 * float(xp.sum(gains))):
+            given = self.matrix if self.features is None else self.features
+            refuse_sums(given, self.weights, "similarity" if self.features is None else "features")
+        return gains
 
     def tracker(self) -> Tracker:
         """Every candidate's gain, by touching only the rows that a pick improves.
@@ -398,6 +404,23 @@ class FacilityLocation(ByRow):
         change any gain. Over all picks that is a few times N rows where recomputing takes k N.
         """
         return _Served(self)
+
+
+def refuse_sums(given: Any, weights: Array | None, name: str) -> NoReturn:
+    """Say why gains, the sums of columns of `name` times the weights, are no usable numbers."""
+    given = given.data if is_sparse(given) else given
+    xp = namespace(given)
+    if not bool(xp.all(xp.isfinite(given))):
+        raise ValueError(f"{name}: contains NaN or infinity, so that no token can be chosen")
+    if weights is not None and not bool(xp.all(xp.isfinite(weights))):
+        raise ValueError("weights: contain NaN or infinity, so that no token can be chosen")
+    largest = str(wide(xp)).rpartition(".")[2].strip("'<>")
+    heavy = weights is not None and float(xp.max(weights)) > 1.0
+    culprit = "weights" if heavy and float(xp.max(xp.abs(given))) <= 1.0 else name
+    raise ValueError(
+        f"{culprit}: sums of similarities times weights leave the range of {largest}; "
+        f"scale {culprit} down, which changes no pick"
+    )
 
 
 class _Served:
