@@ -217,7 +217,7 @@ def test_long_instructions_are_read_in_windows(llava):
     pair = (encoder, processor.tokenizer)
     with attach(model, sc.EADP(keep=5), processor, pair, instruction=words) as att:
         model(**case.inputs())
-        text = att._guidance.encoder.encode(words)
+        text = att._reader.guidance.encoder.encode(words)
     assert len(text.tokens) == 3
     assert all(len(each) <= 8 for each in text.tokens)
     assert sum(int(mask.sum()) for mask in text.mask) == len(words.split())
