@@ -25,17 +25,19 @@ def saved(model):
     [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model)), saved],
     ids=["deepcopy", "copy", "pickle", "save"],
 )
-def test_a_copy_is_detached(case, model, by_norm, copied):
-    inputs = case.inputs()
-    stock, attributes = model(**inputs).logits, set(vars(model))
+def test_a_copy_is_detached(case, by_norm, copied):
+    """Of a model that has yet to run: after its first call transformers' own hooks in it cannot be
+    pickled, attached or not."""
+    model, inputs = case.model(), case.inputs()
+    attributes = set(vars(model))
     with attach(model, by_norm(keep=3), case.processor()) as att:
-        pruned = model(**inputs).logits
         made = copied(model)
         assert set(vars(made)) == attributes
         assert made.forward.__self__ is made
-        assert torch.equal(made(**inputs).logits, stock)
+        pruned = model(**inputs).logits
+        stock = made(**inputs).logits
+        assert stock.shape[1] > pruned.shape[1]
         assert att.attached
-        assert torch.equal(model(**inputs).logits, pruned)
         with attach(made, by_norm(keep=3)):
             assert torch.equal(made(**inputs).logits, pruned)
     assert torch.equal(model(**inputs).logits, stock)
