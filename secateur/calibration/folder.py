@@ -87,7 +87,9 @@ def calibrate_on(
             encoded = encode(network, inputs, processor, wants={"attention", "pixels"})
             for tokens in tokens_of(encoded):
                 running.see(tokens)
-                levels.extend(np.ravel(to_numpy(median(patch_entropy(tokens.pixels, erase.patch)))))
+                levels.extend(
+                    np.ravel(to_numpy(median(patch_entropy(tokens.pixels, erase.patch_of(tokens)))))
+                )
         done()
     found = running.so_far
     assert found is not None

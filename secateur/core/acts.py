@@ -2,7 +2,8 @@
 
 Every `Method` chooses from encoded tokens, unless it says `prunes_before = False`. What it can do
 beside that, it says by deriving from an act: it may choose from the parts of an image or a video
-together (`ChoosesParts`), or drop and fold tokens between layers of the language model (`Cuts`).
+together (`ChoosesParts`), hand the projector states of its own making (`Makes`), or drop and fold
+tokens between layers of the language model (`Cuts`).
 """
 
 from __future__ import annotations
@@ -85,6 +86,9 @@ class Sight:
     image
         Which image or video (N,) of the prompt each visual token belongs to; -1 for one that a
         cut has made.
+    place
+        The number (N,) of each among all visual tokens of the prompt before any pruning, part
+        after part as `Layout.chosen` lists them; -1 for one that a cut has made.
     layout
         The prompt's.
     prepared
@@ -110,6 +114,7 @@ class Sight:
     text: Array
     mask: Array | None = None
     image: Array | None = None
+    place: Array | None = None
     layout: Layout | None = None
     prepared: Any = None
     ask: Callable[[Array], Array] | None = None
@@ -120,6 +125,17 @@ class Sight:
     hidden: Array | None = None
     embeddings: Array | None = None
     rotary: tuple[Array, Array] | None = None
+
+    def told(self, name: str) -> np.ndarray[Any, Any]:
+        """What `Selection.info` says of each visual token that is left, on the host.
+
+        `name` is of an entry (..., n) with one number for every token of a part.
+        """
+        chosen = () if self.layout is None else self.layout.chosen
+        if not chosen or self.place is None:
+            raise ValueError(f"sight: nothing was chosen before the language model to tell {name}")
+        told: np.ndarray[Any, Any] = np.concatenate([to_numpy(x.info[name]) for x in chosen])
+        return np.asarray(told[to_numpy(self.place)])
 
     def others(self, skip: int = 0) -> Array:
         """Ascending positions of the real tokens that are not visual, but for the first `skip`."""
@@ -201,6 +217,33 @@ class Cuts(ABC):
     @abstractmethod
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Which visual tokens stay at a cut of `plan`."""
+
+
+class Makes(ABC):
+    """Hands the projector states of its own making, in place of those of chosen tokens."""
+
+    @property
+    def makes(self) -> bool:
+        """Whether it does so with these parameters."""
+        return True
+
+    @abstractmethod
+    def make(self, tokens: Tokens, chosen: Selection) -> Array:
+        """What goes on of one image, of which not everything is kept.
+
+        Parameters
+        ----------
+        tokens
+            What it chose from, with `states`, and `class_state` where the encoder has one.
+        chosen
+            What it chose.
+
+        Returns
+        -------
+        Array
+            States (M, C) in the order in which the language model shall read them; M may be
+            more than was chosen, and at most N.
+        """
 
 
 class ChoosesParts(ABC):

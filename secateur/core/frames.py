@@ -147,7 +147,7 @@ def joined(frames: Selection) -> Selection:
     array([2, 0, 4, 5])
     """
     xp = namespace(frames.indices)
-    *batch, times, _picks = shape_of(frames.indices)
+    *batch, times, _ = shape_of(frames.indices)
     n = frames.size
     where = device(frames.indices)
     start = xp.arange(times, dtype=frames.indices.dtype, device=where)[:, None] * n

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def cosine_in_time(video: Array, lag: int = 1) -> Array:
     step = max(lag, BLOCK // (n * width))
     parts = []
     for start in range(0, times - lag, step):
-        few = _safely_wide(video[..., start : start + step + lag, :, :])
+        few = _safely_wide(video[..., start : min(start + step + lag, times), :, :])
         length = xp.sqrt(xp.vecdot(few, few))
         both = length[..., lag:, :] * length[..., :-lag, :]
         inner = xp.vecdot(few[..., lag:, :, :], few[..., :-lag, :, :])
@@ -140,7 +140,7 @@ def spans(cut: Array) -> list[tuple[int, int]]:
     [(0, 2), (2, 4)]
     """
     ends = [0, *(np.flatnonzero(to_numpy(cut)) + 1).tolist(), int(cut.shape[-1]) + 1]
-    return list(itertools.pairwise(ends))
+    return list(pairwise(ends))
 
 
 def still_windows(still: Array, most: int = 1024) -> tuple[Array, int]:

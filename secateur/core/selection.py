@@ -424,3 +424,38 @@ def folding(chosen: Selection, joined: Array, weights: Array) -> Selection:
     shares = xp.astype(weights, wide(xp))
     shares = xp.where(folded < 0, xp.zeros_like(shares), shares)
     return replace(chosen, folded=folded, fold_weights=xp.where(kept, xp.ones_like(shares), shares))
+
+
+def sharing(chosen: Selection, shares: Shares) -> Selection:
+    """A selection that also says what goes into what; tokens may go into several.
+
+    Parameters
+    ----------
+    chosen
+        What is kept, without a batch.
+    shares
+        All contributions (M,), those of kept tokens to themselves included.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from secateur.core.selection import Selection, Shares, sharing
+    >>> goes = np.array([0, 1, 2, 2]), np.array([0, 1, 0, 1]), np.array([1, 1, 0.5, 0.25])
+    >>> both = sharing(Selection.of(np.array([0, 1]), 3), Shares(*goes))
+    >>> both.merge(np.array([[1.0], [2.0], [4.0]])), both.folded
+    (array([[3.],
+           [3.]]), array([0, 1, 0]))
+    """
+    source, target, weight = (to_numpy(x) for x in shares)
+    folded = np.full(chosen.size, -1, dtype=np.int64)
+    weights = np.zeros(chosen.size)
+    several = len(np.unique(source)) < len(source)
+    # The largest contribution of each token comes last and stays; a kept token is its own.
+    order = np.lexsort((-np.arange(len(weight)), weight, source == target))
+    folded[source[order]], weights[source[order]] = target[order], weight[order]
+    return replace(
+        chosen,
+        folded=like(folded, chosen.indices, dtype=chosen.indices.dtype),
+        fold_weights=like(weights, shares.weight),
+        shares=shares if several else None,
+    )

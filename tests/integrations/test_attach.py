@@ -473,14 +473,14 @@ def test_a_newer_transformers_is_told_once(monkeypatch):
     """And one that was checked is not."""
     major, minor = (int(x) for x in internals.CHECKED[1].split("."))
     internals.check_release.cache_clear()
-    monkeypatch.setattr(transformers, "__version__", f"{major}.{minor + 1}.0.dev0")
+    monkeypatch.setattr("transformers.__version__", f"{major}.{minor + 1}.0.dev0")
     with pytest.warns(UserWarning, match=r"is newer than .*, the newest that secateur was"):
         internals.check_release()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         internals.check_release()
         internals.check_release.cache_clear()
-        monkeypatch.setattr(transformers, "__version__", f"{major}.{minor}.1")
+        monkeypatch.setattr("transformers.__version__", f"{major}.{minor}.1")
         internals.check_release()
     internals.check_release.cache_clear()
 

@@ -15,7 +15,6 @@ from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
 from secateur.core.arrays import (
     Array,
     checked,
-    index_dtype,
     like,
     namespace,
     resolve_keep,
@@ -29,6 +28,7 @@ from secateur.core.inputs import INPUTS, Request, Tokens
 from secateur.core.selection import Selection, stack
 
 CountedFrom = Literal["size", "pixels", "features"]
+Reading = Literal["words", "window"]
 Over = Literal["frame", "change", "video"]
 
 
@@ -100,7 +100,7 @@ class Method(ABC):
         return f"{type(self).__name__}({', '.join(told)})"
 
     def _told(self) -> list[Field[Any]]:
-        """The parameters to print and store; those of every method only where they say more."""
+        """The parameters to print; those of every method only where they say more."""
         common = ("published", "over")
         return [
             item
@@ -118,6 +118,20 @@ class Method(ABC):
         """The fields of `Tokens` it also works from where they are given."""
         return frozenset()
 
+    @property
+    def needs_in_model(self) -> frozenset[str]:
+        """The fields of `Tokens` without which it does not do in a model what it should."""
+        return self.needs
+
+    @property
+    def reads(self) -> Reading:
+        """How a text encoder is given the instruction.
+
+        ``"words"``: sentences that fit its context, of which the words count. ``"window"``: as
+        the authors' programs do, whole windows of which every position counts.
+        """
+        return "words"
+
     @abstractmethod
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Choose k of the tokens of each image of a batch.
@@ -133,11 +147,12 @@ class Method(ABC):
 
     @property
     def positions(self) -> Literal["original", "compact"] | None:
-        """Where kept tokens stand in a model when nobody says; None for the family's default.
+        """How an attachment numbers kept tokens that is not told: as the authors' program does.
 
-        A published method takes its program's rule, which for most is to count anew.
+        None leaves it to the model's family. Every program known to choose before the language
+        model hands over embeddings without positions, so that these count 0, 1, ...
         """
-        return "compact" if self.published else None
+        return "compact" if self.published and self.prunes_before else None
 
     @property
     def counted_from(self) -> CountedFrom:
@@ -155,6 +170,15 @@ class Method(ABC):
         if self.over == "video" and isinstance(self.keep, float):
             return resolve_keep(self.keep, size)
         return frames * resolve_keep(self.keep, size // frames)
+
+    def budget_of_parts(self, size: int, parts: int, pictures: int) -> int:
+        """How many of `size` tokens the parts of an image keep that was cut into `pictures`.
+
+        `pictures` times `keep`, where that is a count; each part keeps at least one.
+        """
+        if isinstance(self.keep, float):
+            return max(self.budget(size), parts)
+        return max(min(int(self.keep) * pictures, size), parts)
 
     @overload
     def select(
@@ -270,7 +294,7 @@ class Method(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The method as plain values that JSON can hold; `Method.from_dict` reads them."""
         stored: dict[str, Any] = {"method": self.name}
-        for item in self._told():
+        for item in fields(self):
             stored[item.name] = _plain(getattr(self, item.name))
         return stored
 
@@ -299,42 +323,6 @@ class Method(ABC):
                 f"it has {', '.join(sorted(parameters))}"
             )
         return kind(**{key: _rich(item) for key, item in stored.items() if key != "method"})
-
-
-@dataclass(frozen=True)
-class VideoMethod(Method):
-    """A method that sees a video whole: budgets, places and what is folded cross its frames.
-
-    Without `Tokens.frames` an image is a video of one frame.
-    """
-
-    over: Over = field(default="video", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.over != "video":
-            raise ValueError(f"over: {type(self).__name__} sees a video whole, got {self.over!r}")
-
-    def _require_no_grid(self) -> None:
-        """What a frame has, this method knows to be of a frame."""
-
-    def share(self, per_frame: int) -> float:
-        """The share to keep of frames of so many tokens, where `keep` may be a count."""
-        return self.keep if isinstance(self.keep, float) else min(1.0, self.keep / per_frame)
-
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """One video after the other; see `Method.choose`."""
-        rows = [self.choose_video(each, k) for each in tokens.rows()]
-        if not rows:
-            nothing = namespace(tokens.features).zeros(
-                (*tokens.batch_shape, 0), dtype=index_dtype(namespace(tokens.features))
-            )
-            return Selection.of(nothing, tokens.size)
-        return stack(rows, tokens.batch_shape)
-
-    def choose_video(self, tokens: Tokens, k: int) -> Selection:
-        """Choose from one video, without a batch; for those that do not override `choose`."""
-        raise NotImplementedError
 
 
 def _plain(x: Any) -> Any:

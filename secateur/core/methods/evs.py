@@ -8,7 +8,8 @@ from typing import ClassVar
 from secateur.core.arrays import constant, namespace, widened
 from secateur.core.frames import first_everywhere
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Program, VideoMethod
+from secateur.core.methods.base import Program
+from secateur.core.methods.video import VideoMethod
 from secateur.core.order import first_of
 from secateur.core.segments import cosine_in_time, in_time
 from secateur.core.selection import Selection
@@ -70,8 +71,8 @@ class EVS(VideoMethod):
             return max(size // frames, int(size * self.keep))
         return max(size // frames, super().budget(size, frames))
 
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """The k most changed; see `Method.choose`."""
+    def choose_videos(self, tokens: Tokens, k: int) -> Selection:
+        """The k most changed; see `VideoMethod.choose`."""
         video = in_time(constant(widened(tokens.features)), tokens.times)
         changed = first_everywhere(1.0 - cosine_in_time(video), 255.0)
         xp = namespace(changed)

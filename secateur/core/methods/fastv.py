@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from secateur.core.acts import Cut
 from secateur.core.arrays import (
@@ -67,6 +67,11 @@ class FastV(InsideMethod):
     reference: ClassVar[str] = "Chen et al., ECCV 2024, arXiv 2403.06764"
 
     program: ClassVar[Program | None] = Program("pkunlp-icler/FastV", "d1659729b5bf")
+
+    @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """The authors' program leaves them; see `Method.positions`."""
+        return "original" if self.published else None
 
     @property
     def shortens_caches(self) -> bool:

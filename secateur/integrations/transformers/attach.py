@@ -22,7 +22,7 @@ from secateur.core.acts import Cuts
 from secateur.core.methods.base import Method
 from secateur.integrations.choosing import choose_each, wanted
 from secateur.integrations.encoded import Positions
-from secateur.integrations.observing import watching
+from secateur.integrations.observing import requests_of, watching
 from secateur.integrations.report import Report
 from secateur.integrations.transformers import cache
 from secateur.integrations.transformers.cache import Trace, lengths_as_new_tokens, trace_in
@@ -326,7 +326,8 @@ def attach(
         language model's input embeddings.
     positions
         ``"original"``: kept tokens keep their positions, and decoding goes on after the unpruned
-        prompt. ``"compact"``: positions 0, 1, ... None: the family's default.
+        prompt. ``"compact"``: positions 0, 1, ... None: what a published method's program does,
+        else the family's default.
     instruction
         The instruction, or one for each prompt of a batch, instead of what the prompt says.
 
@@ -429,14 +430,14 @@ def _checked(
         raise ValueError(f"method: expected a method such as EADP(keep=64), got {method!r}")
     if positions not in (None, "original", "compact"):
         raise ValueError(f"positions: expected original, compact or None, got {positions!r}")
-    reader = Reader.of(model, processor, text_encoder, instruction)
+    reader = Reader.of(model, processor, text_encoder, instruction, method.reads)
     family = reader.family
     wanted(method, family.family, reader.guidance.encoder)
     if isinstance(method, Cuts) and has_sliding_layers(family.language_model(model).config):
         raise UnsupportedModelError(
             model, f"{type(method).__name__} cannot drop tokens from sliding-window layers"
         )
-    return reader, positions or family.family.positions
+    return reader, positions or method.positions or family.family.positions
 
 
 def _pruned(
@@ -449,7 +450,7 @@ def _pruned(
     generating: bool,
 ) -> Prompt:
     """Encode, choose, shorten."""
-    encoded = reader.read(inputs, wants)
+    encoded = reader.read(inputs, wants, requests_of(method))
     watch = Stopwatch(reader.model.get_input_embeddings().weight.device)
     chosen = choose_each(method, encoded)
     watch.lap("choose")

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from secateur.core.inputs import REQUESTS, Request
+from secateur.core.methods.base import Reading
 from secateur.integrations.encoded import TEXT, Encoded, Indices, Modality, Visual, split
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.text import Guidance, TextEncoder
@@ -56,17 +58,23 @@ class Reader:
         processor: Any = None,
         text_encoder: Any = None,
         instruction: str | list[str] | None = None,
+        reads: Reading = "words",
     ) -> Reader:
-        """For a model; the arguments are those of `encode`."""
+        """For a model; the arguments are those of `encode`, and how a method reads texts."""
         family = family_of(model)
         check_release()
-        encoder = TextEncoder.of(text_encoder)
+        encoder = TextEncoder.of(text_encoder, reads)
         if encoder is not None:
             encoder.check(family.tower(model), family.family.name)
         guidance = Guidance(model, family, processor, encoder, instruction)
         return cls(model, family, guidance, Pixels.of(family.family, processor))
 
-    def read(self, inputs: Mapping[str, Any], wants: frozenset[str]) -> Encoded:
+    def read(
+        self,
+        inputs: Mapping[str, Any],
+        wants: frozenset[str],
+        requests: Mapping[str, Request] = REQUESTS,
+    ) -> Encoded:
         """Run the encoder once over the images and videos of a batch of prompts."""
         ids = inputs.get("input_ids")
         if ids is None:
@@ -83,7 +91,7 @@ class Reader:
             )
         watch = Stopwatch(self.model.get_input_embeddings().weight.device)
         visuals = self.family.encode(
-            self.model, inputs, wants - TEXT, self.guidance.encoder, self.pixels
+            self.model, inputs, wants - TEXT, self.guidance.encoder, self.pixels, requests
         )
         watch.lap("encode")
         shown = ids.detach().cpu().numpy()
@@ -119,6 +127,7 @@ def encode(
     text_encoder: Any = None,
     *,
     wants: Iterable[str] = (),
+    requests: Mapping[str, Request] = REQUESTS,
     instruction: str | list[str] | None = None,
 ) -> Encoded:
     """Encode the images and videos of prompts, and observe on the way what methods look at.
@@ -134,6 +143,9 @@ def encode(
     wants
         The fields of `Tokens` to gather beside features and grid, such as ``"attention"``,
         ``"pixels"`` and ``"text"``: `method.needs | method.optional` says what a method wants.
+
+    requests
+        What to observe for each of these fields; `requests_of(method)` says what a method asks.
 
     Returns
     -------
@@ -164,7 +176,7 @@ def encode(
         )
     if not has_visuals(inputs):
         raise ValueError("inputs: expected pixel_values or pixel_values_videos")
-    return reader.read(inputs, asked)
+    return reader.read(inputs, asked, requests)
 
 
 def has_visuals(inputs: Mapping[str, Any]) -> bool:

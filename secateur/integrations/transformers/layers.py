@@ -102,6 +102,7 @@ class Cutter:
         self.choosable: Flags = prompt.choosable[repeat]
         self.text: Flags = prompt.text[repeat]
         self.image: Indices = prompt.image[repeat]
+        self.place: Indices = prompt.place[repeat]
         self.columns = prompt.columns[repeat]
         self.found: list[list[tuple[int, Indices]]] = [[] for _ in prompt.mask]
         self.prepared: list[Any] = [None] * rows
@@ -202,6 +203,7 @@ class Cutter:
             text=beside(np.flatnonzero(self.text[row])),
             mask=None if self.mask[row].all() else beside(self.mask[row]),
             image=beside(self.image[row, visual]),
+            place=beside(self.place[row, visual]),
             layout=self.layouts[row // self.times],
             prepared=self.prepared[row],
             **seen,
@@ -247,7 +249,7 @@ class Cutter:
         for name, blank in (("mask", True), ("choosable", True), ("text", False)):
             x = getattr(self, name)[rows, old]
             setattr(self, name, np.where(made, blank, x) & there)
-        for name in ("columns", "image"):
+        for name in ("columns", "image", "place"):
             x = getattr(self, name)[rows, old]
             setattr(self, name, np.where(made | ~there, -1, x))
         gather = torch.from_numpy(at).to(hidden.device)

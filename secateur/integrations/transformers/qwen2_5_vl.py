@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.qwen import QWEN2_5_VL, frame_parts, unpatched
-from secateur.integrations.observing import Watch, by_frame, rotate, watched_layers, watching
+from secateur.integrations.observing import (
+    Watch,
+    by_frame,
+    keys_of,
+    layer_of,
+    rotate,
+    watching,
+)
 from secateur.integrations.transformers.internals import rope_index, window_index
 from secateur.integrations.transformers.models import Adapter
 
@@ -42,6 +50,7 @@ class Qwen25VL(Adapter):
         wants: frozenset[str],
         encoder: TextEncoder | None,
         pixels: Any,
+        requests: Mapping[str, Request] = REQUESTS,
     ) -> list[Visual]:
         """One grid an image, one a frame of a video; see `Adapter.encode`."""
         found: list[Visual] = []
@@ -54,9 +63,9 @@ class Qwen25VL(Adapter):
                 raise ValueError(f"{modality}_grid_thw: expected beside {values}")
             encode = getattr(model.model, f"get_{modality}_features")
             with watching() as watch:
-                seen = self._watch(watch, model.model.visual, wants)
+                seen = self._watch(watch, model.model.visual, wants, requests)
                 out = encode(patches, grids, return_dict=True)
-            observed = self._observed(model.model.visual, seen, grids, wants)
+            observed = self._observed(model.model.visual, seen, grids, requests)
             found += self._visuals(model, modality, patches, grids, out, observed, wants, pixels)
         return found
 
@@ -80,33 +89,34 @@ class Qwen25VL(Adapter):
             placed = counted.expand(3, *counted.shape)
         return torch.cat([counted[None].to(placed.device), placed]) if generating else placed
 
-    def _watch(self, watch: Watch, tower: Any, wants: frozenset[str]) -> dict[str, Any]:
-        layers = watched_layers(self.full_attention(tower), len(tower.blocks))
+    def _watch(
+        self, watch: Watch, tower: Any, wants: frozenset[str], requests: Mapping[str, Request]
+    ) -> dict[str, Any]:
+        full = self.full_attention(tower)
+        depth = len(tower.blocks)
         return {
             name: (watch.output(block.attn.qkv), watch.arguments(block.attn), block.attn.num_heads)
-            for name, layer in layers.items()
+            for name, request in requests.items()
             if name in wants
-            for block in (tower.blocks[layer],)
+            for block in (tower.blocks[layer_of(request, full[-1], depth, full)],)
         }
 
     @torch.no_grad()
     def _observed(
-        self, tower: Any, seen: Mapping[str, Any], grids: Tensor, wants: frozenset[str]
+        self, tower: Any, seen: Mapping[str, Any], grids: Tensor, requests: Mapping[str, Request]
     ) -> dict[str, Tensor]:
         """Attention (n,) and keys (n, C) of all merged tokens, in the prompt's order."""
         order = self.order(tower, grids) if seen else None
         found = {}
         for name, (projected, called, heads) in seen.items():
             packed = projected[0].detach()
-            queries, keys, _ = packed.unflatten(-1, (3, heads, -1)).unbind(1)
-            if name == "keys":
-                per_patch = keys.flatten(1)
+            queries, keys, _ = packed.unflatten(-1, (3, heads, -1)).transpose(0, 2).unbind(1)
+            if requests[name].what == "keys":
+                per_patch = keys_of(keys, requests[name])
             else:
                 cos, sin = called[0][1]["position_embeddings"]
-                queries, keys = (
-                    rotate(x.transpose(0, 1).float(), cos, sin) for x in (queries, keys)
-                )
-                per_patch = by_frame(queries, keys, grids)
+                queries, keys = (rotate(x.float(), cos, sin) for x in (queries, keys))
+                per_patch = by_frame(queries, keys, grids, requests[name])
             merged = per_patch.unflatten(0, (-1, tower.spatial_merge_size**2)).mean(dim=1)
             if order is not None:
                 merged = merged[torch.argsort(order).to(merged.device)]

@@ -188,7 +188,7 @@ class _Marks:
         ):
             visual[row, columns] = True
             keep[row, columns] = False
-            keep[row, columns[picks.kept]] = True
+            keep[row, columns[picks.places]] = True
             image[row, columns] = len(images[row])
             for part in each.parts:
                 choosable[row, columns[part.index]] = True

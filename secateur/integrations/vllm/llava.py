@@ -22,7 +22,6 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
-from secateur.integrations.choosing import shared_budget
 from secateur.integrations.encoded import Seen, Visual, whole
 from secateur.integrations.families.llava import TOWERS
 from secateur.integrations.families.llava_next import crop_layout, crops_visual
@@ -34,13 +33,15 @@ from secateur.integrations.families.llava_onevision import (
     video_visual,
 )
 from secateur.integrations.observing import (
-    SHALLOW,
-    class_attention,
     heads,
-    mean_attention,
+    keys_of,
+    layer_of,
+    received,
+    requests_of,
     watching,
 )
 from secateur.integrations.vllm.pruning import (
+    OBSERVED,
     Instructed,
     Pruned,
     Sized,
@@ -84,7 +85,7 @@ class Cut(Sizes):
         crops = layout[0] * layout[1]
         tall, wide, parts = self.crops(config, layout, side)
         size = side * side + tall * wide
-        total = shared_budget(self.method, size, parts, 1 + crops)
+        total = self.method.budget_of_parts(size, parts, 1 + crops)
         return self.whole(image_width, image_height) if total == size else total
 
     def crops(
@@ -195,26 +196,32 @@ class Towered(Pruned):
         seen = Seen()
         vision = self.config.vision_config
         layers = self.vision_tower.vision_model.encoder.layers
-        shallow = min(max(round(SHALLOW * vision.num_hidden_layers), 1), len(layers)) - 1
-        depths = {"attention": len(layers) - 1, "attention_shallow": shallow}
-        depths["keys"] = len(layers) - 1
+        requests = {
+            name: request
+            for name, request in requests_of(self.method).items()
+            if name in self.wants and name in OBSERVED
+        }
+        depths = {
+            name: layer_of(request, len(layers) - 1, vision.num_hidden_layers)
+            for name, request in requests.items()
+        }
         with watching() as watch:
             outputs = {
                 name: watch.output(layers[depth].self_attn.qkv_proj)
                 for name, depth in depths.items()
-                if name in self.wants
             }
             yield seen
         first = int(vision.model_type == "clip_vision_model")
         for name, found in outputs.items():
             queries, keys, _ = torch.cat(found).chunk(3, dim=-1)
-            if name == "keys":
-                seen.keys = all_heads(keys[:, first:], vision.hidden_size)
-                continue
             size = vision.hidden_size // vision.num_attention_heads
-            received = class_attention if first else mean_attention
-            share = received(heads(queries, size), heads(keys, size))
-            parts = vision.num_attention_heads // (queries.shape[-1] // size)
+            if name == "keys":
+                every = all_heads(keys[:, first:], vision.hidden_size)
+                seen.keys = keys_of(heads(every, size), requests[name])
+                continue
+            queries, keys = heads(queries, size), heads(keys, size)
+            share = received(queries, keys, requests[name], class_token=bool(first))
+            parts = vision.num_attention_heads // queries.shape[-3]
             setattr(seen, name, over_heads(share, parts))
 
     def cut(self, inputs: Any) -> Iterator[tuple[Any, Any, Seen, int]]:
@@ -231,7 +238,7 @@ class Towered(Pruned):
     def packed(self, visual: Visual) -> Visual:
         """Without newlines, unless all tokens stay."""
         size = sum(len(part.index) for part in visual.parts)
-        if shared_budget(self.method, size, len(visual.parts), visual.crops) == size:
+        if self.method.budget_of_parts(size, len(visual.parts), visual.crops) == size:
             return visual
         nothing = np.zeros(0, dtype=np.int64)
         return replace(visual, separators=[(place, nothing) for place, _ in visual.separators])

@@ -15,6 +15,7 @@ from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
 from secateur.integrations.choosing import choose, wanted
 from secateur.integrations.encoded import TEXT, Visual
+from secateur.integrations.families.base import Family
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.text import Text
 from secateur.integrations.vllm import FAMILIES, KEY, method_of
@@ -78,6 +79,17 @@ def all_heads(keys: Any, width: int) -> Any:
     if keys.shape[-1] == width:
         return keys
     return tensor_model_parallel_all_gather(keys.contiguous())
+
+
+def _seen_by_hooks(method: Method, family: Family) -> Family:
+    """The family, without what vLLM's towers do not show."""
+    for name, request in method.requests.items():
+        if name in method.needs and (request.layer == "last" or request.heads == "one"):
+            raise ValueError(
+                f"secateur: {type(method).__name__} looks at the last layer of the tower or at all "
+                "heads as one, which vLLM's towers do not have; take transformers for it"
+            )
+    return replace(family, offers=family.offers - {"states", "class_state"}, projects=False)
 
 
 class Instructed:
@@ -144,7 +156,7 @@ class Pruned:
                 "attends to is not seen; leave it at 'weights'"
             )
         self.method = configured(self.config, self.kind)
-        self.wants = wanted(self.method, FAMILIES[self.kind], None)
+        self.wants = wanted(self.method, _seen_by_hooks(self.method, FAMILIES[self.kind]), None)
         if vllm_config.compilation_config.compile_mm_encoder and self.wants & OBSERVED:
             raise ValueError(
                 f"secateur: {type(self.method).__name__} watches the tower, which "
@@ -213,7 +225,8 @@ class Pruned:
         self, visuals: Sequence[Visual], texts: Sequence[Text] | None
     ) -> list[tuple[Any, Any]]:
         """Places (n,) and features (n, D) of the tokens of each image that stay."""
-        plain = not any(each.crops for each in visuals)
+        several = len(visuals) > 1 and any(each.modality == "video" for each in visuals)
+        plain = not several and not any(each.crops for each in visuals)
         if plain and (texts is None or all(len(each.parts) == 1 for each in visuals)):
             return self._together(visuals, texts)
         kept = []
