@@ -11,12 +11,15 @@ PYTEST_SERVING = OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -q -n $(JOBS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 SERVING := .venv-serving
+# transformers from the oldest release that attachments support to the newest there is.
+RELEASES := .venv-oldest .venv-newest
+ATTACHED := tests/integrations/test_contract.py tests/integrations/test_attach.py tests/integrations/test_inside.py tests/integrations/test_observation.py
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo test test-all test-serving test-serving-all coverage check lint format types layers doctests docs bench clean
+.PHONY: help demo test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs bench clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
@@ -24,6 +27,8 @@ help:
 	@echo "make test-all  run the slow tests too, and every test on JAX arrays"
 	@echo "make test-serving  test the vLLM plug-in, in an environment of its own (3.5 GB)"
 	@echo "make test-serving-all  its slow tests too, such as two tensor-parallel ranks"
+	@echo "make test-newest  test attachments with the newest transformers, in an environment of its own"
+	@echo "make test-oldest  the same with the oldest that is supported"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
 	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
 	@echo "make docs      build the site into site/"
@@ -49,6 +54,10 @@ test-serving: $(SERVING)/.installed
 
 test-serving-all: $(SERVING)/.installed
 	@$(PYTEST_SERVING) $(PYTEST_ARGS)
+
+test-newest test-oldest: test-%: .venv-%/.installed
+	@echo "== attachments with transformers $$(.venv-$*/bin/python -c 'import transformers; print(transformers.__version__)') =="
+	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(ATTACHED) -m "not slow" $(PYTEST_ARGS)
 
 check: lint format types layers doctests
 
@@ -81,7 +90,7 @@ bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/record.py $(ASV_ARGS)
 
 clean:
-	rm -rf $(VENV) $(SERVING) build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(SERVING) $(RELEASES) build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find secateur tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
 
 # One environment; each stamp is newer than pyproject.toml once that group is installed in it.
@@ -96,6 +105,16 @@ $(SERVING)/.installed: pyproject.toml constraints-serving.txt
 	@[ -f $(SERVING)/pyvenv.cfg ] || $(PYTHON) -m venv $(SERVING)
 	@$(SERVING)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-serving.txt -e '.[test-serving]'
 	@$(SERVING)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
+
+# Of what the tests were run with, all but what is here to differ.
+.venv-oldest/.installed: RELEASE = transformers==5.17.*
+.venv-newest/.installed: RELEASE = transformers
+.venv-oldest/.installed .venv-newest/.installed: pyproject.toml constraints.txt
+	@echo "Installing secateur[numba,transformers] with $(RELEASE) into $(@D) ..."
+	@[ -f $(@D)/pyvenv.cfg ] || $(PYTHON) -m venv $(@D)
+	@grep -Ev '^(transformers|tokenizers|huggingface-hub|safetensors|accelerate)==' constraints.txt > $(@D)/constraints.txt
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade -c $(@D)/constraints.txt '$(RELEASE)' array-api-strict hypothesis pytest pytest-cov pytest-xdist -e '.[numba,transformers]'
 	@touch $@
 
 $(VENV)/pyvenv.cfg:

@@ -30,6 +30,7 @@ from machine import described
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
+from secateur.integrations.transformers.internals import cache_in
 
 INTRODUCTION = """# What attaching costs and saves
 
@@ -171,7 +172,7 @@ def measured(
     with attached as att:
         with FlopCounterMode(display=False) as counter:
             out = model(**inputs, use_cache=True, logits_to_keep=1)
-        layers = out.past_key_values.layers
+        layers = cache_in(out).layers
         row = {
             "flops": counter.get_total_flops(),
             "length": int(layers[-1].keys.shape[2]),

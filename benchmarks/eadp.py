@@ -76,7 +76,9 @@ def main() -> None:
                 "  checks": lambda: method._check(tokens),
                 "  relevance": lambda: method.relevance(tokens),
                 "  similarity": lambda: cosine_similarity(features),
-                "  greedy": lambda: facility_location(similarity, relevance, given.keep),
+                "  greedy": lambda: facility_location(
+                    sc.FacilityLocation(similarity, relevance), given.keep
+                ),
                 "two products": lambda: (features @ features.T, features @ text.T),
                 "  of tokens": lambda: features @ features.T,
                 "  with text": lambda: features @ text.T,

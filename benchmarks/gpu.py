@@ -83,7 +83,9 @@ def check(device: str, solver: Any, sizes: tuple[tuple[int, int, int], ...]) -> 
     for n, k, images in sizes:
         s, w = photographs(n, images, device)
         budget = np.maximum(1, k - np.arange(images) % 3)
-        slow = facility_location(s.cpu().double().numpy(), w.cpu().double().numpy(), budget)
+        slow = facility_location(
+            sc.FacilityLocation(s.cpu().double().numpy(), w.cpu().double().numpy()), budget
+        )
         name = f"facility location, N = {n}, k = {k}, {images} images"
         expect(name, solver.facility_location(s, w, budget, 0.0), slow)
     n, k, _ = sizes[0]
@@ -94,19 +96,19 @@ def check(device: str, solver: Any, sizes: tuple[tuple[int, int, int], ...]) -> 
     expect(
         "facility location, ties",
         solver.facility_location(tied.to(device), None, k, 0.0),
-        facility_location.reference(tied.numpy(), None, k),
+        facility_location.reference(sc.FacilityLocation(tied.numpy()), k),
     )
     kernel = s + 0.1 * torch.eye(n).double()
     expect(
         "determinant",
         solver.determinant(kernel.to(device), k),
-        determinant.reference(kernel.numpy(), k),
+        determinant.reference(sc.LogDeterminant(kernel.numpy()), k),
     )
     d = (1.0 - s).clamp(min=0)
     expect(
         "farthest-first",
         solver.farthest_first(d.to(device), k, None),
-        farthest_first.reference(d.numpy(), k),
+        farthest_first.reference(sc.Dispersion(d.numpy()), k),
     )
     a, step = torch.from_numpy(relevance_like(n)), np.asarray(0.02)
     expect(
@@ -261,7 +263,7 @@ def the_others(solver: Any) -> None:
         print(f"| {name} | {spelled(fast)} | {spelled(slow)} |")
     for name, measure in {
         "facility location from features, D = 1024": lambda: driver.facility_location_features(
-            x, a, k
+            sc.FacilityLocation.from_features(x, a), k
         ),
         "cosine similarity, D = 1024": lambda: driver.cosine_similarity(x),
         "effective rank, D = 1024, one image": lambda: sc.effective_rank(x[0]),

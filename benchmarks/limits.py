@@ -87,42 +87,42 @@ def operations() -> list[Row]:
     return [
         Row(
             "facility_location, numba",
-            median(lambda: compiled.facility_location(s, w, k), 9),
+            median(lambda: compiled.facility_location(sc.FacilityLocation(s, w), k), 9),
             rows * n * 4.0,
             0,
             once,
         ),
         Row(
             "facility_location, numpy",
-            median(lambda: plain.facility_location(s, w, k)),
+            median(lambda: plain.facility_location(sc.FacilityLocation(s, w), k)),
             rows * n * 4.0,
             0,
             "the same rows, four passes over each block",
         ),
         Row(
             "determinant, numba",
-            median(lambda: compiled.determinant(s, k)),
+            median(lambda: compiled.determinant(sc.LogDeterminant(s), k)),
             k * k / 2 * n * 8.0,
             0,
             "reading the factor, k^2 N / 2 numbers",
         ),
         Row(
             "determinant, numpy",
-            median(lambda: plain.determinant(s, k)),
+            median(lambda: plain.determinant(sc.LogDeterminant(s), k)),
             k * k / 2 * n * 8.0,
             0,
             "reading the factor, k^2 N / 2 numbers",
         ),
         Row(
             "farthest_first, numba",
-            median(lambda: compiled.farthest_first(distance, k)),
+            median(lambda: compiled.farthest_first(sc.Dispersion(distance), k)),
             matrix,
             0,
             "columns of the matrix, one cache line an entry",
         ),
         Row(
             "farthest_first_features, numba",
-            median(lambda: compiled.farthest_first_features(x, k), 3),
+            median(lambda: compiled.farthest_first_features(sc.Dispersion.from_features(x), k), 3),
             0,
             gram,
             "the matrix product",
@@ -210,9 +210,14 @@ def from_features(n: int, d: int, k: int, rounds: int) -> list[str]:
         matrix = spelled(once)
     lines = []
     for name, driver in (("numba", compiled), ("numpy", plain)):
-        seconds = median(lambda driver=driver: driver.facility_location_features(x, w, k), rounds)
+        seconds = median(
+            lambda driver=driver: driver.facility_location_features(
+                sc.FacilityLocation.from_features(x, w), k
+            ),
+            rounds,
+        )
         tracemalloc.start()
-        driver.facility_location_features(x, w, k)
+        driver.facility_location_features(sc.FacilityLocation.from_features(x, w), k)
         peak = tracemalloc.get_traced_memory()[1] / 2**20
         tracemalloc.stop()
         ratio = f"{seconds / once:.1f}" if n <= 16384 else "-"

@@ -33,7 +33,8 @@ from hypothesis import strategies as st
 
 from secateur.core.arrays import each_row, to_numpy
 from secateur.core.maximize import Algorithm, maximize
-from secateur.core.objectives import Dispersion, FacilityLocation, Objective
+from secateur.core.objectives import FacilityLocation, Objective
+from secateur.core.objectives.base import tracker_of
 from secateur.core.selection import Selection
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
@@ -205,7 +206,7 @@ def distances(
 
 
 def optimum(f: Objective, k: int) -> tuple[tuple[int, ...], float]:
-    """The best set of k tokens and its value, by trying all of them.
+    """The best set of k selectable tokens and its value, by trying all of them.
 
     Examples
     --------
@@ -214,14 +215,17 @@ def optimum(f: Objective, k: int) -> tuple[tuple[int, ...], float]:
     >>> optimum(sc.FacilityLocation(np.eye(3), np.array([1.0, 5.0, 2.0])), 2)
     ((1, 2), 7.0)
     """
-    sets = combinations(range(f.size), k)
+    sets = combinations([int(j) for j in np.flatnonzero(f.open())], k)
     return max(((s, float(f.value(list(s)))) for s in sets), key=lambda each: each[1])
 
 
 def assert_objective(
     f: Objective, *, trials: int = 30, seed: int = 0, rtol: float = 1e-9, atol: float = 1e-12
 ) -> None:
-    """Everything an objective promises: gains, order, its flags, and greedy when it is small.
+    """Everything an objective declares: gains, order, its flags, and greedy when it is small.
+
+    What is checked is what it says of itself: `differences`, whether gains are differences of
+    values; `submodular`, `monotone` and `selectable`; and whether sets have a value at all.
 
     Parameters
     ----------
@@ -241,19 +245,22 @@ def assert_objective(
 
     See Also
     --------
-    assert_gain_consistent, assert_order_free, assert_monotone, assert_submodular,
+    assert_gain_consistent, assert_tracker_consistent, assert_order_free, assert_monotone,
+    assert_submodular,
     assert_algorithms_agree, assert_greedy_guarantee
     """
     for row in f.rows():
         options = {"trials": trials, "seed": seed, "rtol": rtol, "atol": atol}
-        assert_order_free(row, **options)  # type: ignore[arg-type]
-        if not isinstance(row, Dispersion):
+        if row.valued:
+            assert_order_free(row, **options)  # type: ignore[arg-type]
+        if row.differences:
             assert_gain_consistent(row, **options)  # type: ignore[arg-type]
+        assert_tracker_consistent(row, **options)  # type: ignore[arg-type]
         if row.submodular:
             assert_submodular(row, **options)  # type: ignore[arg-type]
         if row.monotone:
             assert_monotone(row, **options)  # type: ignore[arg-type]
-        k = min(3, row.size)
+        k = min(3, int(row.open().sum()))
         assert_algorithms_agree(row, k)
         if row.submodular and row.monotone and row.size <= 12:
             assert_greedy_guarantee(row, k, rtol=rtol, atol=atol)
@@ -263,6 +270,10 @@ def assert_gain_consistent(
     f: Objective, *, trials: int = 30, seed: int = 0, rtol: float = 1e-9, atol: float = 1e-12
 ) -> None:
     """gain(S, j) = value(S + j) - value(S), for one j and for many at once."""
+    if not f.valued:
+        raise AssertionError(
+            f"{type(f).__name__} says that gains are differences of values, and sets have none"
+        )
     for picks, _, j in _chains(f.size, trials, seed):
         before, after = float(f.value(picks)), float(f.value([*picks, j]))
         gain = float(f.gain(picks, j))
@@ -278,6 +289,24 @@ def assert_gain_consistent(
                 raise AssertionError(
                     f"{name} is {float(got)!r}, but value({[*picks, j]}) - value({picks}) = "
                     f"{after!r} - {before!r} = {expected!r}"
+                )
+
+
+def assert_tracker_consistent(
+    f: Objective, *, trials: int = 30, seed: int = 0, rtol: float = 1e-9, atol: float = 1e-12
+) -> None:
+    """A tracker led through picks knows the gain of every other token, within its slack."""
+    for _, picks, _ in _chains(f.size, trials, seed):
+        tracker = tracker_of(f)
+        for pick in picks:
+            tracker.add(pick)
+        others = [j for j in range(f.size) if j not in picks]
+        kept, asked = to_numpy(tracker.gains())[others], to_numpy(f.gain(picks, np.asarray(others)))
+        for j, one, other in zip(others, kept.tolist(), asked.tolist(), strict=True):
+            if not _close(one, other, _room(rtol, atol, one, other) + tracker.slack):
+                raise AssertionError(
+                    f"after {picks} the tracker says that token {j} adds {one!r}, "
+                    f"gain says {other!r}"
                 )
 
 
@@ -315,7 +344,8 @@ def assert_submodular(
     """Diminishing returns: a token adds no more to a set than to any part of it."""
     for part, picks, j in _chains(f.size, trials, seed):
         early, late = float(f.gain(part, j)), float(f.gain(picks, j))
-        room = _room(rtol, atol, float(f.value(picks)), float(f.value([*part, j])), early, late)
+        values = [float(f.value(s)) for s in (picks, [*part, j])] if f.valued else []
+        room = _room(rtol, atol, *values, early, late)
         if late > early + room:
             raise AssertionError(
                 f"not submodular: token {j} adds {late!r} to {picks}, but only {early!r} to {part}"
@@ -327,6 +357,8 @@ def assert_algorithms_agree(
 ) -> None:
     """The algorithms return the picks of naive greedy; lazy is left out where it may not run."""
     expected = to_numpy(maximize(f, k, "naive").indices)
+    if not f.batch_shape and not f.open()[expected].all():
+        raise AssertionError(f"naive picks {expected.tolist()}, not all of them selectable")
     for algorithm in algorithms:
         if algorithm == "lazy" and not f.submodular:
             continue
@@ -351,11 +383,12 @@ def assert_greedy_guarantee(
     optimum, and 1 - 1/e <= guarantee <= value / optimum.
     """
     chosen = maximize(f, k, algorithm)
-    assert_selection(chosen, min(k, f.size))
+    k = min(k, int(f.open().sum()))
+    assert_selection(chosen, k)
     bound, share = chosen.upper_bound, chosen.guarantee
     if bound is None or share is None:
         raise AssertionError(f"{type(f).__name__} does not call itself submodular and monotone")
-    best_set, best = optimum(f, min(k, f.size))
+    best_set, best = optimum(f, k)
     value, upper, certain = float(np.asarray(to_numpy(chosen.value))), float(bound), float(share)
     room = _room(rtol, atol, best)
     promise = 1.0 - (1.0 - 1.0 / k) ** k

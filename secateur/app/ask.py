@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -110,7 +110,7 @@ def ask(
         _answer(network, processor, inputs, None, None, tokens)  # Off the clock: what starts once.
     answers = [_answer(network, processor, inputs, None, None, tokens)]
     for method in methods:
-        suited = _fitted(method, network, lab)
+        suited = _fitted(method, lab)
         with attach(network, suited, processor, pair, instruction=question) as attachment:
             answers.append(_answer(network, processor, inputs, suited, attachment, tokens))
     return answers
@@ -130,15 +130,9 @@ def inputs_of(processor: Any, picture: Image.Image, question: str, *, own: bool)
     return processor(images=[picture], text=[text], return_tensors="pt")
 
 
-def _fitted(method: Method, network: Any, lab: Lab | None) -> Method:
-    """Give a method what it cannot know of the model: the lab's settings, or the patch's size."""
-    if lab is not None:
-        return fitted(method, lambda: usual(lab))
-    vision = getattr(network.config, "vision_config", None)
-    if vision is None or "patch" not in {item.name for item in fields(method)}:
-        return method
-    merge = getattr(vision, "spatial_merge_size", 1)
-    return replace(method, patch=vision.patch_size * merge)  # type: ignore[call-arg]
+def _fitted(method: Method, lab: Lab | None) -> Method:
+    """The lab's settings for the lab's model; elsewhere what the user said."""
+    return method if lab is None else fitted(method, lambda: usual(lab))
 
 
 def _answer(

@@ -104,7 +104,9 @@ def calibrate_on(
 
     def see(tokens: Tokens) -> None:
         running.see(tokens)
-        levels.extend(np.ravel(to_numpy(median(patch_entropy(tokens.pixels, erase.patch)))))
+        levels.extend(
+            np.ravel(to_numpy(median(patch_entropy(tokens.pixels, erase.patch_of(tokens)))))
+        )
 
     with attach(network, _Watching(keep=1.0, seen=see), processor):
         for path in images:

@@ -204,7 +204,9 @@ def _complexities(method: ERASE, images: Iterable[Tokens]) -> np.ndarray[Any, An
     for tokens in images:
         if tokens.pixels is None:
             raise MissingInputError("calibrate", "pixels")
-        found.append(np.ravel(to_numpy(median(patch_entropy(tokens.pixels, method.patch)))))
+        found.append(
+            np.ravel(to_numpy(median(patch_entropy(tokens.pixels, method.patch_of(tokens)))))
+        )
     if not found:
         raise ValueError("images: expected at least one, got none")
     return np.concatenate(found)

@@ -2,17 +2,20 @@
 
 Every `Method` chooses from encoded tokens, unless it says `prunes_before = False`. What it can do
 beside that, it says by deriving from an act: it may choose from the parts of an image or a video
-together (`ChoosesParts`), or drop and fold tokens between layers of the language model (`Cuts`).
+together (`ChoosesParts`), hand the projector states of its own making (`Makes`), make the picture
+smaller (`Shrinks`), or drop and fold tokens between layers of the language model (`Cuts`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from secateur.core.arrays import Array
+import numpy as np
+
+from secateur.core.arrays import Array, like, to_numpy
 from secateur.core.inputs import Tokens
 from secateur.core.selection import Selection
 
@@ -50,12 +53,15 @@ class Layout:
     chosen
         What the method itself chose before the language model, a selection for each part of
         each image; empty where it chose nothing.
+    family
+        What the family of models is called, for programs that differ by model.
     """
 
     depth: int
     images: tuple[int, ...]
     earliest: int = 1
     chosen: tuple[Selection, ...] = ()
+    family: str = ""
 
     @property
     def size(self) -> int:
@@ -69,6 +75,8 @@ class Sight:
 
     Attributes
     ----------
+    length
+        T.
     visual
         Ascending positions (N,) of the visual tokens that are left.
     text
@@ -78,6 +86,16 @@ class Sight:
     image
         Which image or video (N,) of the prompt each visual token belongs to; -1 for one that a
         cut has made.
+    place
+        The number (N,) of each among all visual tokens of the prompt before any pruning, part
+        after part as `Layout.chosen` lists them; -1 for one that a cut has made.
+    layout
+        The prompt's.
+    prepared
+        What `Cuts.prepare` returned.
+    ask
+        Queries (H, T, d) that the layer which has just run makes of any states (T, C), without
+        the norm before it, rotated.
     queries, keys, values
         (H, T, d), (G, T, d) and (G, T, d) of the layer that `Cuts.looks` names, rotated; H is a
         multiple of G. None where the method did not ask.
@@ -86,15 +104,20 @@ class Sight:
     hidden
         Hidden states (T, C) that the next layer is about to read.
     embeddings
-        Input embeddings (T, C) of the prompt's tokens, for those that are left.
+        Input embeddings (T, C) of the prompt's tokens, before any layer runs.
     rotary
         Cosine and sine (T, d) of the tokens' positions.
     """
 
+    length: int
     visual: Array
     text: Array
     mask: Array | None = None
     image: Array | None = None
+    place: Array | None = None
+    layout: Layout | None = None
+    prepared: Any = None
+    ask: Callable[[Array], Array] | None = None
     queries: Array | None = None
     keys: Array | None = None
     values: Array | None = None
@@ -102,6 +125,31 @@ class Sight:
     hidden: Array | None = None
     embeddings: Array | None = None
     rotary: tuple[Array, Array] | None = None
+
+    def told(self, name: str) -> np.ndarray[Any, Any]:
+        """What `Selection.info` says of each visual token that is left, on the host.
+
+        `name` is of an entry (..., n) with one number for every token of a part.
+        """
+        chosen = () if self.layout is None else self.layout.chosen
+        if not chosen or self.place is None:
+            raise ValueError(f"sight: nothing was chosen before the language model to tell {name}")
+        told: np.ndarray[Any, Any] = np.concatenate([to_numpy(x.info[name]) for x in chosen])
+        return np.asarray(told[to_numpy(self.place)])
+
+    def others(self, skip: int = 0) -> Array:
+        """Ascending positions of the real tokens that are not visual, but for the first `skip`."""
+        there = np.ones(self.length, dtype=bool)
+        if self.mask is not None:
+            there &= to_numpy(self.mask)
+        there[np.flatnonzero(there)[:skip]] = False
+        there[to_numpy(self.visual)] = False
+        return like(np.flatnonzero(there), self.visual)
+
+    def behind(self) -> Array:
+        """Ascending positions of the real tokens behind the last visual one."""
+        rest = to_numpy(self.others())
+        return like(rest[rest > int(to_numpy(self.visual)[-1])], self.visual)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +173,7 @@ class Stay:
     made: Array | None = None
 
 
-Look = Literal["queries", "keys", "values", "entered", "hidden", "embeddings", "rotary"]
+Look = Literal["queries", "keys", "values", "entered", "hidden", "embeddings", "rotary", "ask"]
 
 
 class Cuts(ABC):
@@ -159,9 +207,43 @@ class Cuts(ABC):
             Ascending in `after`, descending in `keep`; cuts that drop nothing are left out.
         """
 
+    def prepare(self, sight: Sight) -> Any:
+        """What all cuts of a prompt are to know, from its embeddings, before any layer runs.
+
+        Called where `looks` has "embeddings"; handed on as `Sight.prepared`.
+        """
+        return None
+
     @abstractmethod
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Which visual tokens stay at a cut of `plan`."""
+
+
+class Makes(ABC):
+    """Hands the projector states of its own making, in place of those of chosen tokens."""
+
+    @property
+    def makes(self) -> bool:
+        """Whether it does so with these parameters."""
+        return True
+
+    @abstractmethod
+    def make(self, tokens: Tokens, chosen: Selection) -> Array:
+        """What goes on of one image, of which not everything is kept.
+
+        Parameters
+        ----------
+        tokens
+            What it chose from, with `states`, and `class_state` where the encoder has one.
+        chosen
+            What it chose.
+
+        Returns
+        -------
+        Array
+            States (M, C) in the order in which the language model shall read them; M may be
+            more than was chosen, and at most N.
+        """
 
 
 class ChoosesParts(ABC):
@@ -178,3 +260,15 @@ class ChoosesParts(ABC):
         pictures
             How many times `keep` they share, where `keep` is a count.
         """
+
+
+class Shrinks(ABC):
+    """Makes the picture itself smaller, before it is encoded."""
+
+    @abstractmethod
+    def shrunken_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The smaller picture's tokens (h', w'), of a picture with `grid` tokens (h, w)."""
+
+    @abstractmethod
+    def shrink(self, pixels: Array, grid: tuple[int, int]) -> Array:
+        """The smaller pictures (..., H', W', 3) of pictures (..., H, W, 3)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -96,6 +97,26 @@ def allocate(
     xp = namespace(scores)
     dtype = xp.arange(1).dtype
     return like(counts.reshape(host.shape), scores, dtype=dtype)
+
+
+def spread(total: int, most: Sequence[int]) -> list[int]:
+    """A budget shared evenly by parts in order, remainders to the first; none above its `most`.
+
+    What does not fit into one goes to those that have room; what fits nowhere is lost.
+
+    >>> spread(8, [4, 4, 4]), spread(8, [1, 4, 4]), spread(8, [1, 2, 3])
+    ([3, 3, 2], [1, 4, 3], [1, 2, 3])
+    """
+    counts = [0] * len(most)
+    left = min(total, sum(most))
+    while left > 0:
+        room = [part for part, count in enumerate(counts) if count < most[part]]
+        each = left // len(room)
+        for place, part in enumerate(room):
+            wanted = each + (1 if each == 0 and place < left else 0)
+            counts[part] += min(wanted, most[part] - counts[part])
+        left = min(total, sum(most)) - sum(counts)
+    return counts
 
 
 def _bounds(given: Any, parts: int, name: str) -> Numbers:

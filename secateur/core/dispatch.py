@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
@@ -28,6 +30,10 @@ _drivers: dict[str, tuple[str, ...]] = {}
 _modules: dict[str, str] = {}
 
 
+_operations: dict[str, Operation[..., Any]] = {}
+"""All operations by name, as they are declared: what a driver may offer."""
+
+
 _choice: ContextVar[str] = ContextVar("secateur_backend", default="auto")
 
 
@@ -45,6 +51,12 @@ def register_driver(name: str, module: str, library: str) -> None:
     library
         The top-level name of the array library, such as ``"torch"``. Drivers of one library
         are asked in the order of their registration.
+
+    Notes
+    -----
+    What it offers are its public functions, or those in its `__all__` where it has one. Each is
+    named like an operation and takes what that takes (``*args`` and ``**kwargs`` may stand for
+    the rest); a module that offers anything else is refused when it is loaded.
     """
     _modules[name] = module
     known = _drivers.get(library, ())
@@ -83,7 +95,66 @@ def _known_backend(name: str) -> str:
 @functools.cache
 def _load(name: str) -> ModuleType | None:
     module = importlib.import_module(_modules[name])
-    return module if getattr(module, "available", True) else None
+    if not getattr(module, "available", True):
+        return None
+    for offered in _offers(module):
+        _check_offer(name, offered, getattr(module, offered))
+    return module
+
+
+def _offers(module: ModuleType) -> Sequence[str]:
+    """Names of the functions that a driver module offers."""
+    listed: Sequence[str] | None = getattr(module, "__all__", None)
+    if listed is not None:
+        return listed
+    # A function that it only imports is an offer where it is named like an operation.
+    return [
+        name
+        for name, f in vars(module).items()
+        if inspect.isfunction(f)
+        and not name.startswith("_")
+        and (f.__module__ == module.__name__ or name in _operations)
+    ]
+
+
+def _check_offer(driver: str, name: str, function: Any) -> None:
+    operation = _operations.get(name)
+    if operation is None:
+        near = difflib.get_close_matches(name, _operations, n=1)
+        meant = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"driver {driver!r}: {name!r} is no operation{meant}; "
+            f"expected one of {', '.join(sorted(_operations))}, or a name that begins with _"
+        )
+    expected, given = (inspect.signature(f) for f in (operation.reference, function))
+    if not _takes(given, expected):
+        shown = expected.replace(return_annotation=inspect.Signature.empty)
+        raise ValueError(
+            f"driver {driver!r}: {name}{_names(given)} takes other arguments than the operation, "
+            f"expected {name}{_names(shown)}"
+        )
+
+
+def _takes(given: inspect.Signature, expected: inspect.Signature) -> bool:
+    """Whether a function takes every call that another does, to the same parameters."""
+    left = list(given.parameters.values())
+    ends = {p.kind for p in left}
+    named = [p for p in left if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    wanted = list(expected.parameters.values())
+    alike = [(p.name, p.kind, p.default) for p in named]
+    as_known = [(p.name, p.kind, p.default) for p in wanted]
+    if alike != as_known[: len(alike)]:
+        return False
+    # The rest must have somewhere to go, by whichever way it may come.
+    by_place = inspect.Parameter.VAR_POSITIONAL in ends
+    by_name = inspect.Parameter.VAR_KEYWORD in ends
+    rest = wanted[len(alike) :]
+    return all(by_name if p.kind is p.KEYWORD_ONLY else by_place for p in rest)
+
+
+def _names(signature: inspect.Signature) -> str:
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 def candidates(x: Array, choice: str | None = None) -> tuple[ModuleType, ...]:
@@ -139,6 +210,7 @@ class Operation(Generic[P, R]):
     def __init__(self, reference: Callable[P, R]) -> None:
         self.reference = reference
         functools.update_wrapper(self, reference)
+        _operations[reference.__name__] = self
 
     @eager
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -146,12 +218,14 @@ class Operation(Generic[P, R]):
         choice = cast("str | None", kwargs.pop("backend", None))
         name = self.reference.__name__
         first: Any = args[0] if args else next(iter(kwargs.values()))
+        # What is no array itself, such as an objective, says whose arrays it holds.
+        first = getattr(first, "sample", first)
         asked = candidates(first, choice)
         if 0 in getattr(first, "shape", ()):
             asked = ()  # A batch of no images: nothing for a driver to be fast at.
         for driver in asked:
             fast = getattr(driver, name, None)
-            if fast is not None:
+            if fast is not None and fast is not self:
                 answer = fast(*args, **kwargs)
                 if answer is not NotImplemented:
                     return cast(R, answer)

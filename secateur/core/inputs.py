@@ -61,22 +61,28 @@ class Request:
     Attributes
     ----------
     what
-        ``"attention"``, ``"keys"`` or ``"states"``.
+        ``"attention"`` that tokens receive; ``"keys"``; ``"states"``, the tokens before the
+        projector; ``"class"``, the class token there.
     layer
         ``"features"``, the layer whose states become features; ``"last"``; a share of the
         layers, as 9/24 for the ninth of 24; or a number, counted from 0, or from the end when
-        negative.
+        negative. Of attention and keys; states are always those that the projector takes.
     by
         Who pays the attention: ``"class"``, the class token where there is one, else all;
         ``"all"``, the mean over every query, a class token's included.
     heads
-        ``"mean"`` over the heads; ``"one"``, queries and keys as one head of full width.
+        ``"mean"`` over the heads. ``"one"``: queries and keys as one head of full width.
+        ``"each"``: of keys, those of all heads one beside the other.
     """
 
-    what: Literal["attention", "keys", "states"]
+    what: Literal["attention", "keys", "states", "class"]
     layer: Literal["features", "last"] | float | int = "features"
     by: Literal["class", "all"] = "class"
     heads: Literal["mean", "one", "each"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.what == "attention" and self.heads == "each":
+            raise ValueError("heads: expected mean or one for attention, got 'each'")
 
 
 INPUTS: dict[str, Input] = {
@@ -160,6 +166,12 @@ INPUTS: dict[str, Input] = {
         "the visual tokens (..., N, C) before the projector",
         "an attachment takes them from the projector's input",
     ),
+    "class_state": Input(
+        "image",
+        "(..., C)",
+        "the class token (..., C) before the projector",
+        "an attachment takes it from a vision tower that has one",
+    ),
     "importance": Input(
         "token",
         "(..., N)",
@@ -187,6 +199,7 @@ REQUESTS = {
     "attention_shallow": Request("attention", layer=9 / 24),
     "keys": Request("keys", heads="each"),
     "states": Request("states"),
+    "class_state": Request("class"),
 }
 """What is observed for an input unless a method asks for something else."""
 
@@ -245,6 +258,8 @@ class Tokens:
         Attention keys (..., N, C) of the tokens.
     states
         The tokens (..., N, C) before the projector.
+    class_state
+        The class token (..., C) before the projector.
     importance
         Any score (..., N) of the tokens, higher is better.
     selectable
@@ -271,6 +286,7 @@ class Tokens:
     pixels: Array | None = None
     keys: Array | None = None
     states: Array | None = None
+    class_state: Array | None = None
     importance: Array | None = None
     selectable: Array | None = None
     frame_features: Array | None = None

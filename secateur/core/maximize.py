@@ -15,7 +15,7 @@ import heapq
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import numpy as np
 
@@ -27,13 +27,17 @@ from secateur.core.arrays import (
     like,
     namespace,
     resolve_budget,
+    to_numpy,
     wide,
 )
+from secateur.core.dispatch import Operation, eager, operation
 from secateur.core.dispatch import backend as backend_choice
-from secateur.core.dispatch import eager, operation
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant, Objective
+from secateur.core.objectives.base import tracker_of
 from secateur.core.selection import Selection
 from secateur.core.similarity import row_positions
+
+P = ParamSpec("P")
 
 Algorithm = Literal["auto", "naive", "lazy", "incremental", "stochastic"]
 
@@ -42,13 +46,33 @@ class Picks(NamedTuple):
     """What an operation returns: arrays padded to the largest budget of the batch.
 
     `indices` (..., K) with -1 and `gains` (..., K) with 0 in padding; `value` (...) of the
-    set; `bound` (...) on the best set of the same size, infinite where none is known.
+    set, NaN where sets have none; `bound` (...) on the best set of the same size, infinite
+    where none is known.
     """
 
     indices: Array
     gains: Array
     value: Array
     bound: Array
+
+
+_SOLVERS: dict[tuple[type[Objective], str], Operation[..., Picks]] = {}
+
+
+def solves(
+    kind: type[Objective], form: str = ""
+) -> Callable[[Operation[P, Picks]], Operation[P, Picks]]:
+    """Declare the operation that solves objectives of exactly this type, given in this form.
+
+    The operation takes the objective whole and the budget, ``f`` and ``k``. An objective of any
+    other type, a subclass's too, goes to the algorithms below.
+    """
+
+    def declare(solver: Operation[P, Picks]) -> Operation[P, Picks]:
+        _SOLVERS[kind, form] = solver
+        return solver
+
+    return declare
 
 
 @eager
@@ -59,6 +83,7 @@ def maximize(
     seed: int | None = None,
     *,
     epsilon: float = 0.1,
+    beyond: Literal["cap", "refuse"] = "cap",
     backend: str | None = None,
 ) -> Selection:
     r"""Pick k tokens greedily, each the one that adds most.
@@ -66,8 +91,8 @@ def maximize(
     Parameters
     ----------
     f
-        What to maximise: `FacilityLocation`, `LogDeterminant`, `Dispersion`, or an `Objective`
-        of your own.
+        What to maximise: `FacilityLocation`, `SalientCoverage`, `LogDeterminant`, `Dispersion`,
+        `MarginalRelevance`, or an `Objective` of your own.
     k
         How many tokens: a count, a share of them (float), or one count for each row of a batch.
     algorithm
@@ -80,6 +105,9 @@ def maximize(
         For ``"stochastic"``: the same seed gives the same picks on every backend.
     epsilon
         For ``"stochastic"``: the expected value is within 1 - 1/e - epsilon of the best.
+    beyond
+        What becomes of a count above the tokens that may be picked: ``"cap"`` picks all of
+        those, ``"refuse"`` raises ValueError.
     backend
         Overrides who computes, as `secateur.backend` does.
 
@@ -117,7 +145,7 @@ def maximize(
         raise ValueError(
             f"f: expected an objective such as FacilityLocation(similarity), got {type(f).__name__}"
         )
-    budget = resolve_budget(k, f.size, f.batch_shape)
+    budget = _budget(f, k, beyond)
     with nullcontext() if backend is None else backend_choice(backend):
         picks = _solve(f, budget, algorithm, seed, epsilon)
     budgets = np.broadcast_to(np.asarray(budget, dtype=np.int64), f.batch_shape)
@@ -134,49 +162,57 @@ def maximize(
         like(budgets, picks.indices, dtype=index_dtype(namespace(picks.indices))),
         f.size,
         gains=picks.gains,
-        value=picks.value,
+        value=picks.value if f.valued else None,
         upper_bound=bound,
     )
+
+
+def _budget(f: Objective, k: Any, beyond: str) -> Any:
+    """How many tokens to pick, of those that may be: an int, or an array of one a row."""
+    budget = resolve_budget(k, f.size, f.batch_shape)
+    if beyond not in ("cap", "refuse"):
+        raise ValueError(f"beyond: expected cap or refuse; got {beyond!r}")
+    most = f.open().sum(axis=-1)
+    asked = to_numpy(k)
+    asked = np.asarray(budget) if asked.dtype.kind == "f" else asked
+    if beyond == "refuse" and np.any(asked > most):
+        raise ValueError(f"k: expected at most the {most.tolist()} selectable tokens, got {k!r}")
+    if f.selectable is None:
+        return budget
+    budgets = np.minimum(np.broadcast_to(budget, f.batch_shape), most).astype(np.int64)
+    return budgets if f.batch_shape else int(budgets)
 
 
 def _solve(
     f: Objective, budget: Any, algorithm: Algorithm, seed: int | None, share: float
 ) -> Picks:
-    if algorithm in ("auto", "incremental"):
-        if isinstance(f, FacilityLocation):
-            if f.features is not None:
-                return facility_location_features(f.features, f.weights, budget)
-            return facility_location(f.matrix, f.weights, budget)
-        if isinstance(f, LogDeterminant):
-            return determinant(f.kernel, budget)
-        if isinstance(f, Dispersion):
-            if f.features is not None:
-                return farthest_first_features(f.features, budget)
-            return farthest_first(f.distance, budget)
+    solver = _SOLVERS.get((type(f), f.form))
+    if solver is not None and algorithm in ("auto", "incremental"):
+        return solver(f, budget)
     if algorithm == "auto":
         algorithm = "lazy" if f.submodular else "incremental"
     if algorithm == "naive":
-        return _by_row(f, budget, naive)
+        return by_row(f, budget, naive)
     if algorithm == "incremental":
-        return _by_row(f, budget, incremental)
+        return by_row(f, budget, incremental)
     if algorithm == "lazy":
         if not f.submodular:
             raise ValueError(
                 f"algorithm: 'lazy' relies on gains that only shrink, and "
                 f"{type(f).__name__} does not promise that; use 'naive' or 'incremental'"
             )
-        return _by_row(f, budget, lazy)
+        return by_row(f, budget, lazy)
     if algorithm == "stochastic":
         if not 0.0 < share < 1.0:
             raise ValueError(f"epsilon: expected a number in (0, 1), got {share}")
         dice = np.random.default_rng(seed)
-        return _by_row(f, budget, lambda row, k: stochastic(row, k, dice, share))
+        return by_row(f, budget, lambda row, k: stochastic(row, k, dice, share))
     raise ValueError(
         f"algorithm: expected one of auto, naive, lazy, incremental, stochastic; got {algorithm!r}"
     )
 
 
-def _by_row(f: Objective, budget: Any, run: Callable[[Any, int], Picks]) -> Picks:
+def by_row(f: Objective, budget: Any, run: Callable[[Any, int], Picks]) -> Picks:
     """Run a single-image algorithm on every row of a batch and pad the answers together."""
     if not f.batch_shape:
         return run(f, int(budget))
@@ -213,32 +249,44 @@ def _no_rows(f: Objective, longest: int) -> Picks:
     return Picks(indices, xp.zeros(listed, dtype=wide(xp), device=place), none, none)
 
 
-def leader(f: Objective, gains: Array, taken: list[int]) -> int:
-    """The lowest place not taken whose gain equals the best but for rounding."""
+def leader(f: Objective, gains: Array, taken: list[int], slack: float = 0.0) -> int:
+    """The lowest open place whose gain equals the best but for rounding."""
     xp = namespace(gains)
-    opened = _open(gains, taken)
-    masked = xp.where(opened, gains, xp.full_like(gains, -xp.inf))
-    best = float(xp.max(masked))
-    level = opened & (masked >= best - f.margin(best))
+    opened = _open(f, gains, taken)
+    return _lowest(f, xp.where(opened, gains, xp.full_like(gains, -xp.inf)), opened, slack)
+
+
+def _lowest(f: Objective, gains: Array, opened: Array, slack: float = 0.0) -> int:
+    xp = namespace(gains)
+    best = float(xp.max(gains))
+    level = opened & (gains >= best - f.margin(best) - 2.0 * slack)
     return int(xp.argmax(xp.astype(level, index_dtype(xp))))
 
 
-def _open(gains: Array, taken: list[int]) -> Array:
+def _best_of(f: Objective, gains: Array) -> int:
+    """The lowest place of the best among gains of tokens that are open."""
     xp = namespace(gains)
-    closed = np.zeros(int(gains.shape[0]), dtype=bool)
-    closed[taken] = True
-    return xp.logical_not(like(closed, gains))
+    return _lowest(f, gains, xp.ones_like(gains, dtype=xp.bool))
+
+
+def _open(f: Objective, gains: Array, taken: list[int]) -> Array:
+    opened = f.open().copy()
+    opened[taken] = False
+    return like(opened, gains)
 
 
 class _Certificate:
     """The smallest of f(S_t) + (sum of the k largest gains at S_t) over the prefixes seen."""
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, f: Objective) -> None:
         self._k = k
+        self._f = f
         self.bound = math.inf
 
     def see(self, value: float, gains: Array) -> None:
         xp = namespace(gains)
+        if self._f.selectable is not None and int(gains.shape[0]) == self._f.size:
+            gains = xp.where(_open(self._f, gains, []), gains, xp.zeros_like(gains))
         largest = xp.flip(xp.sort(gains))[: min(self._k, int(gains.shape[0]))]
         self.bound = min(self.bound, value + float(xp.sum(xp.clip(largest, 0.0, None))))
 
@@ -249,7 +297,7 @@ def _answer(f: Objective, picks: list[int], gains: list[float], bound: float) ->
     return Picks(
         like(np.asarray(picks, dtype=np.int64), f.sample, dtype=index_dtype(xp)),
         like(np.asarray(gains, dtype=np.float64), f.sample, dtype=dtype),
-        _number(f.value(picks), f.sample),
+        _number(f.value(picks) if f.valued else math.nan, f.sample),
         like(bound, f.sample, dtype=dtype),
     )
 
@@ -265,7 +313,7 @@ def naive(f: Objective, k: int) -> Picks:
     everyone = row_positions(f.size, f.sample)
     picks: list[int] = []
     gains: list[float] = []
-    certificate = _Certificate(k)
+    certificate = _Certificate(k, f)
     for _ in range(k):
         current = f.gain(picks, everyone)
         certificate.see(sum(gains), current)
@@ -277,16 +325,16 @@ def naive(f: Objective, k: int) -> Picks:
 
 
 def incremental(f: Objective, k: int) -> Picks:
-    """Greedy on gains that a tracker keeps current.
+    """Greedy on gains that a tracker keeps current; a tracker is all it takes.
 
-    The tracker's gains may have gathered rounding up to its slack. Whoever could still be the
-    best is therefore asked once more, exactly, and that decides: the picks are those of
-    `naive`.
+    The tracker's gains may have gathered rounding up to its slack. Where there is a value or a
+    gain to ask, whoever could still be the best is asked once more, exactly, and that decides:
+    the picks are those of `naive`. Otherwise gains that close count as equal.
     """
-    tracker = f.tracker()
+    tracker = tracker_of(f)
     picks: list[int] = []
     gains: list[float] = []
-    certificate = _Certificate(k)
+    certificate = _Certificate(k, f)
     for _ in range(k):
         current = tracker.gains()
         certificate.see(sum(gains) + k * tracker.slack, current)
@@ -302,14 +350,14 @@ def _exact_leader(
     f: Objective, current: Array, picks: list[int], slack: float
 ) -> tuple[int, float]:
     xp = namespace(current)
-    if slack == 0.0:
-        pick = leader(f, current, picks)
+    if slack == 0.0 or (type(f).gain is Objective.gain and not (f.valued and f.differences)):
+        pick = leader(f, current, picks, slack)
         return pick, float(current[pick])
-    opened = _open(current, picks)
+    opened = _open(f, current, picks)
     best = float(xp.max(xp.where(opened, current, xp.full_like(current, -xp.inf))))
     hopeful = xp.nonzero(opened & (current >= best - 2.0 * slack - f.margin(best)))[0]
     exact = f.gain(picks, hopeful)
-    place = leader(f, exact, [])
+    place = _best_of(f, exact)
     return int(hopeful[place]), float(exact[place])
 
 
@@ -319,9 +367,9 @@ def lazy(f: Objective, k: int) -> Picks:
     Gains of a submodular function only shrink, so a gain known from earlier bounds today's.
     """
     first = f.gain([], row_positions(f.size, f.sample))
-    certificate = _Certificate(k)
+    certificate = _Certificate(k, f)
     certificate.see(0.0, first)
-    bounds = [(-float(first[j]), j) for j in range(f.size)]
+    bounds = [(-float(first[j]), int(j)) for j in np.flatnonzero(f.open())]
     heapq.heapify(bounds)
     picks: list[int] = []
     gains: list[float] = []
@@ -351,43 +399,45 @@ def stochastic(f: Objective, k: int, dice: np.random.Generator, share: float = 0
     A sample of N / k log(1 / epsilon) tokens suffices for 1 - 1/e - epsilon in expectation.
     """
     everyone = row_positions(f.size, f.sample)
-    certificate = _Certificate(k)
+    certificate = _Certificate(k, f)
     certificate.see(0.0, f.gain([], everyone))
-    sample_size = math.ceil(f.size / k * math.log(1.0 / share))
+    everybody = np.flatnonzero(f.open())
+    sample_size = math.ceil(len(everybody) / k * math.log(1.0 / share))
     picks: list[int] = []
     gains: list[float] = []
     for _ in range(k):
-        opened = np.setdiff1d(np.arange(f.size), picks)
+        opened = np.setdiff1d(everybody, picks)
         drawn = np.sort(dice.permutation(opened)[:sample_size])
         current = f.gain(picks, like(drawn, f.sample, dtype=everyone.dtype))
-        place = leader(f, current, [])
+        place = _best_of(f, current)
         picks.append(int(drawn[place]))
         gains.append(float(current[place]))
     certificate.see(sum(gains), f.gain(picks, everyone))
     return _answer(f, picks, gains, certificate.bound)
 
 
+@solves(FacilityLocation, "matrix")
 @operation
-def facility_location(similarity: Any, weights: Array | None, k: Any) -> Picks:
-    """Greedy facility location from similarities (..., N, N), dense or CSR, by `incremental`.
+def facility_location(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location from `f.matrix` (..., N, N), dense or CSR, by `incremental`.
 
-    `weights` (..., N) or None; `k` an int or an int64 NumPy array of one budget a row. All
-    arguments are checked already.
+    `f.weights` (..., N) or None; `k` an int or an int64 NumPy array of one budget a row. All
+    is checked already.
     """
-    f = FacilityLocation(similarity, weights, check_finite=False)
-    return _by_row(f, k, incremental)
+    return by_row(f, k, incremental)
 
 
+@solves(FacilityLocation, "features")
 @operation
-def facility_location_features(features: Array, weights: Array | None, k: Any) -> Picks:
-    """Greedy facility location on (1 + cos) / 2 of features (..., N, D), in O(N D) memory."""
-    f = FacilityLocation.from_features(features, weights, check_finite=False)
-    return _by_row(f, k, incremental)
+def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location on (1 + cos) / 2 of `f.features` (..., N, D), in O(N D) memory."""
+    return by_row(f, k, incremental)
 
 
+@solves(LogDeterminant, "kernel")
 @operation
-def determinant(kernel: Array, k: Any) -> Picks:
-    """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky: O(N k^2).
+def determinant(f: LogDeterminant, k: Any) -> Picks:
+    """Greedy log-determinant of `f.kernel` (..., N, N) by incremental Cholesky: O(N k^2).
 
     Once the kernel's rank is spent every gain is minus infinity, and the lowest open indices
     follow: always k distinct picks.
@@ -397,29 +447,29 @@ def determinant(kernel: Array, k: Any) -> Picks:
     L. Chen, G. Zhang and E. Zhou, "Fast greedy MAP inference for determinantal point process
     to improve recommendation diversity", NeurIPS 2018.
     """
-    return _by_row(LogDeterminant(kernel, check_finite=False), k, _track)
+    return by_row(f, k, _track)
 
 
+@solves(Dispersion, "matrix")
 @operation
-def farthest_first(distance: Array, k: Any, start: int | None = None) -> Picks:
-    """Farthest-first over distances (..., N, N): O(N^2) for the first pick, then O(N) each.
+def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
+    """Farthest-first over `f.distance` (..., N, N): O(N^2) for the first pick, then O(N) each.
 
     The first pick is `start`, or the token whose nearest neighbour is farthest.
     """
-    f = Dispersion(distance, check_finite=False)
-    return _by_row(f, k, lambda row, budget: _track(row, budget, start))
+    return by_row(f, k, lambda row, budget: _track(row, budget, start))
 
 
+@solves(Dispersion, "features")
 @operation
-def farthest_first_features(features: Array, k: Any, start: int | None = None) -> Picks:
-    """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
-    f = Dispersion.from_features(features, check_finite=False)
-    return _by_row(f, k, lambda row, budget: _track(row, budget, start))
+def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
+    """Farthest-first under 1 - cos of `f.features` (..., N, D), in O(N D) memory."""
+    return by_row(f, k, lambda row, budget: _track(row, budget, start))
 
 
 def _track(f: Objective, k: int, start: int | None = None) -> Picks:
     """Greedy on a tracker without slack and without a certificate."""
-    tracker = f.tracker()
+    tracker = tracker_of(f)
     picks: list[int] = []
     gains: list[float] = []
     for step in range(k):

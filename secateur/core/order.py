@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from math import log2
 
-from secateur.core.arrays import Array, descending, device, index_dtype, namespace, rounding, wide
+from secateur.core.arrays import Array, descending, device, epsilon, index_dtype, namespace, wide
 from secateur.core.selection import Selection
 from secateur.core.similarity import unit
 
@@ -38,13 +40,13 @@ def others(indices: Array, n: int) -> Array:
 
 
 def settled(x: Array) -> Array:
-    """Numbers of about 1 in the dtype of sums, rounded to three quarters of its bits.
+    """Numbers of about 1, rounded to three quarters of the bits of their dtype.
 
     What was added up in another order, by another backend or for a duplicate, is then equal,
     and ties go to the lowest index everywhere.
     """
     xp = namespace(x)
-    step = 2.0 ** round(0.75 * log2(rounding(xp)))
+    step = 2.0 ** round(0.75 * log2(epsilon(x)))
     return xp.round(x / step) * step
 
 
@@ -74,3 +76,41 @@ def nearest(vectors: Array, targets: Array) -> Array:
 def positions_like(indices: Array, n: int) -> Array:
     """0 .. n - 1 in the dtype and on the device of `indices`."""
     return namespace(indices).arange(n, dtype=indices.dtype, device=device(indices))
+
+
+def nearest_direction(x: Array, centres: Array, ends: Sequence[int]) -> list[Array]:
+    """For every row of x (N, D), which of each group of centres has the largest cosine to it.
+
+    Computed in the dtype of `x`; what is equal within three quarters of its bits is equal, and
+    goes to the first. O(N K D) time, O(N K) memory.
+
+    Parameters
+    ----------
+    x
+        Vectors (N, D).
+    centres
+        Vectors (K, D), one group after the other.
+    ends
+        Where the groups end, the last at K.
+
+    Returns
+    -------
+    list of Array
+        For each group, places (N,) within it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, centres = np.array([[1.0, 0.2], [0.0, 3.0]]), np.array([[9.0, 0.0], [0.0, 1.0], [1, 1]])
+    >>> nearest_direction(x, centres, [2, 3])
+    [array([0, 1]), array([0, 0])]
+    """
+    xp = namespace(x)
+    # The length of a row changes none of its answers: only the centres are scaled to one.
+    inner = x @ xp.matrix_transpose(unit(centres))
+    largest = xp.max(xp.abs(inner), axis=-1, keepdims=True)
+    inner = settled(inner / xp.where(largest > 0, largest, xp.ones_like(largest)))
+    return [
+        xp.astype(xp.argmax(inner[:, start:stop], axis=-1), index_dtype(xp))
+        for start, stop in pairwise([0, *ends])
+    ]

@@ -211,6 +211,7 @@ def dense_relevance(
     alpha: float = 0.5,
     aggregate: Aggregate = "entropy",
     sign: int = -1,
+    entropy_floor: float = 0.0,
     check_finite: bool = True,
 ) -> Array:
     r"""Relevance of each visual token to an instruction, by the instruction's sharpest words.
@@ -258,6 +259,8 @@ def dense_relevance(
     sign
         -1 for encoders trained like CLIP, whose patch-text cosines are inverted: relevant
         patches score low. +1 takes cosines as they are.
+    entropy_floor
+        Added to :math:`H_l` under ``"tempered"``; the authors' program has 1e-6.
 
     Returns
     -------
@@ -296,18 +299,10 @@ def dense_relevance(
 
     def relevance(t: Array, g: Array | None, m: Array | None) -> Array:
         tokens, whole, mask = _checked_text(visual, t, g, m, check_finite)
-        return text_relevance(
-            visual,
-            tokens,
-            whole,
-            mask,
-            temperature,
-            keep_ratio,
-            entropy_temperature,
-            alpha,
-            aggregate,
-            sign,
-        )
+        told = (temperature, keep_ratio, entropy_temperature, alpha, aggregate, sign)
+        if entropy_floor and aggregate == "tempered":
+            return _relevance(visual, tokens, whole, mask, *told, entropy_floor)
+        return text_relevance(visual, tokens, whole, mask, *told)
 
     if not isinstance(text, (list, tuple)):
         return relevance(text, text_global, text_mask)
@@ -413,6 +408,23 @@ def text_relevance(
     `visual` (..., N, C), `text` (..., L, C), `text_global` (..., C), `mask` (..., L); masked
     text tokens are zero vectors. O(N L C) time, O(N L) memory.
     """
+    told = (temperature, keep_ratio, entropy_temperature, alpha, aggregate, sign)
+    return _relevance(visual, text, text_global, mask, *told)
+
+
+def _relevance(
+    visual: Array,
+    text: Array,
+    text_global: Array,
+    mask: Array,
+    temperature: float,
+    keep_ratio: float,
+    entropy_temperature: float,
+    alpha: float,
+    aggregate: Aggregate,
+    sign: int,
+    entropy_floor: float = 0.0,
+) -> Array:
     xp = namespace(visual)
     s = sign * (visual @ xp.matrix_transpose(text))
     h = text_entropy(s, temperature)
@@ -424,8 +436,8 @@ def text_relevance(
         if aggregate == "entropy":
             logits = (-h / entropy_temperature)[..., None, :]
         else:
-            tiny = xp.finfo(h.dtype).smallest_normal
-            spread = entropy_temperature * xp.maximum(h, xp.full_like(h, float(tiny) ** 0.5))
+            least = xp.full_like(h, float(xp.finfo(h.dtype).smallest_normal) ** 0.5)
+            spread = entropy_temperature * xp.maximum(h + entropy_floor, least)
             logits = s / spread[..., None, :]
         logits = xp.where(kept[..., None, :], logits, -infinity[..., None, :])
         dense = xp.sum(softmax(logits) * s, axis=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,25 @@ from secateur.core.arrays import (
     wide,
     widened,
 )
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+TOGETHER = 32
+"""Kept tokens whose contents are worked out in one product."""
+
+
+class Shares(NamedTuple):
+    """What goes into what, one entry a contribution, for tokens that go into several others.
+
+    Each array is (..., M); an entry whose `target` is -1 is padding.
+    """
+
+    source: Array
+    """The token that gives."""
+    target: Array
+    """The kept token that takes."""
+    weight: Array
+    """Its weight there."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,7 +69,11 @@ class Selection:
         Merging methods only: for every token (..., N) the kept token it went into (its own
         index when kept, -1 when dropped).
     fold_weights
-        Merging methods only: its weight (..., N) in the token it went into.
+        Merging methods only: its weight (..., N) in the token it went into; a kept token's own
+        weight need not be 1.
+    shares
+        Merging methods only, where a token goes into several: all contributions, those of kept
+        tokens to themselves included. `folded` then names each token's largest one.
     info
         Counts and measures a method reports, e.g. ``{"filled": 3}``.
 
@@ -76,6 +99,7 @@ class Selection:
     scores: Array | None = None
     folded: Array | None = None
     fold_weights: Array | None = None
+    shares: Shares | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -124,15 +148,17 @@ class Selection:
         if n < self.size:
             raise ValueError(f"n: expected at least the {self.size} tokens chosen from, got {n}")
         xp = namespace(self.indices)
-        places = xp.arange(n, dtype=self.indices.dtype, device=device(self.indices))
-        # One comparison a place and pick, in slices: never more than a few megabytes at once.
-        kept = xp.zeros((*self.batch_shape, n), dtype=xp.bool, device=device(self.indices))
-        picks = int(self.indices.shape[-1])
-        step = max(1, (1 << 22) // max(1, n * math.prod(self.batch_shape)))
-        for start in range(0, picks, step):
-            part = self.indices[..., start : min(start + step, picks)]
-            kept = kept | xp.any(part[..., None, :] == places[:, None], axis=-1)
-        return kept
+        rows, dtype = math.prod(self.batch_shape), self.indices.dtype
+        places = xp.arange(rows * n, dtype=dtype, device=device(self.indices))
+        if rows * n == 0 or int(self.indices.shape[-1]) == 0:
+            return xp.zeros((*self.batch_shape, n), dtype=xp.bool, device=device(self.indices))
+        # All rows one after the other, padding behind the last: a sorted list to look places up in.
+        start = xp.reshape(places[::n], (*self.batch_shape, 1))
+        behind = xp.full_like(self.indices, rows * n)
+        kept = xp.sort(xp.reshape(xp.where(self.indices < 0, behind, self.indices + start), (-1,)))
+        found = xp.searchsorted(kept, places)
+        found = xp.clip(found, max=int(kept.shape[0]) - 1)
+        return xp.reshape(xp.take(kept, found, axis=0) == places, (*self.batch_shape, n))
 
     def gather(self, x: Array, axis: int = -2, *, ordered: bool = False) -> Array:
         """The kept tokens' rows of `x`, in ascending token order as a model wants them.
@@ -180,19 +206,68 @@ class Selection:
         """Kept features (..., K, D) with what was folded into each, in ascending token order.
 
         Each kept token becomes the weighted sum of the tokens folded into it, itself included,
-        with the weights of `fold_weights`. Where nothing was folded this is `gather`.
+        with the weights of `fold_weights`, or of `shares` where there are some. Where nothing
+        was folded this is `gather`. O(N D) time beside a few small products; no K x N matrix.
         """
-        if self.folded is None or self.fold_weights is None:
+        contributions = self._contributions()
+        if contributions is None:
             return self.gather(features)
+        source, target, weight = contributions
         xp = namespace(features)
-        kept = self.sorted()
-        folded, weights = self.folded, self.fold_weights
-        if namespace(kept) is not xp or device(kept) != device(features):
-            kept, folded = like(to_numpy(kept), features), like(to_numpy(folded), features)
-            weights = like(to_numpy(weights), features)
-        joins = (folded[..., None, :] == kept[..., :, None]) & (kept[..., :, None] >= 0)
-        share = xp.where(joins, weights[..., None, :], xp.zeros_like(weights)[..., None, :])
-        return xp.astype(xp.astype(share, features.dtype) @ features, features.dtype)
+        batch, (size, width) = self.batch_shape, shape_of(features)[-2:]
+        if shape_of(features) != (*batch, self.size, width):
+            raise ValueError(
+                f"features: expected shape {spell((*batch, self.size))[:-1].rstrip(',')}, D), "
+                f"got {spell(features.shape)}"
+            )
+        rows, picks = math.prod(batch), int(self.indices.shape[-1])
+        kept = to_numpy(self.sorted()).reshape(rows, picks)
+        # Each kept token has a place in the answer; contributions are put in order of theirs.
+        place = np.full((rows, size + 1), -1, dtype=np.int64)
+        row, column = np.nonzero(kept >= 0)
+        place[row, kept[row, column]] = row * picks + column
+        goes = np.take_along_axis(place, target, axis=-1).ravel()
+        gives = (source + size * np.arange(rows)[:, None]).ravel()
+        order = np.argsort(goes, kind="stable")
+        starts = np.arange(0, rows * picks, TOGETHER)
+        edges = np.searchsorted(goes[order], [*starts, rows * picks])
+        flat, weights = xp.reshape(features, (rows * size, width)), weight.ravel()
+        parts = [xp.reshape(flat[:0, :], (0, width))]
+        for start, low, high in zip(starts, edges, edges[1:], strict=False):
+            own = order[low:high]
+            share = np.zeros((min(TOGETHER, rows * picks - int(start)), len(own)))
+            share[goes[own] - start, np.arange(len(own))] = weights[own]
+            given = xp.take(flat, like(gives[own], features), axis=0)
+            parts.append(like(share, features, dtype=features.dtype) @ given)
+        return xp.reshape(xp.concat(parts, axis=0), (*batch, picks, width))
+
+    def _contributions(self) -> tuple[Numbers, Numbers, Numbers] | None:
+        """Tokens, kept tokens they go into (or -1) and weights there: (rows, M), on the host."""
+        if self.shares is not None:
+            source, target, weight = (to_numpy(x) for x in self.shares)
+        elif self.folded is not None and self.fold_weights is not None:
+            target, weight = to_numpy(self.folded), to_numpy(self.fold_weights)
+            source = np.broadcast_to(np.arange(self.size), target.shape)
+        else:
+            return None
+        shape = (math.prod(self.batch_shape), target.shape[-1])
+        return source.reshape(shape), target.reshape(shape), weight.reshape(shape)
+
+    def per_frame(self, frames: int) -> Array:
+        """How many tokens each of the `frames` of a video kept: (..., T).
+
+        >>> import numpy as np
+        >>> Selection.of(np.array([0, 5, 1]), 6).per_frame(3)
+        array([2, 0, 1])
+        """
+        if frames < 1 or self.size % frames:
+            raise ValueError(
+                f"frames: expected a whole number that divides the {self.size} tokens, "
+                f"got {frames!r}"
+            )
+        xp = namespace(self.indices)
+        kept = xp.astype(self.mask(), self.indices.dtype)
+        return xp.sum(xp.reshape(kept, (*self.batch_shape, frames, -1)), axis=-1)
 
     def row(self, *position: int) -> Selection:
         """One row of a batch, without padding."""
@@ -209,6 +284,8 @@ class Selection:
         for name in ("count", "value", "upper_bound", "scores", "folded", "fold_weights"):
             x = getattr(self, name)
             cut[name] = None if x is None else x[(*position, ...)]
+        if self.shares is not None:
+            cut["shares"] = Shares(*(x[(*position, ...)] for x in self.shares))
         batch = self.batch_shape
         info = {
             key: item[(*position, ...)]
@@ -257,6 +334,14 @@ def stack(rows: Sequence[Selection], batch: tuple[int, ...]) -> Selection:
         together = xp.stack(parts, axis=0)
         return xp.reshape(together, (*batch, *together.shape[1:]))
 
+    shares = None
+    if all(row.shares is not None for row in rows):
+        most = max(int(row.shares.target.shape[-1]) for row in rows)  # type: ignore[union-attr]
+        padded = [
+            xp.stack([_padded(getattr(row.shares, name), most, fill) for row in rows], axis=0)
+            for name, fill in (("source", 0), ("target", -1), ("weight", 0))
+        ]
+        shares = Shares(*(xp.reshape(x, (*batch, most)) for x in padded))
     info: dict[str, Any] = {}
     for key in first.info:
         items = [row.info[key] for row in rows]
@@ -273,6 +358,7 @@ def stack(rows: Sequence[Selection], batch: tuple[int, ...]) -> Selection:
         scores=joined("scores", 0),
         folded=joined("folded", 0),
         fold_weights=joined("fold_weights", 0),
+        shares=shares,
         info=info,
     )
 
@@ -337,3 +423,38 @@ def folding(chosen: Selection, joined: Array, weights: Array) -> Selection:
     shares = xp.astype(weights, wide(xp))
     shares = xp.where(folded < 0, xp.zeros_like(shares), shares)
     return replace(chosen, folded=folded, fold_weights=xp.where(kept, xp.ones_like(shares), shares))
+
+
+def sharing(chosen: Selection, shares: Shares) -> Selection:
+    """A selection that also says what goes into what; tokens may go into several.
+
+    Parameters
+    ----------
+    chosen
+        What is kept, without a batch.
+    shares
+        All contributions (M,), those of kept tokens to themselves included.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from secateur.core.selection import Selection, Shares, sharing
+    >>> goes = np.array([0, 1, 2, 2]), np.array([0, 1, 0, 1]), np.array([1, 1, 0.5, 0.25])
+    >>> both = sharing(Selection.of(np.array([0, 1]), 3), Shares(*goes))
+    >>> both.merge(np.array([[1.0], [2.0], [4.0]])), both.folded
+    (array([[3.],
+           [3.]]), array([0, 1, 0]))
+    """
+    source, target, weight = (to_numpy(x) for x in shares)
+    folded = np.full(chosen.size, -1, dtype=np.int64)
+    weights = np.zeros(chosen.size)
+    several = len(np.unique(source)) < len(source)
+    # The largest contribution of each token comes last and stays; a kept token is its own.
+    order = np.lexsort((-np.arange(len(weight)), weight, source == target))
+    folded[source[order]], weights[source[order]] = target[order], weight[order]
+    return replace(
+        chosen,
+        folded=like(folded, chosen.indices, dtype=chosen.indices.dtype),
+        fold_weights=like(weights, shares.weight),
+        shares=shares if several else None,
+    )

@@ -1,15 +1,25 @@
 """Similarities of tokens: a matrix, or entries worked out when they are asked for.
 
-The three classes below answer the same questions (`size`, `columns`, `rows`), so that an
-algorithm is written once and runs from a matrix, from features, and from sparse rows.
+The classes below answer the same questions (`size`, `height`, `columns`, `rows`), so that an
+algorithm is written once and runs from a matrix, from features, from sparse rows, and from
+several of them one below the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from secateur.core.arrays import Array, Namespace, checked, device, like, namespace, wide
+from secateur.core.arrays import (
+    Array,
+    Namespace,
+    checked,
+    device,
+    like,
+    namespace,
+    to_numpy,
+    wide,
+)
 from secateur.core.dispatch import operation
 
 BLOCK = 1 << 22
@@ -31,32 +41,33 @@ def unit(x: Array) -> Array:
 
 
 class Similarity(Protocol):
-    """Pairwise similarities s_ij of `size` tokens: row i is served by column j."""
+    """Similarities s_ij: row i, one of `height`, is served by column j, one of `size`."""
 
     size: int
+    height: int
     sample: Array
     """An array of the library, dtype and device that answers come in."""
 
     def columns(self, indices: Array) -> Array:
-        """Entries (N, M) of the columns at `indices` (M,)."""
+        """Entries (H, M) of the columns at `indices` (M,)."""
 
     def rows(self, indices: Array) -> Array:
         """Entries (M, N) of the rows at `indices` (M,)."""
 
 
 class MatrixSimilarity:
-    """A dense matrix (N, N)."""
+    """A dense matrix (H, N)."""
 
     def __init__(self, matrix: Array) -> None:
         self.sample = matrix
-        self.size = int(matrix.shape[-1])
+        self.height, self.size = (int(n) for n in matrix.shape)
 
     def columns(self, indices: Array) -> Array:
-        """Of all tokens to those of `indices`: (N, m)."""
+        """How well those of `indices` serve all rows: (H, m)."""
         return namespace(self.sample).take(self.sample, indices, axis=1)
 
     def rows(self, indices: Array) -> Array:
-        """Of those of `indices` to all tokens: (m, N)."""
+        """How well all tokens serve the rows of `indices`: (m, N)."""
         return namespace(self.sample).take(self.sample, indices, axis=0)
 
 
@@ -69,7 +80,7 @@ class CosineSimilarity:
     def __init__(self, features: Array) -> None:
         xp = namespace(features)
         self.sample = unit(xp.astype(features, wide(xp)))
-        self.size = int(features.shape[-2])
+        self.size = self.height = int(features.shape[-2])
 
     def columns(self, indices: Array) -> Array:
         """Of all tokens to those of `indices`: (N, m)."""
@@ -80,27 +91,102 @@ class CosineSimilarity:
         return shifted(namespace(self.sample).take(self.sample, indices, axis=0) @ self.sample.T)
 
 
+class PlainCosine(CosineSimilarity):
+    """cos(x_i, x_j) from features (N, D), never the whole matrix."""
+
+    def columns(self, indices: Array) -> Array:
+        """Of all tokens to those of `indices`: (N, m)."""
+        return self.sample @ namespace(self.sample).take(self.sample, indices, axis=0).T
+
+    def rows(self, indices: Array) -> Array:
+        """Of those of `indices` to all tokens: (m, N)."""
+        return namespace(self.sample).take(self.sample, indices, axis=0) @ self.sample.T
+
+
+class SoftmaxSimilarity:
+    r"""Each row's softmax over the candidates, from vectors, never the whole matrix.
+
+    .. math:: s_{ij} = e^{\cos(x_i, y_j) / \tau} \Big/ \sum_{j'} e^{\cos(x_i, y_{j'}) / \tau}
+
+    O(H + N) numbers beside the vectors (H, D) and (N, D); one pass over H N cosines at first.
+    """
+
+    def __init__(self, rows: Array, candidates: Array, temperature: float) -> None:
+        xp = namespace(rows, candidates)
+        self._x = unit(xp.astype(rows, wide(xp)))
+        self._y = unit(xp.astype(candidates, wide(xp)))
+        self._temperature = temperature
+        self.sample = self._y
+        self.height, self.size = int(rows.shape[-2]), int(candidates.shape[-2])
+        parts = []
+        for start, stop in blocks(self, self.height):
+            logits = self._x[start:stop, :] @ self._y.T / temperature
+            top = xp.max(logits, axis=-1, keepdims=True)
+            parts.append(top[:, 0] + xp.log(xp.sum(xp.exp(logits - top), axis=-1)))
+        self._log_total = xp.concat(parts)
+
+    def columns(self, indices: Array) -> Array:
+        """How well those of `indices` serve all rows: (H, m)."""
+        xp = namespace(self.sample)
+        y = xp.take(self._y, indices, axis=0)
+        return xp.exp(self._x @ y.T / self._temperature - self._log_total[:, None])
+
+    def rows(self, indices: Array) -> Array:
+        """How well all tokens serve the rows of `indices`: (m, N)."""
+        xp = namespace(self.sample)
+        log_total = xp.take(self._log_total, indices)[:, None]
+        x = xp.take(self._x, indices, axis=0)
+        return xp.exp(x @ self._y.T / self._temperature - log_total)
+
+
+class StackedSimilarity:
+    """Blocks of rows over the same candidates, one below the other."""
+
+    def __init__(self, parts: Sequence[Similarity]) -> None:
+        self._parts = parts
+        self.sample = parts[0].sample
+        self.size = parts[0].size
+        self.height = sum(part.height for part in parts)
+
+    def columns(self, indices: Array) -> Array:
+        """How well those of `indices` serve all rows: (H, m)."""
+        xp = namespace(self.sample)
+        return xp.concat([xp.astype(part.columns(indices), wide(xp)) for part in self._parts])
+
+    def rows(self, indices: Array) -> Array:
+        """How well all tokens serve the rows of `indices` (m, ), which ascend: (m, N)."""
+        xp = namespace(self.sample)
+        host, start, found = to_numpy(indices), 0, []
+        for part in self._parts:
+            own = host[(host >= start) & (host < start + part.height)] - start
+            if own.size:
+                entries = part.rows(like(own, indices, dtype=indices.dtype))
+                found.append(xp.astype(entries, wide(xp)))
+            start += part.height
+        return xp.concat(found)
+
+
 class SparseSimilarity:
-    """A SciPy CSR matrix (N, N); only the rows and columns asked for become dense."""
+    """A SciPy CSR matrix (H, N); only the rows and columns asked for become dense."""
 
     def __init__(self, matrix: Array) -> None:
         self._rows = matrix.tocsr()
         self._columns = matrix.tocsc()
         self.sample = self._rows.data
-        self.size = int(matrix.shape[-1])
+        self.height, self.size = (int(n) for n in matrix.shape)
 
     def columns(self, indices: Array) -> Array:
-        """Of all tokens to those of `indices`: (N, m)."""
+        """How well those of `indices` serve all rows: (H, m)."""
         return self._columns[:, indices].toarray()
 
     def rows(self, indices: Array) -> Array:
-        """Of those of `indices` to all tokens: (m, N)."""
+        """How well all tokens serve the rows of `indices`: (m, N)."""
         return self._rows[indices, :].toarray()
 
 
 def blocks(similarity: Similarity, count: int) -> Iterator[tuple[int, int]]:
     """Ranges that cover `count` columns or rows, each small enough to work on at once."""
-    step = max(1, BLOCK // similarity.size)
+    step = max(1, BLOCK // max(similarity.size, similarity.height))
     for start in range(0, count, step):
         yield start, min(start + step, count)
 

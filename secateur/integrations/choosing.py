@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from secateur.core.acts import ChoosesParts, Makes, Shrinks
 from secateur.core.arrays import to_numpy
 from secateur.core.budget import allocate
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
-from secateur.integrations.encoded import TEXT, Indices, Part, Tensor, Visual
+from secateur.integrations.encoded import BY_TOKEN, OF_PARTS, TEXT, Indices, Part, Tensor, Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.report import Picture
-from secateur.integrations.text import Text, TextEncoder
+from secateur.integrations.text import Flags, Text, TextEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,8 @@ class Chosen:
     features: Tensor
     """All its features; kept ones with what was folded into them."""
     pictures: list[Picture]
+    places: Indices
+    """Ascending places of what goes on: `kept`, and those that stand for what a method made."""
     selections: tuple[Selection, ...] = ()
     """What the method chose of each part; empty where it was not asked."""
 
@@ -41,6 +44,11 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
     ValueError
         When the method needs something the family does not have.
     """
+    if isinstance(method, Shrinks):
+        raise ValueError(
+            f"{type(method).__name__} makes the picture smaller before it is encoded, which no "
+            "attachment does: give what its `shrink(pixels, grid)` makes to the processor"
+        )
     if not method.prunes_before:
         return frozenset()
     if getattr(method, "crops", None) not in (None, "importance"):
@@ -49,7 +57,12 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
             "model does not keep once it removes padding; crops share by importance here"
         )
     offers = family.offers | TEXT | ({"embeds"} if encoder is not None else frozenset())
-    missing = sorted(method.needs - offers)
+    if isinstance(method, Makes) and method.makes and not family.projects:
+        raise ValueError(
+            f"{type(method).__name__} folds tokens before the projector, which {family.name} does "
+            "not let it do here"
+        )
+    missing = sorted(method.needs_in_model - offers)
     if missing:
         raise ValueError(
             f"{type(method).__name__} needs {', '.join(missing)}, which {family.name} does not "
@@ -64,7 +77,7 @@ def keep_all(visual: Visual) -> Chosen:
         Picture(part.grid, part.index, np.ones(len(part.index), dtype=bool))
         for part in visual.parts
     ]
-    return Chosen(np.arange(visual.size), visual.features, pictures)
+    return Chosen(np.arange(visual.size), visual.features, pictures, np.arange(visual.size))
 
 
 @torch.no_grad()
@@ -78,34 +91,99 @@ def choose(
     if getattr(method, "crops", None) is not None:
         # Crops are parts here, of differing grids, so the method sees them one by one.
         method = replace(method, crops=None)  # type: ignore[call-arg]
-    texts = text if isinstance(text, Sequence) else [text] * len(visual.parts)
+    texts: Sequence[Text | None]
+    if isinstance(text, Sequence):
+        texts = text
+    else:  # moved once, so that frames know that they share it
+        texts = [None if text is None else _beside(text, visual.features)] * len(visual.parts)
     tokens = [
         _tokens(visual, part, wants, own) for part, own in zip(visual.parts, texts, strict=True)
     ]
+    groups = _groups(method, visual, tokens)
+    kept = np.zeros(visual.size, dtype=bool)
+    goes_on = np.zeros(visual.size, dtype=bool)
+    features = visual.features
+    pictures = []
+    for parts, given, selection in groups:
+        index = np.concatenate([part.index for part in parts])
+        own = np.zeros(len(index), dtype=bool)
+        own[to_numpy(selection.sorted())] = True
+        kept[index] = own
+        scores = None if selection.scores is None else to_numpy(selection.scores)
+        start = 0
+        for part in parts:
+            stop = start + len(part.index)
+            told = None if scores is None else scores[start:stop]
+            pictures.append(Picture(part.grid, part.index, own[start:stop], told))
+            start = stop
+        places, standing = _standing(method, visual, index, given, selection, own)
+        goes_on[places] = True
+        if standing is not None:
+            where = torch.from_numpy(places).to(features.device)
+            features = features.index_copy(0, where, standing.to(features))
+    for place, marked in visual.separators:
+        kept[place] = goes_on[place] = bool(goes_on[marked].any())
+    return Chosen(
+        np.flatnonzero(kept),
+        features,
+        pictures,
+        np.flatnonzero(goes_on),
+        tuple(selection for _, _, selection in groups),
+    )
+
+
+Group = tuple[Sequence[Part], Tokens, Selection]
+"""Parts that one selection speaks of, what it was chosen from, and it."""
+
+
+def _groups(method: Method, visual: Visual, tokens: Sequence[Tokens]) -> list[Group]:
+    """Choose from the parts: a video as a whole, crops that share a budget, or each by itself."""
     alike = len({part.grid for part in visual.parts}) == 1
-    if visual.crops:
+    first = tokens[0]
+    same = all(each.text is first.text for each in tokens)
+    if visual.modality == "video" and alike and same and first.pixels is None:
+        video = _joined(tokens)
+        return [(visual.parts, video, method.select(video, check_finite=False).row())]
+    if visual.crops and isinstance(method, ChoosesParts):
+        selections = method.select_parts(tokens, visual.crops)
+    elif visual.crops:
         selections = _crops(method, tokens, visual.crops)
     elif alike and len(tokens) > 1:
         together = method.select(_stacked(tokens), check_finite=False)
         selections = [together.row(frame) for frame in range(len(tokens))]
     else:
         selections = method.select(tokens, check_finite=False)
-    kept = np.zeros(visual.size, dtype=bool)
-    features = visual.features
-    pictures = []
-    for part, selection in zip(visual.parts, selections, strict=True):
-        own = np.zeros(len(part.index), dtype=bool)
-        own[to_numpy(selection.sorted())] = True
-        kept[part.index] = own
-        scores = None if selection.scores is None else to_numpy(selection.scores)
-        pictures.append(Picture(part.grid, part.index, own, scores))
-        if selection.folded is not None and not own.all():
-            places = torch.from_numpy(part.index).to(features.device)
-            folded = selection.merge(features[places]).to(features.dtype)
-            features = features.index_copy(0, places[torch.from_numpy(own)], folded)
-    for place, marked in visual.separators:
-        kept[place] = bool(kept[marked].any())
-    return Chosen(np.flatnonzero(kept), features, pictures, tuple(selections))
+    return [
+        ([part], each, selection)
+        for part, each, selection in zip(visual.parts, tokens, selections, strict=True)
+    ]
+
+
+def _joined(frames: Sequence[Tokens]) -> Tokens:
+    """The frames of one video, one after the other."""
+    changes: dict[str, Any] = {"frames": len(frames)}
+    for name in ("features", *BY_TOKEN):
+        if getattr(frames[0], name) is not None:
+            changes[name] = torch.cat([getattr(each, name) for each in frames])
+    return frames[0].with_(**changes)
+
+
+def _standing(
+    method: Method, visual: Visual, index: Indices, tokens: Tokens, chosen: Selection, own: Flags
+) -> tuple[Indices, Tensor | None]:
+    """Places that go on of those at `index`, and the features there where they are others."""
+    if own.all():
+        return index, None
+    if isinstance(method, Makes) and method.makes:
+        assert visual.project is not None
+        made = visual.project(method.make(tokens, chosen).to(tokens.states))
+        # What is more than the kept tokens stands for the first of the others.
+        spare = np.flatnonzero(~own)[: len(made) - int(own.sum())]
+        return np.sort(index[np.concatenate([np.flatnonzero(own), spare])]), made
+    places = index[own]
+    if chosen.folded is None and chosen.shares is None:
+        return places, None
+    return places, chosen.merge(visual.features[torch.from_numpy(index)])
 
 
 def _tokens(visual: Visual, part: Part, wants: frozenset[str], text: Text | None) -> Tokens:
@@ -113,19 +191,25 @@ def _tokens(visual: Visual, part: Part, wants: frozenset[str], text: Text | None
     features = visual.features.detach()[places]
     given: dict[str, Any] = {
         name: getattr(part, name)
-        for name in ("attention", "attention_shallow", "keys", "embeds", "pixels")
+        for name in OF_PARTS
         if name in wants and getattr(part, name) is not None
     }
     given = {name: x.to(features.device) for name, x in given.items()}
     if text is not None:
-        moved = (_moved(x, features) for x in (text.tokens, text.whole, text.mask))
-        given["text"], given["text_global"], given["text_mask"] = moved
+        text = _beside(text, features)
+        given |= {"text": text.tokens, "text_global": text.whole, "text_mask": text.mask}
     return Tokens(features=features, grid=part.grid, **given)
+
+
+def _beside(text: Text, features: Tensor) -> Text:
+    """A text on the device of features, in their dtype."""
+    return Text(*(_moved(x, features) for x in (text.tokens, text.whole, text.mask)))
 
 
 def _moved(x: Any, like: Tensor) -> Any:
     if isinstance(x, (list, tuple)):
-        return [_moved(each, like) for each in x]
+        moved = [_moved(each, like) for each in x]
+        return x if all(new is old for new, old in zip(moved, x, strict=True)) else moved
     if x is None or x.dtype == torch.bool:
         return x if x is None else x.to(like.device)
     return x.to(like.device, like.dtype)
@@ -135,7 +219,7 @@ def _stacked(tokens: Sequence[Tokens]) -> Tokens:
     """Frames of one video, or images of one size, as a batch."""
     first = tokens[0]
     together: dict[str, Any] = {"grid": first.grid}
-    for name in ("features", "attention", "attention_shallow", "keys", "embeds", "pixels"):
+    for name in ("features", *OF_PARTS):
         if getattr(first, name) is not None:
             together[name] = torch.stack([getattr(each, name) for each in tokens])
     if all(each.text is first.text for each in tokens):
@@ -165,7 +249,7 @@ def _crops(method: Method, crops: Sequence[Tokens], pictures: int) -> list[Selec
     "importance"; in proportion to their sizes where a method has no scores, or negative ones.
     """
     sizes = np.array([each.size for each in crops])
-    total = shared_budget(method, int(sizes.sum()), len(crops), pictures)
+    total = method.budget_of_parts(int(sizes.sum()), len(crops), pictures)
     if total == sizes.sum():
         return [_with_budget(method, each.size).select(each, check_finite=False) for each in crops]
     first = method.select(list(crops), check_finite=False)
@@ -179,13 +263,6 @@ def _crops(method: Method, crops: Sequence[Tokens], pictures: int) -> list[Selec
         _with_budget(method, int(budget)).select(each, check_finite=False)
         for each, budget in zip(crops, budgets, strict=True)
     ]
-
-
-def shared_budget(method: Method, size: int, parts: int, pictures: int) -> int:
-    """How many of `size` tokens the parts of an image keep that was cut into `pictures`."""
-    if isinstance(method.keep, float):
-        return max(method.budget(size), parts)
-    return max(min(int(method.keep) * pictures, size), parts)
 
 
 def _with_budget(method: Method, keep: int) -> Method:

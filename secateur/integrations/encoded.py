@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +39,7 @@ class Part:
         Where its tokens (h * w,) stand among the features of the image or video.
     grid
         (h, w).
-    attention, attention_shallow, keys, embeds, pixels
+    attention, attention_shallow, keys, embeds, pixels, states, class_state
         What `Tokens` holds under these names, as far as it was asked for.
     """
 
@@ -50,6 +50,8 @@ class Part:
     keys: Tensor = None
     embeds: Tensor = None
     pixels: Tensor = None
+    states: Tensor = None
+    class_state: Tensor = None
 
 
 @dataclass(kw_only=True)
@@ -72,6 +74,9 @@ class Visual:
     crops
         How many pictures the parts were cut from, overview included, when these share a budget;
         0 for parts with one of their own, such as frames.
+    project
+        The projector, from states (..., C) to features (..., D); None where tokens are mixed
+        after it.
     """
 
     modality: Modality
@@ -80,6 +85,7 @@ class Visual:
     separators: list[tuple[int, Indices]] = field(default_factory=list)
     planes: Sequence[Tensor] = ()
     crops: int = 0
+    project: Callable[[Tensor], Tensor] | None = None
 
     @property
     def size(self) -> int:
@@ -97,19 +103,34 @@ def split(visuals: Sequence[Visual], name: Modality) -> Iterator[Visual]:
     return (each for each in visuals if each.modality == name)
 
 
+BY_TOKEN = ("attention", "attention_shallow", "keys", "embeds", "states")
+"""What is observed of each token."""
+
+OF_PARTS = (*BY_TOKEN, "class_state", "pixels")
+"""What a part may hold."""
+
+
 @dataclass
 class Seen:
-    """What was observed of every picture that went through the tower, (P, N, ...)."""
+    """What was observed of every picture that went through the tower, (P, N, ...).
+
+    `class_state` (P, C) is one a picture.
+    """
 
     attention: Tensor = None
     attention_shallow: Tensor = None
     keys: Tensor = None
     embeds: Tensor = None
+    states: Tensor = None
+    class_state: Tensor = None
 
     def of(self, pictures: slice | int) -> dict[str, Tensor]:
-        """The same for some of the pictures."""
-        return {
-            name: x[pictures]
-            for name in ("attention", "attention_shallow", "keys", "embeds")
-            if (x := getattr(self, name)) is not None
-        }
+        """What was observed of the tokens of some of the pictures."""
+        return {name: x[pictures] for name in BY_TOKEN if (x := getattr(self, name)) is not None}
+
+    def whole(self, picture: int) -> dict[str, Tensor]:
+        """What was observed of a picture that is a part as it is."""
+        found = self.of(picture)
+        if self.class_state is not None:
+            found["class_state"] = self.class_state[picture]
+        return found

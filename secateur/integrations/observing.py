@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from secateur.core.attention import attention_received
+from secateur.core.inputs import REQUESTS, Request
+from secateur.core.methods.base import Method
 from secateur.integrations.encoded import Tensor
-
-SHALLOW = 9 / 24
-"""Depth of `Tokens.attention_shallow`: the ninth of CLIP's 24 layers, as HiPrune publishes it."""
 
 
 @dataclass
@@ -35,6 +34,16 @@ class Watch:
             seen.append(output[0] if isinstance(output, tuple) else output)
 
         self.handles.append(module.register_forward_hook(note))
+        return seen
+
+    def inputs(self, module: Any) -> list[Any]:
+        """The first argument of `module`, one entry a call."""
+        seen: list[Any] = []
+
+        def note(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else next(iter(kwargs.values())))
+
+        self.handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
         return seen
 
     def arguments(self, module: Any) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -70,30 +79,73 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def class_attention(queries: Tensor, keys: Tensor) -> Tensor:
-    """Attention (B, T - 1) of the class token, the first, to all others; mean over heads."""
-    return attention_received(queries[..., :1, :], keys)[..., 1:]
+def requests_of(method: Method) -> dict[str, Request]:
+    """What to observe for each input that a method may take."""
+    return {**REQUESTS, **method.requests}
 
 
-def mean_attention(queries: Tensor, keys: Tensor) -> Tensor:
-    """Attention (..., T) that each token receives on average, over queries and heads."""
-    count = queries.shape[-2]
-    return attention_received(queries, keys) / count
+def layer_of(request: Request, features: int, depth: int, full: Sequence[int] | None = None) -> int:
+    """The layer that a request means, of a tower of `depth`.
+
+    Parameters
+    ----------
+    features
+        The layer whose states become features.
+    full
+        Ascending layers in which every token of a picture sees every other, where not all do.
+    """
+    layers = range(depth) if full is None else full
+    if request.layer == "features":
+        return features
+    if request.layer == "last":
+        return layers[-1]
+    if isinstance(request.layer, float):
+        target = max(round(request.layer * depth), 1) - 1
+        return min(next((layer for layer in layers if layer >= target), layers[-1]), features)
+    layer = int(request.layer)
+    if not -depth <= layer < depth:
+        raise ValueError(f"layer: {layer} asked of a vision tower of {depth} layers")
+    layer %= depth
+    if request.what == "attention" and layer not in layers:
+        raise ValueError(
+            f"layer: {layer} attends within windows; attention is that of {list(layers)}"
+        )
+    return layer
 
 
-def watched_layers(full: Sequence[int], depth: int) -> dict[str, int]:
-    """In which of `depth` layers to observe what, given those of `full` attention."""
-    target = round(SHALLOW * depth) - 1
-    shallow = next((layer for layer in full if layer >= target), full[-1])
-    return {"attention": full[-1], "attention_shallow": shallow, "keys": full[-1]}
+def received(
+    queries: Tensor, keys: Tensor, request: Request, *, class_token: bool = False
+) -> Tensor:
+    """Attention (..., T) that each token receives, from queries and keys (..., H, T, d).
+
+    With a class token, the first, the others' (..., T - 1): paid by it, or on average by all.
+    """
+    if request.heads == "one":
+        queries, keys = beside(queries)[..., None, :, :], beside(keys)[..., None, :, :]
+    if class_token and request.by == "class":
+        queries = queries[..., :1, :]
+    attention = attention_received(queries, keys) / queries.shape[-2]
+    return attention[..., 1:] if class_token else attention
 
 
-def by_frame(queries: Tensor, keys: Tensor, grids: Tensor) -> Tensor:
-    """Mean attention (n,) that patches receive within their own image or frame."""
-    received, start = [], 0
+def beside(x: Tensor) -> Tensor:
+    """(..., H, T, d) as (..., T, H * d), the heads one beside the other."""
+    return x.transpose(-2, -3).flatten(-2)
+
+
+def keys_of(keys: Tensor, request: Request) -> Tensor:
+    """Keys (..., T, C) as a request wants them, from those (..., H, T, d) of each head."""
+    return keys.mean(dim=-3) if request.heads == "mean" else beside(keys)
+
+
+def by_frame(queries: Tensor, keys: Tensor, grids: Tensor, request: Request) -> Tensor:
+    """Attention (n,) that patches receive within their own image or frame, from (H, n, d)."""
+    found, start = [], 0
     for frames, height, width in grids.tolist():
         stop = start + frames * height * width
-        own = (x[:, start:stop].unflatten(1, (frames, -1)).transpose(0, 1) for x in (queries, keys))
-        received.append(mean_attention(*own).flatten())
+        asking, asked = (
+            x[:, start:stop].unflatten(1, (frames, -1)).transpose(0, 1) for x in (queries, keys)
+        )
+        found.append(received(asking, asked, request).flatten())
         start = stop
-    return torch.cat(received)
+    return torch.cat(found)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from secateur.core.methods.base import Reading
 from secateur.integrations.encoded import Indices, Tensor
 
 SENTINEL = "secateur"
@@ -42,28 +43,34 @@ class TextEncoder:
         A `CLIPModel` or `SiglipModel`, whose projections lead both sides into one space.
     tokenizer
         Its tokenizer, or its processor.
+    reads
+        ``"words"`` or ``"window"``: see `Method.reads`.
     """
 
-    def __init__(self, encoder: Any, tokenizer: Any) -> None:
+    def __init__(self, encoder: Any, tokenizer: Any, reads: Reading = "words") -> None:
         if not hasattr(encoder, "text_model"):
             raise ValueError(
                 f"text_encoder: expected a CLIPModel or a SiglipModel, got {type(encoder).__name__}"
             )
         self.encoder = encoder
         self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        self.reads = reads
         self.limit = int(encoder.config.text_config.max_position_embeddings)
 
     @classmethod
-    def of(cls, given: Any) -> TextEncoder | None:
+    def of(cls, given: Any, reads: Reading = "words") -> TextEncoder | None:
         """What `attach(text_encoder=)` was given, checked."""
-        if given is None or isinstance(given, cls):
-            return given
+        if given is None:
+            return None
+        if isinstance(given, cls):
+            return cls(given.encoder, given.tokenizer, reads)
         if not isinstance(given, (tuple, list)) or len(given) != 2:
             raise ValueError(
                 "text_encoder: expected (model, tokenizer), such as (CLIPModel.from_pretrained("
                 f"name), AutoTokenizer.from_pretrained(name)), got {type(given).__name__}"
             )
-        return cls(*given)
+        encoder, tokenizer = given
+        return cls(encoder, tokenizer, reads)
 
     def check(self, tower: Any, family: str) -> None:
         """Refuse an encoder whose vision side is not shaped like the model's tower."""
@@ -92,6 +99,8 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, text: str) -> Text:
         """An instruction, in as many windows as the encoder's context needs."""
+        if self.reads == "window":
+            return self._encode_windows(text)
         tokens, whole, masks = [], [], []
         text_model = self.encoder.text_model
         project = getattr(self.encoder, "text_projection", None)
@@ -113,6 +122,31 @@ class TextEncoder:
             whole.append(out.pooler_output[0] if project is None else project(out.pooler_output)[0])
             masks.append((~special if not special.all() else special).to(ids.device))
         return Text(tokens, whole, masks)
+
+    def _encode_windows(self, text: str) -> Text:
+        """Whole windows, of which every position counts, as the authors' programs cut them.
+
+        CLIP: tokens with their start and end, padded with 0 to full windows; padding is attended
+        to by nobody, but its states count. SigLIP: one window of states without the head, which
+        only pools.
+        """
+        text_model = self.encoder.text_model
+        project = getattr(self.encoder, "text_projection", None)
+        if project is None:
+            full = {"padding": "max_length", "truncation": True, "max_length": self.limit}
+            ids, mask = self.tokenizer(text, return_tensors="pt", **full)["input_ids"], None
+        else:
+            listed = list(self.tokenizer(text)["input_ids"])
+            missing = -len(listed) % self.limit
+            ids = torch.tensor(listed + [0] * missing).view(-1, self.limit)
+            mask = torch.ones_like(ids)
+            mask.view(-1)[len(listed) :] = 0
+            mask = mask.to(text_model.device)
+        out = text_model(input_ids=ids.to(text_model.device), attention_mask=mask)
+        states, pooled = out.last_hidden_state, out.pooler_output
+        if project is not None:
+            states, pooled = project(states), project(pooled)
+        return Text(list(states), list(pooled), [None] * len(ids))
 
     def _windows(self, text: str) -> list[str]:
         words = text.split()

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import secateur as sc
 from secateur.backends.cupy import kernels as cupy_kernels
 from secateur.core.attention import attention_received
 from secateur.core.maximize import (
@@ -49,7 +50,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if compiler is None:
         pytest.skip("the kernels are compiled for the host by g++, which is missing")
     shim = _loaded("cuda_on_host", HERE / "cuda_on_host.py")
-    source = Path(cupy_kernels.__file__).with_name("cupy.py")
+    source = Path(cupy_kernels.__file__).with_name("driver.py")
     with pytest.MonkeyPatch.context() as patch:
         fake = shim.host_cupy(tmp_path_factory.mktemp("kernels"), compiler)
         patch.setitem(sys.modules, "cupy", fake)
@@ -82,36 +83,47 @@ def test_facility_location(driver: Any, dtype: Any, k: Any, weighted: bool) -> N
     w = np.random.default_rng(1).random((2, 23)).round(1) if weighted else None
     s = cosine_similarity.reference(x)
     s[0] += np.triu(np.full((23, 23), 0.1), 1).astype(dtype)  # Rows are not columns.
-    found, wanted = driver.facility_location(s, w, k), facility_location.reference(s, w, k)
+    found, wanted = (
+        driver.facility_location(sc.FacilityLocation(s, w), k),
+        facility_location.reference(sc.FacilityLocation(s, w), k),
+    )
     same(found, wanted)
     np.testing.assert_allclose(found.bound, wanted.bound, rtol=1e-9)
     same(
-        driver.facility_location_features(x, w, k),
-        facility_location_features.reference(x, w, k),
+        driver.facility_location_features(sc.FacilityLocation.from_features(x, w), k),
+        facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k),
     )
 
 
 def test_more_tokens_than_threads(driver: Any) -> None:
     x = features(300, dtype=np.float32)[1:]
     s = cosine_similarity.reference(x)
-    same(driver.facility_location(s, None, 20), facility_location.reference(s, None, 20))
-    same(driver.farthest_first(1 - s, 20), farthest_first.reference(1 - s, 20))
+    same(
+        driver.facility_location(sc.FacilityLocation(s), 20),
+        facility_location.reference(sc.FacilityLocation(s), 20),
+    )
+    same(
+        driver.farthest_first(sc.Dispersion(1 - s), 20),
+        farthest_first.reference(sc.Dispersion(1 - s), 20),
+    )
 
 
 @pytest.mark.parametrize("matrix", [np.ones((7, 7)), np.zeros((7, 7)), np.eye(7), -np.eye(7)])
 def test_ties_go_to_the_lowest_index(driver: Any, matrix: np.ndarray) -> None:
-    found = driver.facility_location(matrix, None, 7)
+    found = driver.facility_location(sc.FacilityLocation(matrix), 7)
     assert found.indices.tolist() == list(range(7))
-    assert found.value == facility_location.reference(matrix, None, 7).value
+    assert found.value == facility_location.reference(sc.FacilityLocation(matrix), 7).value
 
 
 def test_gains_kept_in_parts_give_the_same_bound(
     driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s = cosine_similarity.reference(features(20))
-    whole = driver.facility_location(s, None, np.asarray([12, 7]))
+    whole = driver.facility_location(sc.FacilityLocation(s), np.asarray([12, 7]))
     monkeypatch.setattr(driver, "HISTORY", 8 * 2 * 20 * 4)
-    for a, b in zip(whole, driver.facility_location(s, None, np.asarray([12, 7])), strict=True):
+    for a, b in zip(
+        whole, driver.facility_location(sc.FacilityLocation(s), np.asarray([12, 7])), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -122,10 +134,13 @@ def test_farthest_first(driver: Any, dtype: Any, k: Any, start: int | None) -> N
     x = features(23, dtype=dtype)
     d = (1 - cosine_similarity.reference(x)).round(2)
     d[0, :5] += 1
-    same(driver.farthest_first(d, k, start), farthest_first.reference(d, k, start))
     same(
-        driver.farthest_first_features(x, k, start),
-        farthest_first_features.reference(x, k, start),
+        driver.farthest_first(sc.Dispersion(d), k, start),
+        farthest_first.reference(sc.Dispersion(d), k, start),
+    )
+    same(
+        driver.farthest_first_features(sc.Dispersion.from_features(x), k, start),
+        farthest_first_features.reference(sc.Dispersion.from_features(x), k, start),
     )
 
 
@@ -135,7 +150,10 @@ def test_determinant(driver: Any, k: Any, ridge: float) -> None:
     x = np.random.default_rng(5).integers(-3, 4, (2, 23, 4)).astype(float)
     x[1, 10:] = x[1, :13]
     kernel = x @ x.swapaxes(-1, -2) + ridge * np.eye(23)
-    same(driver.determinant(kernel, k), determinant.reference(kernel, k))
+    same(
+        driver.determinant(sc.LogDeterminant(kernel), k),
+        determinant.reference(sc.LogDeterminant(kernel), k),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -175,12 +193,14 @@ def test_whole_array_operations(driver: Any) -> None:
 
 def test_images_in_parts_and_without_room(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x, k = features(15), np.asarray([4, 9])
-    whole = driver.facility_location_features(x, None, k)
+    whole = driver.facility_location_features(sc.FacilityLocation.from_features(x), k)
     monkeypatch.setattr(driver, "MATRIX", 8 * 15 * 15)
-    same(driver.facility_location_features(x, None, k), whole)
+    same(driver.facility_location_features(sc.FacilityLocation.from_features(x), k), whole)
     monkeypatch.setattr(driver, "MATRIX", 8 * 15 * 15 - 1)
-    assert driver.facility_location_features(x, None, k) is NotImplemented
-    assert driver.farthest_first_features(x, k) is NotImplemented
+    assert (
+        driver.facility_location_features(sc.FacilityLocation.from_features(x), k) is NotImplemented
+    )
+    assert driver.farthest_first_features(sc.Dispersion.from_features(x), k) is NotImplemented
     assert driver.threshold_scan(x, x[..., 0], k, np.zeros(2), 0.5) is NotImplemented
 
 
@@ -207,10 +227,13 @@ def test_torch_answers_on_the_same_memory(driver: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(driver, "MATRIX", 8 * 20 * 20 - 1)
     k = np.asarray([4, 9])
     same(
-        driver.facility_location_features(x, None, k),
-        facility_location_features.reference(x, None, k),
+        driver.facility_location_features(sc.FacilityLocation.from_features(x), k),
+        facility_location_features.reference(sc.FacilityLocation.from_features(x), k),
     )
-    same(driver.farthest_first_features(x, k), farthest_first_features.reference(x, k))
+    same(
+        driver.farthest_first_features(sc.Dispersion.from_features(x), k),
+        farthest_first_features.reference(sc.Dispersion.from_features(x), k),
+    )
     steps = np.asarray([0.05, 0.02])
     attention = np.abs(x[..., 0])
     for got, wanted in zip(
@@ -235,14 +258,17 @@ def test_matrices_full_of_ties(driver: Any, seed: int, n: int, levels: int) -> N
     s = dice.integers(-1, levels, (2, n, n)) / levels
     w = dice.integers(0, 3, (2, n)) / 2
     k = dice.integers(1, n + 1, 2)
-    same(driver.facility_location(s, w, k), facility_location.reference(s, w, k))
+    same(
+        driver.facility_location(sc.FacilityLocation(s, w), k),
+        facility_location.reference(sc.FacilityLocation(s, w), k),
+    )
     d = np.abs(s)
-    same(driver.farthest_first(d, k), farthest_first.reference(d, k))
+    same(driver.farthest_first(sc.Dispersion(d), k), farthest_first.reference(sc.Dispersion(d), k))
 
 
 def test_cupy_has_every_function_that_is_called() -> None:
     cp = pytest.importorskip("cupy", reason="CuPy is not installed")
-    source = Path(cupy_kernels.__file__).with_name("cupy.py").read_text()
+    source = Path(cupy_kernels.__file__).with_name("driver.py").read_text()
     called = set(re.findall(r"\bcp\.([a-z_]\w*)", source)) - {"linalg"}
     assert len(called) > 15
     assert not [name for name in called if not hasattr(cp, name)]
@@ -267,11 +293,11 @@ def test_on_a_device() -> None:
     x, k = features(60), np.asarray([30, 7])
     s = cosine_similarity.reference(x)
     for operation, args in (
-        (facility_location, (s, None, k)),
-        (facility_location_features, (x, None, k)),
-        (farthest_first, (1 - s, k)),
-        (farthest_first_features, (x, k)),
-        (determinant, (s + np.eye(60), k)),
+        (facility_location, (sc.FacilityLocation(s), k)),
+        (facility_location_features, (sc.FacilityLocation.from_features(x), k)),
+        (farthest_first, (sc.Dispersion(1 - s), k)),
+        (farthest_first_features, (sc.Dispersion.from_features(x), k)),
+        (determinant, (sc.LogDeterminant(s + np.eye(60)), k)),
     ):
         found = operation(cp.asarray(args[0]), *args[1:])
         wanted = operation.reference(*args)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import secateur as sc
 from secateur.backends.host import compiled as driver
 from secateur.core.dispatch import candidates
 from secateur.core.maximize import facility_location
@@ -106,12 +107,12 @@ def test_places_found_stretch_by_stretch(n: int) -> None:
 def test_threads_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     s = np.stack([_similar(120, seed) for seed in range(9)])
     k = np.arange(1, 10) * 7
-    alone = driver.facility_location(s, None, k)
+    alone = driver.facility_location(sc.FacilityLocation(s), k)
     monkeypatch.setattr(driver, "ALONE", 0)
     assert driver._workers(s) >= 1
     monkeypatch.setattr(driver, "_workers", lambda _: 4)
     for _ in range(3):
-        together = driver.facility_location(s, None, k)
+        together = driver.facility_location(sc.FacilityLocation(s), k)
         for one, other in zip(together, alone, strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -119,10 +120,10 @@ def test_threads_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_tie_of_thousands_is_looked_at_once() -> None:
     # Every gain equal at every pick: looking at all leaders anew each time would take minutes.
     n = 3000
-    picks = driver.facility_location(np.eye(n), None, n)
+    picks = driver.facility_location(sc.FacilityLocation(np.eye(n)), n)
     np.testing.assert_array_equal(picks.indices, np.arange(n))
     np.testing.assert_array_equal(picks.gains, 1.0)
-    nothing = driver.facility_location(np.zeros((n, n)), None, n)
+    nothing = driver.facility_location(sc.FacilityLocation(np.zeros((n, n))), n)
     np.testing.assert_array_equal(nothing.indices, np.arange(n))
 
 
@@ -170,8 +171,10 @@ def test_without_numba_numpy_serves() -> None:
 
 def test_the_default_for_numpy_arrays_is_exact() -> None:
     s = _similar(80).astype(np.float32)
-    expected = facility_location.reference(s, None, 40)
-    np.testing.assert_array_equal(facility_location(s, None, 40).indices, expected.indices)
+    expected = facility_location.reference(sc.FacilityLocation(s), 40)
+    np.testing.assert_array_equal(
+        facility_location(sc.FacilityLocation(s), 40).indices, expected.indices
+    )
 
 
 def test_numba_starts_no_threads_of_its_own() -> None:

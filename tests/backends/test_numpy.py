@@ -104,14 +104,17 @@ MATRICES: dict[str, Callable[[int], np.ndarray]] = {
 def test_facility_location(driver: ModuleType, kind: str, dtype: str, n: int, k: int) -> None:
     s = MATRICES[kind](n).astype(dtype)
     for w in (None, weights(n), np.zeros(n), np.where(np.arange(n) % 3, 0.0, 1.0)):
-        same(driver.facility_location(s, w, k), facility_location.reference(s, w, k))
+        same(
+            driver.facility_location(sc.FacilityLocation(s, w), k),
+            facility_location.reference(sc.FacilityLocation(s, w), k),
+        )
 
 
 @pytest.mark.parametrize("kind", ["cosine", "integers", "signed", "asymmetric", "duplicates"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_picks_are_those_of_the_definition(driver: ModuleType, kind: str, dtype: str) -> None:
     s, w = MATRICES[kind](90).astype(dtype), weights(90)
-    picks = driver.facility_location(s, w, 40)
+    picks = driver.facility_location(sc.FacilityLocation(s, w), 40)
     wide = naive(FacilityLocation(s.astype(np.float64), w), 40)
     np.testing.assert_array_equal(picks.indices, wide.indices)
     np.testing.assert_allclose(picks.gains, wide.gains, rtol=1e-9, atol=1e-12)
@@ -120,12 +123,18 @@ def test_picks_are_those_of_the_definition(driver: ModuleType, kind: str, dtype:
 
 def test_facility_location_is_exact_where_many_updates_add_up(driver: ModuleType) -> None:
     s, w = similar(700, seed=3).astype(np.float32), weights(700)
-    same(driver.facility_location(s, w, 350), facility_location.reference(s, w, 350))
+    same(
+        driver.facility_location(sc.FacilityLocation(s, w), 350),
+        facility_location.reference(sc.FacilityLocation(s, w), 350),
+    )
 
 
 def test_weights_of_very_different_size(driver: ModuleType) -> None:
     s, w = similar(60), 10.0 ** np.linspace(-12, 12, 60)
-    same(driver.facility_location(s, w, 30), facility_location.reference(s, w, 30))
+    same(
+        driver.facility_location(sc.FacilityLocation(s, w), 30),
+        facility_location.reference(sc.FacilityLocation(s, w), 30),
+    )
 
 
 @pytest.mark.parametrize("operate", ["dense", "features"])
@@ -135,10 +144,13 @@ def test_batches_have_budgets_of_their_own(driver: ModuleType, operate: str) -> 
     k = np.asarray([[1, 30, 7], [8, 2, 15]])
     if operate == "dense":
         s = cosine_similarity.reference(x)
-        fast, slow = driver.facility_location(s, w, k), facility_location.reference(s, w, k)
+        fast, slow = (
+            driver.facility_location(sc.FacilityLocation(s, w), k),
+            facility_location.reference(sc.FacilityLocation(s, w), k),
+        )
     else:
-        fast = driver.facility_location_features(x, w, k)
-        slow = facility_location_features.reference(x, w, k)
+        fast = driver.facility_location_features(sc.FacilityLocation.from_features(x, w), k)
+        slow = facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k)
     same(fast, slow)
     assert fast.indices.shape == (2, 3, 30)
     assert (fast.indices[0, 0, 1:] == -1).all()
@@ -147,23 +159,26 @@ def test_batches_have_budgets_of_their_own(driver: ModuleType, operate: str) -> 
 
 def test_large_batches_equal_their_rows(driver: ModuleType) -> None:
     s = np.stack([similar(400, seed) for seed in range(8)])
-    together = driver.facility_location(s, None, 20)
+    together = driver.facility_location(sc.FacilityLocation(s), 20)
     for row in range(8):
-        alone = driver.facility_location(s[row], None, 20)
+        alone = driver.facility_location(sc.FacilityLocation(s[row]), 20)
         np.testing.assert_array_equal(together.indices[row], alone.indices)
         np.testing.assert_array_equal(together.gains[row], alone.gains)
 
 
 def test_layouts_that_are_not_contiguous(driver: ModuleType) -> None:
     s, w = similar(40), weights(40)
-    expected = facility_location.reference(s, w, 10)
+    expected = facility_location.reference(sc.FacilityLocation(s, w), 10)
     doubled = np.repeat(np.repeat(s, 2, 0), 2, 1)[::2, ::2]
-    same(driver.facility_location(doubled, np.repeat(w, 2)[::2], 10), expected)
-    same(driver.facility_location(np.asfortranarray(s), w[::-1][::-1], 10), expected)
+    same(driver.facility_location(sc.FacilityLocation(doubled, np.repeat(w, 2)[::2]), 10), expected)
+    same(
+        driver.facility_location(sc.FacilityLocation(np.asfortranarray(s), w[::-1][::-1]), 10),
+        expected,
+    )
     wide = np.broadcast_to(np.asarray(0.5), 40)
     same(
-        driver.facility_location(s, wide, 10),
-        facility_location.reference(s, wide.copy(), 10),
+        driver.facility_location(sc.FacilityLocation(s, wide), 10),
+        facility_location.reference(sc.FacilityLocation(s, wide.copy()), 10),
     )
 
 
@@ -175,16 +190,16 @@ def test_sparse_rows(driver: ModuleType, dtype: str, index: str) -> None:
     matrix = scipy.sparse.csr_matrix(dense.astype(dtype))
     matrix.indices, matrix.indptr = matrix.indices.astype(index), matrix.indptr.astype(index)
     w = weights(80)
-    fast = driver.facility_location(matrix, w, 60)
-    same(fast, facility_location.reference(matrix, w, 60))
-    same(fast, facility_location.reference(dense.astype(np.float64), w, 60))
+    fast = driver.facility_location(sc.FacilityLocation(matrix, w), 60)
+    same(fast, facility_location.reference(sc.FacilityLocation(matrix, w), 60))
+    same(fast, facility_location.reference(sc.FacilityLocation(dense.astype(np.float64), w), 60))
 
 
 def test_sparse_entries_stored_twice_add_up(driver: ModuleType) -> None:
     parts = scipy.sparse.csr_matrix(
         (np.asarray([1.0, 2.0, 1.5]), np.asarray([0, 0, 1]), np.asarray([0, 2, 3])), shape=(2, 2)
     )
-    picks = driver.facility_location(parts, None, 1)
+    picks = driver.facility_location(sc.FacilityLocation(parts), 1)
     assert picks.indices.tolist() == [0]
     assert picks.gains.tolist() == [3.0]
     assert parts.nnz == 3
@@ -197,9 +212,9 @@ def test_sparse_is_never_made_dense(driver: ModuleType) -> None:
     matrix = scipy.sparse.coo_matrix(
         (dice.random(5 * n), (np.tile(np.arange(n), 5), near)), shape=(n, n)
     ).tocsr()
-    driver.facility_location(matrix, None, 2)
+    driver.facility_location(sc.FacilityLocation(matrix), 2)
     tracemalloc.start()
-    driver.facility_location(matrix, None, 10)
+    driver.facility_location(sc.FacilityLocation(matrix), 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
@@ -209,8 +224,8 @@ def test_sparse_is_never_made_dense(driver: ModuleType) -> None:
 def test_from_features(driver: ModuleType, n: int, d: int, k: int) -> None:
     x, w = features(n, d), weights(n)
     same(
-        driver.facility_location_features(x, w, k),
-        facility_location_features.reference(x, w, k),
+        driver.facility_location_features(sc.FacilityLocation.from_features(x, w), k),
+        facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k),
     )
 
 
@@ -221,17 +236,17 @@ def test_from_features_with_little_room_to_note_neighbours(
     x, w = features(260, 5, seed=4), weights(260)
     monkeypatch.setattr(greedy_numpy, "NEAR", room)
     same(
-        driver.facility_location_features(x, w, 90),
-        facility_location_features.reference(x, w, 90),
+        driver.facility_location_features(sc.FacilityLocation.from_features(x, w), 90),
+        facility_location_features.reference(sc.FacilityLocation.from_features(x, w), 90),
     )
 
 
 def test_from_features_in_single_precision(driver: ModuleType) -> None:
     x, w = features(900, 16).astype(np.float32), weights(900)
-    fast = driver.facility_location_features(x, w, 60)
+    fast = driver.facility_location_features(sc.FacilityLocation.from_features(x, w), 60)
     s = cosine_similarity.reference(x.astype(np.float64))
     f = FacilityLocation(s, w)
-    slow = facility_location.reference(s, w, 60)
+    slow = facility_location.reference(sc.FacilityLocation(s, w), 60)
     assert len(set(fast.indices.tolist())) == 60
     # Picks may differ where gains tie to single precision; what they are worth may not.
     np.testing.assert_allclose(f.value(fast.indices), slow.value, rtol=1e-5)
@@ -262,13 +277,19 @@ def _kernel(n: int, rank: int, seed: int = 0) -> np.ndarray:
 )
 def test_determinant(driver: ModuleType, kernel: np.ndarray, k: int, dtype: str) -> None:
     kernel = kernel.astype(dtype)
-    same(driver.determinant(kernel, k), determinant.reference(kernel, k))
+    same(
+        driver.determinant(sc.LogDeterminant(kernel), k),
+        determinant.reference(sc.LogDeterminant(kernel), k),
+    )
 
 
 def test_determinant_in_batches(driver: ModuleType) -> None:
     kernels = np.stack([_kernel(200, 240, seed) for seed in range(4)]).reshape(2, 2, 200, 200)
     k = np.asarray([[5, 60], [1, 17]])
-    same(driver.determinant(kernels, k), determinant.reference(kernels, k))
+    same(
+        driver.determinant(sc.LogDeterminant(kernels), k),
+        determinant.reference(sc.LogDeterminant(kernels), k),
+    )
 
 
 def _places(n: int) -> np.ndarray:
@@ -293,16 +314,22 @@ def test_farthest_first(
 ) -> None:
     distance = distance.astype(dtype)
     for k in (1, 5, len(distance)):
-        slow = farthest_first.reference(distance, k, start)
-        same(driver.farthest_first(distance, k, start), slow, rtol=1e-12)
+        slow = farthest_first.reference(sc.Dispersion(distance), k, start)
+        same(driver.farthest_first(sc.Dispersion(distance), k, start), slow, rtol=1e-12)
 
 
 def test_farthest_first_in_batches(driver: ModuleType) -> None:
     distance = np.stack([_places(400)] * 8) * np.arange(1.0, 9.0)[:, None, None]
     k = np.asarray([3, 1, 9, 20, 2, 2, 2, 7])
-    same(driver.farthest_first(distance, k), farthest_first.reference(distance, k))
+    same(
+        driver.farthest_first(sc.Dispersion(distance), k),
+        farthest_first.reference(sc.Dispersion(distance), k),
+    )
     alone = np.asarray([[0.0]])
-    same(driver.farthest_first(alone, 1), farthest_first.reference(alone, 1))
+    same(
+        driver.farthest_first(sc.Dispersion(alone), 1),
+        farthest_first.reference(sc.Dispersion(alone), 1),
+    )
 
 
 @pytest.mark.parametrize("start", [None, 2])
@@ -314,15 +341,15 @@ def test_farthest_first_from_features(driver: ModuleType, dtype: str, start: int
     for width in (9, 3):
         part = x[..., :width]
         same(
-            driver.farthest_first_features(part, k, start),
-            farthest_first_features.reference(part, k, start),
+            driver.farthest_first_features(sc.Dispersion.from_features(part), k, start),
+            farthest_first_features.reference(sc.Dispersion.from_features(part), k, start),
             rtol,
         )
     # The matrix is built where it is no larger than four times the features.
     wide = np.stack([features(40, 60, seed) for seed in range(3)]).astype(dtype)
     k = np.asarray([12, 40, 1])
-    slow = farthest_first_features.reference(wide, k, start)
-    same(driver.farthest_first_features(wide, k, start), slow, rtol)
+    slow = farthest_first_features.reference(sc.Dispersion.from_features(wide), k, start)
+    same(driver.farthest_first_features(sc.Dispersion.from_features(wide), k, start), slow, rtol)
 
 
 @pytest.mark.parametrize("tau_max", [0.0, 0.3, 2.0])
@@ -498,9 +525,9 @@ def test_attention_received_refuses_heads_that_do_not_fit() -> None:
 def test_facility_location_needs_no_second_matrix(driver: ModuleType, dtype: str) -> None:
     n = 1200
     s = similar(n).astype(dtype)
-    driver.facility_location(s, None, 3)
+    driver.facility_location(sc.FacilityLocation(s), 3)
     tracemalloc.start()
-    driver.facility_location(s, None, 200)
+    driver.facility_location(sc.FacilityLocation(s), 200)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < n * n * 4
@@ -511,10 +538,10 @@ def test_inputs_stay_as_they_were(driver: ModuleType) -> None:
     s = cosine_similarity.reference(x)
     picture = _picture(30, 30, "float64")
     copies = [each.copy() for each in (x, w, s, picture)]
-    driver.facility_location(s, w, 9)
-    driver.facility_location_features(x, w, 9)
-    driver.determinant(s, 9)
-    driver.farthest_first(1.0 - s, 9)
+    driver.facility_location(sc.FacilityLocation(s, w), 9)
+    driver.facility_location_features(sc.FacilityLocation.from_features(x, w), 9)
+    driver.determinant(sc.LogDeterminant(s), 9)
+    driver.farthest_first(sc.Dispersion(1.0 - s), 9)
     driver.threshold_scan(x, w, 9, np.asarray(0.01), 1.0)
     driver.cosine_similarity(x)
     driver.patch_entropy(picture, 5)

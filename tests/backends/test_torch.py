@@ -105,9 +105,9 @@ def same(fast: Picks, slow: Picks, rtol: float = 1e-9) -> None:
 def test_facility_location(kind: str, dtype: str, n: int, k: int, device: str) -> None:
     s = MATRICES[kind](n).astype(dtype)
     for w in (None, weights(n), np.where(np.arange(n) % 3, 0.0, 1.0)):
-        slow = facility_location.reference(s, w, k)
+        slow = facility_location.reference(sc.FacilityLocation(s, w), k)
         at = tensor(s, device), None if w is None else tensor(w, device)
-        same(driver.facility_location(*at, k), slow)
+        same(driver.facility_location(sc.FacilityLocation(*at), k), slow)
         same(greedy.facility_location(*at, k, 0.0), slow)
 
 
@@ -117,11 +117,18 @@ def test_batches_have_budgets_of_their_own(device: str) -> None:
     w = np.stack([weights(30, seed) for seed in range(6)]).reshape(2, 3, 30)
     k = np.asarray([[1, 30, 7], [8, 2, 15]])
     s = cosine_similarity.reference(x)
-    slow = facility_location.reference(s, w, k)
-    same(driver.facility_location(tensor(s, device), tensor(w, device), k), slow)
+    slow = facility_location.reference(sc.FacilityLocation(s, w), k)
+    same(
+        driver.facility_location(sc.FacilityLocation(tensor(s, device), tensor(w, device)), k), slow
+    )
     same(greedy.facility_location(tensor(s, device), tensor(w, device), k, 0.0), slow)
-    slow = facility_location_features.reference(x, w, k)
-    same(driver.facility_location_features(tensor(x, device), tensor(w, device), k), slow)
+    slow = facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k)
+    same(
+        driver.facility_location_features(
+            sc.FacilityLocation.from_features(tensor(x, device), tensor(w, device)), k
+        ),
+        slow,
+    )
 
 
 def test_features_go_in_parts_where_their_matrices_take_too_much() -> None:
@@ -138,7 +145,9 @@ def test_features_go_in_parts_where_their_matrices_take_too_much() -> None:
         seen.clear()
         answer = greedy.in_parts(tensor(x), tensor(w), k, 4 * 8 * 20 * 20, solve)
         assert seen == [(4, 20, 6), (2, 20, 6)]
-        same(answer, facility_location_features.reference(x, w, k))
+        same(
+            answer, facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k)
+        )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -147,8 +156,8 @@ def test_features_go_in_parts_where_their_matrices_take_too_much() -> None:
 def test_determinant(kind: str, dtype: str, device: str) -> None:
     x = KERNELS[kind].astype(dtype)
     for k in {1, min(7, len(x)), len(x)}:
-        slow = determinant.reference(x, k)
-        same(driver.determinant(tensor(x, device), k), slow)
+        slow = determinant.reference(sc.LogDeterminant(x), k)
+        same(driver.determinant(sc.LogDeterminant(tensor(x, device)), k), slow)
         same(greedy.determinant(tensor(x, device), k), slow)
 
 
@@ -159,8 +168,8 @@ def test_determinant(kind: str, dtype: str, device: str) -> None:
 def test_farthest_first(kind: str, dtype: str, start: int | None, device: str) -> None:
     d = DISTANCES[kind].astype(dtype)
     for k in {1, min(5, len(d)), len(d)}:
-        slow = farthest_first.reference(d, k, start)
-        same(driver.farthest_first(tensor(d, device), k, start), slow)
+        slow = farthest_first.reference(sc.Dispersion(d), k, start)
+        same(driver.farthest_first(sc.Dispersion(tensor(d, device)), k, start), slow)
         same(greedy.farthest_first(tensor(d, device), k, start), slow)
 
 
@@ -170,8 +179,11 @@ def test_farthest_first_from_features(start: int | None, device: str) -> None:
     x = np.stack([features(70, 9, seed) for seed in range(3)])
     x[1, 20:30] = x[1, 20]
     k = np.asarray([12, 70, 1])
-    slow = farthest_first_features.reference(x, k, start)
-    same(driver.farthest_first_features(tensor(x, device), k, start), slow)
+    slow = farthest_first_features.reference(sc.Dispersion.from_features(x), k, start)
+    same(
+        driver.farthest_first_features(sc.Dispersion.from_features(tensor(x, device)), k, start),
+        slow,
+    )
     directions = driver.unit(tensor(x, device))
     same(greedy.farthest_first_features(directions, k, start), slow)
 
@@ -180,15 +192,15 @@ def test_farthest_first_from_features(start: int | None, device: str) -> None:
 def test_greedy_in_batches(device: str) -> None:
     k = np.asarray([[3, 20], [1, 9]])
     kernels = np.stack([kernel(20, 30, seed) for seed in range(4)]).reshape(2, 2, 20, 20)
-    slow = determinant.reference(kernels, k)
-    same(driver.determinant(tensor(kernels, device), k), slow)
+    slow = determinant.reference(sc.LogDeterminant(kernels), k)
+    same(driver.determinant(sc.LogDeterminant(tensor(kernels, device)), k), slow)
     same(greedy.determinant(tensor(kernels, device), k), slow)
     d = (
         np.stack([places(20)] * 4).reshape(2, 2, 20, 20)
         ** np.asarray([[1, 2], [3, 4]])[..., None, None]
     )
-    slow = farthest_first.reference(d, k)
-    same(driver.farthest_first(tensor(d, device), k), slow)
+    slow = farthest_first.reference(sc.Dispersion(d), k)
+    same(driver.farthest_first(sc.Dispersion(tensor(d, device)), k), slow)
     same(greedy.farthest_first(tensor(d, device), k, None), slow)
 
 
@@ -334,14 +346,23 @@ def test_the_way_to_a_device_on_the_host(monkeypatch: pytest.MonkeyPatch) -> Non
     s, d = cosine_similarity.reference(x), 1.0 - cosine_similarity.reference(x)
     steps = np.full((2, 2), 0.05)
     for _ in range(2):
-        same(facility_location(tensor(s), tensor(w), k), facility_location.reference(s, w, k))
-        slow = facility_location_features.reference(x, w, k)
-        same(facility_location_features(tensor(x), tensor(w), k), slow)
-        slow = determinant.reference(s + np.eye(25), k)
-        same(determinant(tensor(s + np.eye(25)), k), slow)
-        same(farthest_first(tensor(d), k), farthest_first.reference(d, k))
-        slow = farthest_first_features.reference(x, k)
-        same(farthest_first_features(tensor(x), k), slow)
+        same(
+            facility_location(sc.FacilityLocation(tensor(s), tensor(w)), k),
+            facility_location.reference(sc.FacilityLocation(s, w), k),
+        )
+        slow = facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k)
+        same(
+            facility_location_features(sc.FacilityLocation.from_features(tensor(x), tensor(w)), k),
+            slow,
+        )
+        slow = determinant.reference(sc.LogDeterminant(s + np.eye(25)), k)
+        same(determinant(sc.LogDeterminant(tensor(s + np.eye(25))), k), slow)
+        same(
+            farthest_first(sc.Dispersion(tensor(d)), k),
+            farthest_first.reference(sc.Dispersion(d), k),
+        )
+        slow = farthest_first_features.reference(sc.Dispersion.from_features(x), k)
+        same(farthest_first_features(sc.Dispersion.from_features(tensor(x)), k), slow)
         fast = threshold_scan(tensor(x), tensor(w), k, steps, 0.5)
         for answer, expected in zip(
             fast, threshold_scan.reference(x, w, k, steps, 0.5), strict=True
@@ -450,16 +471,16 @@ def test_products_stay_in_full_precision_where_models_use_less() -> None:
 def test_no_pick_waits_for_the_device() -> None:
     x = tensor(features(200), "cuda")
     s, d = driver.cosine_similarity(x), tensor(places(200), "cuda")
-    driver.facility_location(s, None, 3)
+    driver.facility_location(sc.FacilityLocation(s), 3)
     torch.cuda.synchronize()
     k = np.asarray(20)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        driver.facility_location(s, None, k)
-        driver.facility_location_features(x, None, k)
-        driver.determinant(s, k)
-        driver.farthest_first(d, k)
-        driver.farthest_first_features(x, k)
+        driver.facility_location(sc.FacilityLocation(s), k)
+        driver.facility_location_features(sc.FacilityLocation.from_features(x), k)
+        driver.determinant(sc.LogDeterminant(s), k)
+        driver.farthest_first(sc.Dispersion(d), k)
+        driver.farthest_first_features(sc.Dispersion.from_features(x), k)
         driver.threshold_scan(x, x[:, 0], k, np.asarray(0.01), 0.5)
     finally:
         torch.cuda.set_sync_debug_mode("default")

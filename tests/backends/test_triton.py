@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import secateur as sc
 from secateur.core.maximize import (
     Picks,
     determinant,
@@ -85,7 +86,7 @@ def test_facility_location(dtype: str, parts: int, weighted: bool) -> None:
     w = np.random.default_rng(3).random((len(s), N)).astype(np.float32) ** 2
     w[1, ::3] = 0.0
     weights = w if weighted else None
-    slow = facility_location.reference(s, weights, BUDGETS)
+    slow = facility_location.reference(sc.FacilityLocation(s, weights), BUDGETS)
     at = None if weights is None else tensor(weights)
     # Tiles smaller than the matrix, so that every loop over tiles goes round.
     fast = kernels.facility_location(tensor(s), at, BUDGETS, 0.0, parts, (8, 4, 8))
@@ -95,7 +96,7 @@ def test_facility_location(dtype: str, parts: int, weighted: bool) -> None:
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 2), (40, 12)])
 def test_facility_location_with_the_tiles_it_chooses(n: int, k: int) -> None:
     s = similar(n, seed=2)
-    slow = facility_location.reference(s, None, k)
+    slow = facility_location.reference(sc.FacilityLocation(s), k)
     same(kernels.facility_location(tensor(s), None, k, 0.0), slow)
 
 
@@ -111,7 +112,7 @@ def test_similarities_from_features_tie_within_their_rounding() -> None:
 
 def test_the_record_of_gains_goes_on_where_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     s, w = similar(12, seed=4), np.random.default_rng(1).random(12)
-    slow = facility_location.reference(s, w, 7)
+    slow = facility_location.reference(sc.FacilityLocation(s, w), 7)
     for rows, parts in ((2, 1), (4, 2)):
         monkeypatch.setattr(kernels, "HISTORY", 8 * 12 * rows)
         same(kernels.facility_location(tensor(s), tensor(w), 7, 0.0, parts), slow)
@@ -135,14 +136,17 @@ def test_farthest_first(start: int | None) -> None:
         ]
     ).astype(np.float32)
     k = np.asarray([15, 4, 6])
-    same(kernels.farthest_first(tensor(d), k, start), farthest_first.reference(d, k, start))
+    same(
+        kernels.farthest_first(tensor(d), k, start),
+        farthest_first.reference(sc.Dispersion(d), k, start),
+    )
     x[5:9] = x[5]
     directions = driver.unit(tensor(x))
     near = 2.0 * (1.0 - driver.cosine_similarity(directions))
     fast = kernels.farthest_first(near, 9, start, plain.DISTANCE_ROUNDING)
-    same(fast, farthest_first_features.reference(x, 9, start))
+    same(fast, farthest_first_features.reference(sc.Dispersion.from_features(x), 9, start))
     alone = d[0].astype(np.float64)
-    slow = farthest_first.reference(alone, 1, start)
+    slow = farthest_first.reference(sc.Dispersion(alone), 1, start)
     same(kernels.farthest_first(tensor(alone), 1, start), slow)
 
 
@@ -153,7 +157,9 @@ def test_determinant(dtype: str) -> None:
         [x @ x.T, x[:, :4] @ x[:, :4].T, np.zeros((12, 12)), np.tile(np.diag([4.0, 2, 1]), (4, 4))]
     ).astype(dtype)
     k = np.asarray([12, 7, 3, 6])
-    same(kernels.determinant(tensor(kernel), k), determinant.reference(kernel, k))
+    same(
+        kernels.determinant(tensor(kernel), k), determinant.reference(sc.LogDeterminant(kernel), k)
+    )
 
 
 @pytest.mark.parametrize(("step", "tau_max"), [(0.0, 0.5), (0.02, 0.5), (0.3, 2.0)])

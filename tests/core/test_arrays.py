@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import secateur as sc
-from secateur.core import arrays
+from secateur.core import dispatch
 from secateur.core.arrays import (
     check_lengths,
     checked,
@@ -256,8 +256,8 @@ def test_constant_drops_gradients_and_nothing_else(to_xp):
 @pytest.fixture
 def own_driver(monkeypatch):
     """A driver as another package would register it, and an operation that it serves."""
-    monkeypatch.setattr(arrays, "_drivers", dict(arrays._drivers))
-    monkeypatch.setattr(arrays, "_modules", dict(arrays._modules))
+    monkeypatch.setattr(dispatch, "_drivers", dict(dispatch._drivers))
+    monkeypatch.setattr(dispatch, "_modules", dict(dispatch._modules))
     module = ModuleType("fast_doubling")
     module.asked = []
 
@@ -269,7 +269,7 @@ def own_driver(monkeypatch):
     monkeypatch.setitem(sys.modules, "fast_doubling", module)
     register_driver("doubling", "fast_doubling", "array_api_strict")
     yield module
-    arrays._load.cache_clear()
+    dispatch._load.cache_clear()
 
 
 @operation

@@ -214,8 +214,8 @@ def square(to_xp, n=2, value=1.0):
     ("build", "words"),
     [
         (
-            lambda x: sc.FacilityLocation(x[:1, ...]),
-            r"similarity: expected shape \(\.\.\., N, N\), got",
+            lambda x: sc.FacilityLocation(x[:0, ...]),
+            r"similarity: expected shape \(\.\.\., H, N\) without empty axes, got",
         ),
         (lambda x: sc.FacilityLocation(x[0, ...]), r"similarity: expected shape .* got \(2,\)"),
         (lambda x: sc.FacilityLocation(x * math.nan), "similarity: contains NaN or infinity"),
@@ -272,8 +272,6 @@ def test_sparse_similarities_are_refused_like_dense_ones():
     sparse = pytest.importorskip("scipy.sparse")
     with pytest.raises(ValueError, match=r"similarity: expected shape .* got \(0, 0\)"):
         sc.FacilityLocation(sparse.csr_array((0, 0)))
-    with pytest.raises(ValueError, match=r"similarity: expected shape .* got \(1, 2\)"):
-        sc.FacilityLocation(sparse.csr_array((1, 2)))
     with pytest.raises(ValueError, match="similarity: contains NaN"):
         sc.FacilityLocation(sparse.csr_array(np.array([[math.nan]])))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from secateur.core import arrays
+from secateur.core import dispatch
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(
@@ -20,7 +20,7 @@ def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for registry in ("_drivers", "_modules"):
         # What a page registers is gone when the page ends.
-        monkeypatch.setattr(arrays, registry, dict(getattr(arrays, registry)))
+        monkeypatch.setattr(dispatch, registry, dict(getattr(dispatch, registry)))
     names: dict[str, object] = {"__name__": "page"}
     for block in BLOCK.finditer((DOCS / page).read_text(encoding="utf-8")):
         code = compile(block["code"], page, "exec")

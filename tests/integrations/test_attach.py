@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -464,8 +465,35 @@ def test_transformers_still_has_what_we_rely_on():
     gone = internals.missing()
     assert not gone, (
         f"transformers {transformers.__version__} no longer has {', '.join(gone)}; "
-        f"secateur.integrations.internals was checked against {' to '.join(internals.CHECKED)}"
+        f"{internals.__name__} was checked against {' to '.join(internals.CHECKED)}"
     )
+
+
+def test_a_newer_transformers_is_told_once(monkeypatch):
+    """And one that was checked is not."""
+    major, minor = (int(x) for x in internals.CHECKED[1].split("."))
+    internals.check_release.cache_clear()
+    monkeypatch.setattr(transformers, "__version__", f"{major}.{minor + 1}.0.dev0")
+    with pytest.warns(UserWarning, match=r"is newer than .*, the newest that secateur was"):
+        internals.check_release()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        internals.check_release()
+        internals.check_release.cache_clear()
+        monkeypatch.setattr(transformers, "__version__", f"{major}.{minor}.1")
+        internals.check_release()
+    internals.check_release.cache_clear()
+
+
+def test_a_cache_goes_by_either_name():
+    cache, other = object(), object()
+    for name in internals.CACHES:
+        named = internals.naming_the_cache({name: cache, "use_cache": True})
+        assert named == {internals.cache_name(): cache, "use_cache": True}
+    assert internals.naming_the_cache({"use_cache": True}) == {"use_cache": True}
+    assert internals.cache_in(internals.naming_the_cache({"cache": None})) is None
+    with pytest.raises(ValueError, match="cache: another one was given as past_key_values"):
+        internals.naming_the_cache({"cache": cache, "past_key_values": other})
 
 
 def test_the_public_names_are_there():

@@ -10,6 +10,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from secateur.integrations.attach import attach, prune_inputs
+from secateur.integrations.transformers.internals import CACHES, cache_in, cache_name
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 TWO = {"words": ("what is in this picture ?", "how many red dog ?"), "images": (1, 1)}
@@ -158,7 +159,7 @@ def test_decoding_equals_recomputing_without_a_cache(case, model, by_norm, calls
         )
         embeds = torch.cat([start["inputs_embeds"], embed(new[:, :step])], dim=1)
         call = {**start, "inputs_embeds": embeds, "position_ids": position_ids}
-        call.pop("past_key_values", None)
+        call.pop(cache_name(), None)
         if call.get("visual_pos_masks") is not None:
             masks = call["visual_pos_masks"]
             call["visual_pos_masks"] = torch.cat([masks, masks.new_zeros(1, step)], dim=1)
@@ -242,7 +243,7 @@ def test_static_cache(case, model, by_norm):
             **inputs, **GREEDY, cache_implementation="static", return_dict_in_generate=True
         )
     assert torch.equal(static.sequences, dynamic)
-    held = static.past_key_values.layers[0].keys.shape[2]
+    held = cache_in(static).layers[0].keys.shape[2]
     assert held <= att.last.positions.shape[1] + 6
 
 
@@ -349,7 +350,8 @@ def test_forward_by_position_and_as_a_tuple(case, model, by_norm):
         assert torch.equal(model(ids, **inputs, return_dict=False)[0], expected)
 
 
-def test_decoding_by_hand_with_forward(case, model, by_norm):
+@pytest.mark.parametrize("name", CACHES)
+def test_decoding_by_hand_with_forward(case, model, by_norm, name):
     """model(...) with the cache of a pruned prompt, and a mask over the prompt as it was."""
     inputs = case.inputs(words=("how many red dog ?", "what color is this ?"), images=(1, 1))
     with attach(model, by_norm(keep=3)):
@@ -362,7 +364,7 @@ def test_decoding_by_hand_with_forward(case, model, by_norm):
                 out = model(
                     input_ids=found[-1][:, None],
                     attention_mask=mask,
-                    past_key_values=out.past_key_values,
+                    **{name: cache_in(out)},
                 )
                 found.append(out.logits[:, -1].argmax(-1))
     assert torch.equal(torch.stack(found, dim=1), expected)
@@ -430,10 +432,11 @@ def test_errors_say_what_to_do(case, model, by_norm):
         embeds = {name: x for name, x in inputs.items() if name != "input_ids"}
         with pytest.raises(ValueError, match="input_ids: expected beside pixel_values"):
             model(**embeds, inputs_embeds=torch.zeros(1, 4, 8))
-        cache = model.generate(**inputs, **GREEDY, return_dict_in_generate=True).past_key_values
-        with pytest.raises(ValueError, match="past_key_values: holds"):
-            model(**inputs, past_key_values=cache)
-        with pytest.raises(ValueError, match="past_key_values: holds a pruned prompt"):
-            model.generate(input_ids=inputs["input_ids"], past_key_values=cache)
+        cache = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        cache = {cache_name(): cache_in(cache)}
+        with pytest.raises(ValueError, match=f"{cache_name()}: holds"):
+            model(**inputs, **cache)
+        with pytest.raises(ValueError, match=f"{cache_name()}: holds a pruned prompt"):
+            model.generate(input_ids=inputs["input_ids"], **cache)
         with pytest.raises(ValueError, match="prefill_chunk_size: not possible"):
             model.generate(**inputs, prefill_chunk_size=4)

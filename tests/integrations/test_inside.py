@@ -10,6 +10,7 @@ import torch
 
 import secateur as sc
 from secateur.integrations.attach import attach, prune_inputs
+from secateur.integrations.transformers.internals import cache_in
 from secateur.integrations.transformers.models import UnsupportedModelError, family_of
 
 MANY = {"words": ("compare both", "how many red dog and cat does this show ?"), "images": (2, 1)}
@@ -66,7 +67,6 @@ def masked_pass(model, call, row, cuts, new, steps):
             attention_mask=mask[None, None],
             position_embeddings=cos_sin,
             position_ids=None,
-            past_key_values=None,
         )
         if number < len(planes):
             hidden[0, :prompt] += planes[number]
@@ -94,7 +94,7 @@ def test_decoding_equals_one_masked_pass(case, model, calls, name, attention):
         model.set_attn_implementation("sdpa")
     report = att.last
     assert report.prompt_length[0] == report.prompt_length[1] > report.final_length
-    lengths = {int(layer.keys.shape[2]) for layer in out.past_key_values.layers}
+    lengths = {int(layer.keys.shape[2]) for layer in cache_in(out).layers}
     assert lengths == {report.final_length + steps - 1}
     new = out.sequences[:, inputs["input_ids"].shape[1] :]
     visual = placeholders(model, inputs)

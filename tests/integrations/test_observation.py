@@ -7,6 +7,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import secateur as sc
+from secateur.core.inputs import Request
 from secateur.integrations.attach import attach
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.transformers.models import family_of
@@ -249,3 +250,117 @@ def test_every_method_keeps_what_it_says(case, model):
         assert 0 < kept <= size
         ran.add(name)
     assert {"eadp", "topk", "divprune", "cdpruner", "fps", "random", "uniform"} <= ran
+
+
+class Asking(sc.TopK):
+    """A method that looks where it is told."""
+
+    asked: dict = {}  # noqa: RUF012
+
+    @property
+    def requests(self):
+        return self.asked
+
+
+def tower_attention(case, inputs):
+    """Attention (B, H, T, T) of each layer of a CLIP, and what it returns of each."""
+    tower = case.model("eager").model.vision_tower
+    out = tower(inputs["pixel_values"], output_attentions=True, output_hidden_states=True)
+    return out.attentions, out.hidden_states
+
+
+REQUESTS = {
+    "all": (Request("attention", by="all"), lambda a: a[-2].mean(1).mean(1)[:, 1:]),
+    "first": (Request("attention", layer=0), lambda a: a[0].mean(1)[:, 0, 1:]),
+    "last": (Request("attention", layer="last"), lambda a: a[-1].mean(1)[:, 0, 1:]),
+    "from the end": (
+        Request("attention", layer=-2, by="all"),
+        lambda a: a[-2].mean(1).mean(1)[:, 1:],
+    ),
+    "a share": (Request("attention", layer=1 / 2), lambda a: a[len(a) // 2 - 1].mean(1)[:, 0, 1:]),
+}
+
+
+@pytest.mark.parametrize("what", REQUESTS)
+def test_attention_is_that_which_a_method_asks_for(cases, what):
+    case = cases["llava"]()
+    model, inputs = case.model(), case.inputs()
+    request, theirs = REQUESTS[what]
+    family = family_of(model)
+    with torch.no_grad():
+        attentions, _ = tower_attention(case, inputs)
+        (visual,) = family.encode(
+            model, inputs, frozenset({"attention"}), None, None, {"attention": request}
+        )
+    ours = visual.parts[0].attention
+    torch.testing.assert_close(ours, theirs(attentions)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_one_head_of_full_width_keys_and_states(cases):
+    case = cases["llava"]()
+    model, inputs = case.model(), case.inputs()
+    tower = model.model.vision_tower
+    asked = {
+        "attention": Request("attention", layer="last", heads="one"),
+        "keys": Request("keys"),
+        "states": Request("states"),
+        "class_state": Request("class"),
+    }
+    with torch.no_grad():
+        _, hidden = tower_attention(case, inputs)
+        (visual,) = family_of(model).encode(model, inputs, frozenset(asked), None, None, asked)
+        part = visual.parts[0]
+        layers = tower.encoder.layers
+        chosen = model.config.vision_feature_layer
+        x = layers[-1].layer_norm1(hidden[-2])
+        q, k = layers[-1].self_attn.q_proj(x), layers[-1].self_attn.k_proj(x)
+        row = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)[:, 0, 1:]
+        torch.testing.assert_close(part.attention, row[0], rtol=1e-4, atol=1e-6)
+        deep = layers[chosen % len(hidden) - 1]
+        k = deep.self_attn.k_proj(deep.layer_norm1(hidden[chosen - 1]))[0, 1:]
+        heads = model.config.vision_config.num_attention_heads
+        torch.testing.assert_close(part.keys, k.unflatten(-1, (heads, -1)).mean(dim=-2))
+        torch.testing.assert_close(part.states, hidden[chosen][0, 1:])
+        torch.testing.assert_close(part.class_state, hidden[chosen][0, 0])
+        torch.testing.assert_close(visual.project(part.states), visual.features)
+
+
+def test_windows_of_a_tower_pay_no_attention_to_the_whole(cases):
+    case = cases["qwen2_5_vl"]()
+    model, inputs = case.model(), case.inputs()
+    full = model.model.visual.fullatt_block_indexes
+    window = next(layer for layer in range(8) if layer not in full)
+    method = Asking(keep=3)
+    object.__setattr__(method, "asked", {"attention": Request("attention", layer=window)})
+    with attach(model, method), pytest.raises(ValueError, match="attends within windows"):
+        model(**inputs)
+
+
+def test_what_is_made_before_the_projector_is_read_in_its_order(cases):
+    """Placeholders are as many as states were made; the report tells which tokens were kept."""
+    case = cases["llava"]()
+    model, inputs = case.model(), case.inputs()
+    method = sc.published("prumerge", keep=4, adaptive=False)
+    seen = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    try:
+        with torch.no_grad(), attach(model, method) as att:
+            model(**inputs)
+    finally:
+        hook.remove()
+    report = att.last
+    assert len(report.kept[0]) == 4
+    before, after = report.prompt_length
+    assert before - after == report.pictures[0][0].kept.size - 5
+    assert seen[0].shape[1] == after
+
+
+def test_what_cannot_be_made_is_refused_when_attaching(cases):
+    for name, why in {"qwen2_5_vl": "before the projector", "llava_onevision": "projector"}.items():
+        model = cases[name]().model()
+        with pytest.raises(ValueError, match=why):
+            attach(model, sc.published("visionzip"))
+    with pytest.raises(ValueError, match="VisPruner needs states"):
+        attach(cases["qwen2_5_vl"]().model(), sc.published("vispruner"))

@@ -104,7 +104,9 @@ def test_a_method_that_no_architecture_reads(checkpoints):
 
 def test_an_architecture_of_another_model(checkpoints):
     asked = overrides(sc.TopK(keep=9), "llava")
-    with pytest.raises(ConfigurationError, match="serves llava, and this checkpoint is a qwen2_5_vl"):
+    with pytest.raises(
+        ConfigurationError, match="serves llava, and this checkpoint is a qwen2_5_vl"
+    ):
         configuration(checkpoints("qwen2_5_vl").folder, asked)
 
 

@@ -21,7 +21,23 @@ import numpy as np
 from secateur.backends.cupy.kernels import SOURCE, THREADS
 from secateur.core import arrays, measures
 from secateur.core.maximize import Picks
+from secateur.core.objectives import ByRow, Dispersion, FacilityLocation, LogDeterminant
 from secateur.core.similarity import unit
+
+__all__ = [
+    "attention_received",
+    "cosine_similarity",
+    "determinant",
+    "facility_location",
+    "facility_location_features",
+    "farthest_first",
+    "farthest_first_features",
+    "patch_entropy",
+    "singular_values",
+    "text_relevance",
+    "threshold_scan",
+]
+"""The operations it offers."""
 
 MATRIX = 1 << 31
 """Bytes of the float64 matrices that may be built from features at once."""
@@ -101,6 +117,8 @@ def _lent(x: Any) -> Any:
 
     if x is None:
         return None
+    if isinstance(x, ByRow):
+        return x.with_arrays(_lent)
     if x.dtype == cp.bool_:
         return torch.from_dlpack(x.view(cp.uint8)).view(torch.bool)
     return torch.from_dlpack(x)
@@ -117,9 +135,9 @@ def _taken(found: Any) -> Any:
     return cp.from_dlpack(found)
 
 
-def facility_location(similarity: Any, weights: Any, k: Any) -> Picks:
+def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from matrices (..., N, N): about 4 N rows of N in all."""
-    return _facility_location(similarity, weights, k, 0.0)
+    return _facility_location(f.matrix, f.weights, k, 0.0)
 
 
 def _facility_location(similarity: Any, weights: Any, k: Any, rounding: float) -> Picks:
@@ -163,7 +181,7 @@ def _certificate(history: Any, gains: Any, budget: Any, begin: int) -> Any:
     return cp.min(prefixes + largest, axis=-1)
 
 
-def facility_location_features(features: Any, weights: Any, k: Any) -> Picks:
+def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location on (1 + cos) / 2 of features (..., N, D).
 
     In float64 matrices; in O(N D) memory by the PyTorch driver or the reference, which waits for
@@ -174,9 +192,9 @@ def facility_location_features(features: Any, weights: Any, k: Any) -> Picks:
     def solve(s: Any, w: Any, budget: Any) -> Picks:
         return _facility_location(s, w, budget, 8 * EPSILON)
 
-    if _room(features):
-        return _in_parts(features, weights, k, solve)
-    return cast(Picks, _by_torch("facility_location_features", (features, weights), k))
+    if _room(f.features):
+        return _in_parts(f.features, f.weights, k, solve)
+    return cast(Picks, _by_torch("facility_location_features", (f,), k))
 
 
 def _room(features: Any) -> int:
@@ -204,9 +222,9 @@ def _in_parts(
     return _answer(batch, indices, gains, value, bound)
 
 
-def farthest_first(distance: Any, k: Any, start: int | None = None) -> Picks:
+def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first over distances (..., N, N): O(N^2), then O(N) a pick."""
-    return _farthest_first(distance, k, start, 0.0)
+    return _farthest_first(f.distance, k, start, 0.0)
 
 
 def _farthest_first(distance: Any, k: Any, start: int | None, margin: float) -> Picks:
@@ -224,7 +242,7 @@ def _farthest_first(distance: Any, k: Any, start: int | None, margin: float) -> 
     return _answer(batch, indices, gains, value, cp.full(images, math.inf))
 
 
-def farthest_first_features(features: Any, k: Any, start: int | None = None) -> Picks:
+def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), from float64 matrices.
 
     In O(N D) memory by the PyTorch driver or the reference where a matrix exceeds `MATRIX`.
@@ -233,13 +251,14 @@ def farthest_first_features(features: Any, k: Any, start: int | None = None) -> 
     def solve(s: Any, _: None, budget: Any) -> Picks:
         return _farthest_first(2.0 * (1.0 - s), budget, start, 16 * EPSILON)
 
-    if _room(features):
-        return _in_parts(features, None, k, solve)
-    return cast(Picks, _by_torch("farthest_first_features", (features,), k, start))
+    if _room(f.features):
+        return _in_parts(f.features, None, k, solve)
+    return cast(Picks, _by_torch("farthest_first_features", (f,), k, start))
 
 
-def determinant(kernel: Any, k: Any) -> Picks:
+def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky: O(N k^2)."""
+    kernel: Any = f.kernel
     batch, n = kernel.shape[:-2], int(kernel.shape[-1])
     x = _entries(kernel, 2)
     images = len(x)

@@ -21,6 +21,20 @@ from secateur.backends.host.greedy import Floats, Indices
 from secateur.core.arrays import each_row, is_sparse
 from secateur.core.maximize import Picks
 from secateur.core.measures import check_image
+from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
+
+__all__ = [
+    "cosine_similarity",
+    "determinant",
+    "facility_location",
+    "facility_location_features",
+    "farthest_first",
+    "farthest_first_features",
+    "patch_entropy",
+    "threshold_scan",
+    "unit",
+]
+"""The operations it offers."""
 
 available = importlib.util.find_spec("numba") is not None
 """Whether Numba is installed; it is imported when an operation first needs it."""
@@ -125,8 +139,9 @@ def _greedy(
     return picks, gains, value, bound
 
 
-def facility_location(similarity: Any, weights: Floats | None, k: Any) -> Picks:
+def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from a matrix (..., N, N), dense or CSR."""
+    similarity, weights = f.matrix, f.weights
     if is_sparse(similarity):
         matrix = plain.canonical(similarity)
         return plain.over_batch(
@@ -140,8 +155,9 @@ def facility_location(similarity: Any, weights: Floats | None, k: Any) -> Picks:
     )
 
 
-def facility_location_features(features: Floats, weights: Floats | None, k: Any) -> Picks:
+def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location on (1 + cos) / 2 of features (..., N, D), in O(N D) memory."""
+    features, weights = f.features, f.weights
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
         w = plain.weights_at(weights, at)
@@ -152,8 +168,9 @@ def facility_location_features(features: Floats, weights: Floats | None, k: Any)
     return plain.over_batch(features.shape[:-2], k, solve)
 
 
-def determinant(kernel: Floats, k: Any) -> Picks:
+def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
+    kernel: Any = f.kernel
     epsilon = float(np.finfo(kernel.dtype).eps)
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
@@ -176,8 +193,9 @@ def _farthest(
     return picks, gains, value, math.inf
 
 
-def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
+def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first over distances (..., N, N)."""
+    distance: Any = f.distance
     return plain.over_batch(
         distance.shape[:-2],
         k,
@@ -186,8 +204,9 @@ def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
     )
 
 
-def farthest_first_features(features: Floats, k: Any, start: int | None = None) -> Picks:
+def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
+    features: Any = f.features
     directions = unit(features.astype(np.float64, copy=False))
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:

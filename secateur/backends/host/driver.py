@@ -32,7 +32,24 @@ from secateur.backends.host.greedy import (
 from secateur.core.arrays import checked, each_row, is_sparse, widened
 from secateur.core.maximize import Picks
 from secateur.core.measures import check_image, grey_levels
+from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
 from secateur.core.relevance import Aggregate, sharpest, softmax
+
+__all__ = [
+    "attention_received",
+    "cosine_similarity",
+    "determinant",
+    "facility_location",
+    "facility_location_features",
+    "farthest_first",
+    "farthest_first_features",
+    "patch_entropy",
+    "singular_values",
+    "text_relevance",
+    "threshold_scan",
+    "unit",
+]
+"""The operations it offers."""
 
 Solve = Callable[[tuple[int, ...], int], tuple[Indices, Floats, float, float]]
 
@@ -96,8 +113,9 @@ def canonical(matrix: Any) -> Any:
     return matrix
 
 
-def facility_location(similarity: Any, weights: Floats | None, k: Any) -> Picks:
+def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from a matrix (..., N, N), dense or CSR."""
+    similarity, weights = f.matrix, f.weights
     if is_sparse(similarity):
         matrix = canonical(similarity)
         return over_batch((), k, lambda _, budget: greedy(Listed(matrix, weights), budget))
@@ -113,8 +131,9 @@ def small_enough(features: Floats) -> bool:
     return bool(features.shape[-2] <= 4 * features.shape[-1])
 
 
-def facility_location_features(features: Floats, weights: Floats | None, k: Any) -> Picks:
+def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location on (1 + cos) / 2 of features (..., N, D), in O(N D) memory."""
+    features, weights = f.features, f.weights
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
         w = weights_at(weights, at)
@@ -126,8 +145,9 @@ def facility_location_features(features: Floats, weights: Floats | None, k: Any)
     return over_batch(features.shape[:-2], k, solve)
 
 
-def determinant(kernel: Floats, k: Any) -> Picks:
+def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
+    kernel: Any = f.kernel
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
         picks, gains = _explain(kernel[at], budget)
@@ -281,8 +301,9 @@ def smallest_between(distances: Distances, picks: Indices) -> float:
     return float(d.min())
 
 
-def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
+def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first over distances (..., N, N)."""
+    distance: Any = f.distance
     return over_batch(
         distance.shape[:-2],
         k,
@@ -290,8 +311,9 @@ def farthest_first(distance: Floats, k: Any, start: int | None = None) -> Picks:
     )
 
 
-def farthest_first_features(features: Floats, k: Any, start: int | None = None) -> Picks:
+def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
+    features: Any = f.features
     return over_batch(
         features.shape[:-2],
         k,
@@ -486,3 +508,11 @@ def attention_received(
                 share = share * query_weights[at][part]
             received[at][:seen] += share.reshape(-1) @ weight.reshape(-1, seen)
     return received.astype(queries.dtype, copy=False)
+
+
+def smallest(x: Floats, k: int) -> Floats:
+    """The k smallest entries (..., k) of the last axis, ascending, without sorting the others."""
+    if k < x.shape[-1]:
+        x = np.partition(x, k - 1, axis=-1)[..., :k]
+    found: Floats = np.sort(x, axis=-1)
+    return found

@@ -33,6 +33,23 @@ from secateur.core import (
 )
 from secateur.core.dispatch import Operation, backend
 from secateur.core.maximize import Picks
+from secateur.core.objectives import ByRow, Dispersion, FacilityLocation, LogDeterminant
+
+__all__ = [
+    "attention_received",
+    "cosine_similarity",
+    "determinant",
+    "facility_location",
+    "facility_location_features",
+    "farthest_first",
+    "farthest_first_features",
+    "patch_entropy",
+    "singular_values",
+    "text_relevance",
+    "threshold_scan",
+    "unit",
+]
+"""The operations it offers."""
 
 Tensor = Any
 
@@ -46,10 +63,12 @@ def _on_host(operation: Operation[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The answer of the drivers of NumPy arrays, brought back to where the first tensor lives."""
     with backend("auto"):
         answer = operation(*map(_to_host, args), **{k: _to_host(x) for k, x in kwargs.items()})
-    return _to_device(answer, args[0].device)
+    return _to_device(answer, getattr(args[0], "sample", args[0]).device)
 
 
 def _to_host(x: Any) -> Any:
+    if isinstance(x, ByRow):
+        return x.with_arrays(_to_host)
     if not isinstance(x, torch.Tensor):
         return x
     x = _plain(x).cpu().contiguous()
@@ -159,23 +178,24 @@ def _cosine_similarity(features: Tensor) -> Tensor:
         return _shifted(directions @ directions.mT)
 
 
-def facility_location(similarity: Tensor, weights: Tensor | None, k: Any) -> Picks:
+def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from matrices (..., N, N)."""
-    if not _cuda(similarity):
-        return cast(Picks, _on_host(maximize.facility_location, similarity, weights, k))
-    picks: Picks = _solver(similarity).facility_location(similarity.detach(), weights, k, 0.0)
+    if not _cuda(f.sample):
+        return cast(Picks, _on_host(maximize.facility_location, f, k))
+    picks: Picks = _solver(f.sample).facility_location(f.matrix, f.weights, k, 0.0)
     return picks
 
 
-def facility_location_features(features: Tensor, weights: Tensor | None, k: Any) -> Picks:
+def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location on (1 + cos) / 2 of features (..., N, D).
 
     On CUDA the similarities are those of float64, as the reference takes them, in a matrix: of
     as many images at a time as `MATRIX` has room for. An image without room is left to the
     reference, which stays in O(N D) memory and waits for the device at each pick.
     """
+    features: Any = f.features
     if not _cuda(features):
-        return cast(Picks, _on_host(maximize.facility_location_features, features, weights, k))
+        return cast(Picks, _on_host(maximize.facility_location_features, f, k))
     if not _fits(features):
         return cast(Picks, NotImplemented)
 
@@ -186,56 +206,59 @@ def facility_location_features(features: Tensor, weights: Tensor | None, k: Any)
         picks: Picks = _solver(x).facility_location(s, w, budget, rounding)
         return picks
 
-    return greedy.in_parts(features.detach(), weights, k, MATRIX, solve)
+    return greedy.in_parts(features, f.weights, k, MATRIX, solve)
 
 
 def _fits(features: Tensor) -> bool:
     return 8 * int(features.shape[-2]) ** 2 <= MATRIX
 
 
-def determinant(kernel: Tensor, k: Any) -> Picks:
+def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
-    if not _cuda(kernel):
-        return cast(Picks, _on_host(maximize.determinant, kernel, k))
-    return cast(Picks, _solver(kernel).determinant(kernel.detach(), k))
+    if not _cuda(f.sample):
+        return cast(Picks, _on_host(maximize.determinant, f, k))
+    return cast(Picks, _solver(f.sample).determinant(f.kernel, k))
 
 
-def farthest_first(distance: Tensor, k: Any, start: int | None = None) -> Picks:
+def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first over distances (..., N, N)."""
-    if not _cuda(distance):
-        return cast(Picks, _on_host(maximize.farthest_first, distance, k, start))
-    return cast(Picks, _solver(distance).farthest_first(distance.detach(), k, start))
+    if not _cuda(f.sample):
+        return cast(Picks, _on_host(maximize.farthest_first, f, k, start))
+    return cast(Picks, _solver(f.sample).farthest_first(f.distance, k, start))
 
 
-def farthest_first_features(features: Tensor, k: Any, start: int | None = None) -> Picks:
+def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D).
 
     On CUDA in float64, from matrices of distances where `MATRIX` has room for them, otherwise
     in O(N D) memory with a product of a matrix and a vector a pick.
     """
+    features: Any = f.features
     if not _cuda(features):
-        return cast(Picks, _on_host(maximize.farthest_first_features, features, k, start))
+        return cast(Picks, _on_host(maximize.farthest_first_features, f, k, start))
     if not _fits(features):
-        return greedy.farthest_first_features(_unit(features.detach().double()), k, start)
+        return greedy.farthest_first_features(_unit(features.double()), k, start)
 
     def solve(x: Tensor, _: None, budget: Any) -> Picks:
         d = _cosine_similarity(x.double()).neg_().add_(1.0).mul_(2.0)
         picks: Picks = _solver(x).farthest_first(d, budget, start, greedy.DISTANCE_ROUNDING)
         return picks
 
-    return greedy.in_parts(features.detach(), None, k, MATRIX, solve)
+    return greedy.in_parts(features, None, k, MATRIX, solve)
 
 
 def threshold_scan(
-    features: Tensor, scores: Tensor, k: Any, step: np.ndarray[Any, Any], tau_max: float
+    features: Tensor, attention: Tensor, k: Any, step: np.ndarray[Any, Any], tau_max: float
 ) -> tuple[Tensor, Tensor]:
     """AgilePruner's scan: picks (..., K) padded with -1, how many were filled up (...)."""
     if not _cuda(features):
-        answer = _on_host(threshold.threshold_scan, features, scores, k, step, tau_max)
+        answer = _on_host(threshold.threshold_scan, features, attention, k, step, tau_max)
         return cast("tuple[Tensor, Tensor]", answer)
     solver = _solver(features) if _fits(features) else greedy
     with full_precision():
-        answer = solver.threshold_scan(_unit(_plain(features)), scores.detach(), k, step, tau_max)
+        answer = solver.threshold_scan(
+            _unit(_plain(features)), attention.detach(), k, step, tau_max
+        )
     return cast("tuple[Tensor, Tensor]", answer)
 
 
@@ -288,14 +311,16 @@ def _patch_entropy(image: Tensor, patch: int, rows: int, columns: int) -> Tensor
     return h.view(*batch, rows * columns)
 
 
-def text_relevance(visual: Tensor, text: Tensor, whole: Tensor, mask: Tensor, *more: Any) -> Tensor:
+def text_relevance(
+    visual: Tensor, text: Tensor, text_global: Tensor, mask: Tensor, *more: Any
+) -> Tensor:
     """The reference, with float32 products in float32."""
-    if _derived(visual, text, whole):
+    if _derived(visual, text, text_global):
         return NotImplemented
     if not _cuda(visual):
-        return _on_host(relevance.text_relevance, visual, text, whole, mask, *more)
+        return _on_host(relevance.text_relevance, visual, text, text_global, mask, *more)
     with full_precision():
-        return relevance.text_relevance.reference(visual, text, whole, mask, *more)
+        return relevance.text_relevance.reference(visual, text, text_global, mask, *more)
 
 
 def attention_received(
@@ -350,3 +375,8 @@ def _attention_received(
             weight = weight * query_weights[..., part]
         received += (weight.unsqueeze(-2) @ shares).squeeze(-2)
     return received.to(queries.dtype)
+
+
+def smallest(x: Tensor, k: int) -> Tensor:
+    """The k smallest entries (..., k) of the last axis, ascending, without sorting the others."""
+    return torch.topk(x, min(k, x.shape[-1]), dim=-1, largest=False, sorted=True).values

@@ -9,26 +9,47 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from secateur.core.acts import Cut
+from secateur.core.acts import Cut, Cuts, Shrinks
 from secateur.core.methods.agile import AgilePruner
+from secateur.core.methods.apet import ApET
 from secateur.core.methods.base import InsideMethod, Method
 from secateur.core.methods.cdpruner import CDPruner
 from secateur.core.methods.dart import DART
 from secateur.core.methods.divprune import DivPrune
+from secateur.core.methods.downsample import Downsample
+from secateur.core.methods.duet import DUET
+from secateur.core.methods.dycoke import DyCoke
 from secateur.core.methods.eadp import EADP
 from secateur.core.methods.erase import ERASE
+from secateur.core.methods.evs import EVS
 from secateur.core.methods.fastv import FastV
+from secateur.core.methods.fastvid import FastVID
+from secateur.core.methods.flashvid import FlashVID
+from secateur.core.methods.floc import FLoC
 from secateur.core.methods.fps import FPS
 from secateur.core.methods.hiprune import HiPrune
+from secateur.core.methods.holitom import HoliTom
+from secateur.core.methods.idpruner import IDPruner
+from secateur.core.methods.ivcprune import IVCPrune
 from secateur.core.methods.mixture import Mixture
-from secateur.core.methods.prumerge import PruMergePlus
+from secateur.core.methods.mmtok import MMTok
+from secateur.core.methods.otprune import OTPrune
+from secateur.core.methods.pixelprune import PixelPrune
+from secateur.core.methods.pool import Pool
+from secateur.core.methods.prumerge import PruMerge, PruMergePlus
+from secateur.core.methods.prunesid import PruneSID
 from secateur.core.methods.pyramiddrop import PyramidDrop
 from secateur.core.methods.random import Random
+from secateur.core.methods.scope import SCOPE
 from secateur.core.methods.sparsevlm import SparseVLM
 from secateur.core.methods.topk import TopK
 from secateur.core.methods.uniform import UniformGrid
+from secateur.core.methods.vidcom2 import VidCom2
+from secateur.core.methods.visionselector import VisionSelector
 from secateur.core.methods.visionzip import VisionZip
 from secateur.core.methods.vispruner import VisPruner
+from secateur.core.methods.vitcop import ViTCoP
+from secateur.core.methods.vscan import VScan
 
 GROUP = "secateur.methods"
 """The entry-point group of methods that other packages bring."""
@@ -39,19 +60,41 @@ _OWN: tuple[type[Method], ...] = (
     ERASE,
     Random,
     UniformGrid,
+    Pool,
+    Downsample,
     TopK,
     FPS,
     DivPrune,
     CDPruner,
+    MMTok,
+    OTPrune,
+    SCOPE,
+    IDPruner,
     HiPrune,
     VisPruner,
     VisionZip,
+    PruMerge,
     PruMergePlus,
     DART,
+    ApET,
+    VScan,
+    PixelPrune,
+    PruneSID,
+    VisionSelector,
+    DUET,
+    ViTCoP,
+    FLoC,
     Mixture,
+    EVS,
+    VidCom2,
+    DyCoke,
+    FastVID,
+    HoliTom,
+    FlashVID,
     FastV,
     PyramidDrop,
     SparseVLM,
+    IVCPrune,
 )
 
 
@@ -136,8 +179,9 @@ def table() -> list[Row]:
     """
     rows = []
     for kind in _OWN:
-        inside = issubclass(kind, InsideMethod)
-        stages = ["before the language model"] * kind.prunes_before + ["inside it"] * inside
+        inside = issubclass(kind, Cuts)
+        stages = ["before the encoder"] * issubclass(kind, Shrinks)
+        stages += ["before the language model"] * kind.prunes_before + ["inside it"] * inside
         rows.append(
             Row(
                 kind.name,
@@ -155,26 +199,48 @@ def table() -> list[Row]:
 
 __all__ = [
     "DART",
+    "DUET",
     "EADP",
     "ERASE",
+    "EVS",
     "FPS",
+    "SCOPE",
     "AgilePruner",
+    "ApET",
     "CDPruner",
     "Cut",
     "DivPrune",
+    "Downsample",
+    "DyCoke",
+    "FLoC",
     "FastV",
+    "FastVID",
+    "FlashVID",
     "HiPrune",
+    "HoliTom",
+    "IDPruner",
+    "IVCPrune",
     "InsideMethod",
+    "MMTok",
     "Method",
     "Mixture",
+    "OTPrune",
+    "PixelPrune",
+    "Pool",
+    "PruMerge",
     "PruMergePlus",
+    "PruneSID",
     "PyramidDrop",
     "Random",
     "Row",
     "SparseVLM",
     "TopK",
     "UniformGrid",
+    "VScan",
+    "ViTCoP",
+    "VidCom2",
     "VisPruner",
+    "VisionSelector",
     "VisionZip",
     "method",
     "methods",

@@ -7,18 +7,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, Self, overload
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, overload
 
 import numpy as np
 
 from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
-from secateur.core.arrays import Array, checked, like, namespace, resolve_keep, shape_of
+from secateur.core.arrays import (
+    Array,
+    checked,
+    like,
+    namespace,
+    resolve_keep,
+    shape_of,
+    to_numpy,
+)
 from secateur.core.dispatch import backend as backend_choice
 from secateur.core.dispatch import eager
+from secateur.core.frames import allocate_in_time, joined
 from secateur.core.inputs import INPUTS, Request, Tokens
-from secateur.core.selection import Selection
+from secateur.core.selection import Selection, stack
 
 CountedFrom = Literal["size", "pixels", "features"]
+Reading = Literal["words", "window"]
+Over = Literal["frame", "change", "video"]
 
 
 class Program(NamedTuple):
@@ -41,13 +52,19 @@ class Method(ABC):
     Parameters
     ----------
     keep
-        How many tokens to keep: a count (int), or a share of them (float in (0, 1]). A count
-        at or above the number of tokens keeps all.
+        How many tokens to keep of each image or frame: a count (int), or a share of them (float
+        in (0, 1]). A count at or above the number of tokens keeps all. A video of T frames has
+        T times that to spend, however it is spent.
     """
 
     keep: int | float = 64
     published: bool = field(default=False, kw_only=True)
     """Whether it does what its authors' program does, to the letter; see `secateur.published`."""
+
+    over: Over = field(default="frame", kw_only=True)
+    """How a method for images takes a video (`Tokens.frames`). ``"frame"``: every frame by itself,
+    with the same budget. ``"change"``: the same with `secateur.allocate_in_time`'s budgets, more
+    for frames unlike those before. ``"video"``: all frames are one pool of tokens."""
 
     name: ClassVar[str]
     """What `secateur.method` calls it."""
@@ -76,14 +93,20 @@ class Method(ABC):
         resolve_keep(self.keep, 1)
         if not isinstance(self.published, bool):
             raise ValueError(f"published: expected True or False, got {self.published!r}")
+        require_one_of("over", self.over, get_args(Over))
 
     def __repr__(self) -> str:
         told = (f"{item.name}={getattr(self, item.name)!r}" for item in self._told())
         return f"{type(self).__name__}({', '.join(told)})"
 
     def _told(self) -> list[Field[Any]]:
-        """The parameters to print and store; `published` only where it is true."""
-        return [item for item in fields(self) if item.name != "published" or self.published]
+        """The parameters to print; those of every method only where they say more."""
+        common = ("published", "over")
+        return [
+            item
+            for item in fields(self)
+            if item.name not in common or getattr(self, item.name) != item.default
+        ]
 
     @property
     @abstractmethod
@@ -94,6 +117,20 @@ class Method(ABC):
     def optional(self) -> frozenset[str]:
         """The fields of `Tokens` it also works from where they are given."""
         return frozenset()
+
+    @property
+    def needs_in_model(self) -> frozenset[str]:
+        """The fields of `Tokens` without which it does not do in a model what it should."""
+        return self.needs
+
+    @property
+    def reads(self) -> Reading:
+        """How a text encoder is given the instruction.
+
+        ``"words"``: sentences that fit its context, of which the words count. ``"window"``: as
+        the authors' programs do, whole windows of which every position counts.
+        """
+        return "words"
 
     @abstractmethod
     def choose(self, tokens: Tokens, k: int) -> Selection:
@@ -109,6 +146,15 @@ class Method(ABC):
         return {}
 
     @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """How an attachment numbers kept tokens that is not told: as the authors' program does.
+
+        None leaves it to the model's family. Every program known to choose before the language
+        model hands over embeddings without positions, so that these count 0, 1, ...
+        """
+        return "compact" if self.published and self.prunes_before else None
+
+    @property
     def counted_from(self) -> CountedFrom:
         """What its count comes from: known beforehand (``"size"``), or only from what it sees.
 
@@ -117,9 +163,22 @@ class Method(ABC):
         """
         return "size"
 
-    def budget(self, size: int) -> int:
-        """How many of `size` tokens it keeps, at most where the image decides."""
-        return resolve_keep(self.keep, size)
+    def budget(self, size: int, frames: int = 1) -> int:
+        """How many of `size` tokens of an image, or of `frames`, it keeps; at most, where what
+        it sees decides.
+        """
+        if self.over == "video" and isinstance(self.keep, float):
+            return resolve_keep(self.keep, size)
+        return frames * resolve_keep(self.keep, size // frames)
+
+    def budget_of_parts(self, size: int, parts: int, pictures: int) -> int:
+        """How many of `size` tokens the parts of an image keep that was cut into `pictures`.
+
+        `pictures` times `keep`, where that is a count; each part keeps at least one.
+        """
+        if isinstance(self.keep, float):
+            return max(self.budget(size), parts)
+        return max(min(int(self.keep) * pictures, size), parts)
 
     @overload
     def select(
@@ -170,12 +229,53 @@ class Method(ABC):
                 self._check(each)
             images[place] = each.without_gradients()
         with nullcontext() if backend is None else backend_choice(backend):
-            chosen = self.choose_each(images)
+            chosen = self._choose_in_time(images)
         return chosen[0] if one else chosen
 
     def choose_each(self, images: Sequence[Tokens]) -> list[Selection]:
         """Choose from each `Tokens` of a list; a method may weigh them against each other."""
-        return [self.choose(each, self.budget(each.size)) for each in images]
+        return [self.choose(each, self.budget(each.size, each.times)) for each in images]
+
+    def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
+        """Choose from images, and from videos as `over` says."""
+        if all(each.frames is None for each in images):
+            return self.choose_each(images)
+        if self.over == "video":
+            self._require_no_grid()
+            return self.choose_each(images)
+        if self.over == "frame":
+            chosen = self.choose_each([each.each_frame() for each in images])
+            return [
+                one if each.frames is None else joined(one)
+                for one, each in zip(chosen, images, strict=True)
+            ]
+        return [
+            self.choose_each([each])[0] if each.frames is None else self._choose_by_change(each)
+            for each in images
+        ]
+
+    def _require_no_grid(self) -> None:
+        geometry = sorted(self.needs & {"grid", "pixels"})
+        if geometry:
+            raise ValueError(
+                f"over: {type(self).__name__} works from {geometry[0]}, which frames have and a "
+                "pool of their tokens has not; use 'frame' or 'change'"
+            )
+
+    def _choose_by_change(self, tokens: Tokens) -> Selection:
+        """Frame by frame, with budgets by how much each differs from those before."""
+        if tokens.features is None:
+            raise ValueError("over: 'change' weighs frames by their features, and there are none")
+        total = self.budget(tokens.size, tokens.times)
+        budgets = to_numpy(allocate_in_time(tokens.features, tokens.times, total))
+        frames, batch = tokens.each_frame(), tokens.batch_shape
+        own = [
+            self.choose(frame, int(k))
+            for frame, k in zip(frames.rows(), budgets.ravel(), strict=True)
+        ]
+        if not own:
+            return joined(self.choose(frames, 1))
+        return joined(stack(own, (*batch, tokens.times)))
 
     def _check(self, tokens: Tokens) -> None:
         for name in sorted(self.needs | self.optional | {"features"}):
@@ -194,7 +294,7 @@ class Method(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The method as plain values that JSON can hold; `Method.from_dict` reads them."""
         stored: dict[str, Any] = {"method": self.name}
-        for item in self._told():
+        for item in fields(self):
             stored[item.name] = _plain(getattr(self, item.name))
         return stored
 

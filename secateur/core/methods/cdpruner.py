@@ -8,7 +8,7 @@ from typing import ClassVar
 from secateur.core.arrays import Array, constant, namespace
 from secateur.core.inputs import Tokens
 from secateur.core.maximize import maximize
-from secateur.core.methods.base import Method
+from secateur.core.methods.base import Method, Program, Reading
 from secateur.core.objectives import LogDeterminant
 from secateur.core.relevance import min_max
 from secateur.core.selection import Selection
@@ -65,7 +65,10 @@ class CDPruner(Method):
     complexity: ClassVar[str] = "N^2 D + k^2 N"
     reference: ClassVar[str] = "Zhang et al., NeurIPS 2025, arXiv 2506.10967"
     guarantee: ClassVar[str] = "none: log det is submodular, but not monotone"
-    parity: ClassVar[str] = "the authors' program: kept set, where the kernel has full rank"
+    parity: ClassVar[str] = (
+        "the authors' program: kept set, on arrays and in a model, where the kernel has full rank"
+    )
+    program: ClassVar[Program] = Program("Theia-4869/CDPruner", "9541616c40fc")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +84,11 @@ class CDPruner(Method):
     def optional(self) -> frozenset[str]:
         """The vision-text space."""
         return frozenset({"embeds"})
+
+    @property
+    def reads(self) -> Reading:
+        """As published, long texts in windows that are cut by tokens."""
+        return "window" if self.published else "words"
 
     def relevance(self, tokens: Tokens) -> Array:
         """How much each token has to do with the instruction, r (..., N)."""

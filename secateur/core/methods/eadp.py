@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from secateur.core.acts import ChoosesParts
 from secateur.core.arrays import (
     Array,
     each_row,
@@ -24,6 +26,8 @@ from secateur.core.inputs import Tokens
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import (
     Method,
+    Program,
+    Reading,
     require_one_of,
     require_positive,
     require_share,
@@ -46,12 +50,18 @@ Crops = Literal["importance", "guided", "joint"]
 OVERVIEW_SHARE = 0.2
 """What the overview crop gets of the budget under ``crops="guided"``."""
 
+VIDEO_KEEPS = 0.5
+"""Share of the text tokens that survive in the authors' program for video."""
+
+ENTROPY_FLOOR = 1e-6
+"""What the authors' program adds to entropies it divides by."""
+
 MATRIX_UP_TO = 8192
 """Up to so many tokens in a pool, their similarities are kept as a matrix."""
 
 
 @dataclass(frozen=True)
-class EADP(Method):
+class EADP(Method, ChoosesParts):
     r"""Entropy-aware dense pruning: the tokens that best cover what the instruction asks for.
 
     With :math:`S_{il} = \text{sign} \cos(E_i, T_l)`, :math:`G_i = \text{sign} \cos(E_i, g)` and
@@ -116,8 +126,14 @@ class EADP(Method):
     position does, padding included, though the paper leaves out even the end token. A budget
     shared by crops is spent to the last token by default, because rounding down loses up to
     K - 1 tokens of K k and then compares unequal budgets with other methods; ``"floor"``
-    restores it. Entropies have no 1e-12 within their logarithm. Grids need not be squares, and
-    a grid with a side of one token is smoothed along the other.
+    restores it. `secateur.published` does all of this as the program, and for the frames of a
+    video, where `frames` and `states` are there, as its program for video: half of the text
+    tokens survive, ``aggregate="tempered"``, and relevance and coverage are measured between
+    tokens before the projector. Entropies have no 1e-12 within their logarithm. Grids need not
+    be squares, and a grid with a side of one token is smoothed along the other.
+
+    A video with ``over="video"`` is one pool: every frame is smoothed by itself, and a token is
+    covered by kept ones of any frame.
 
     References
     ----------
@@ -150,7 +166,12 @@ class EADP(Method):
     complexity: ClassVar[str] = "N L C + N^2 D"
     reference: ClassVar[str] = "Wang, Yang, Shen, ECCV 2026, arXiv 2607.02484"
     guarantee: ClassVar[str] = "1 - 1/e of the best coverage, and a certificate for each set"
-    parity: ClassVar[str] = "the authors' program: relevance maps, picks in order, crop budgets"
+    parity: ClassVar[str] = (
+        "the authors' program: relevance maps, picks in order, crop budgets, on arrays "
+        "and in models"
+    )
+    program: ClassVar[Program] = Program("SJTU-DeepVisionLab/EADP", "e1a08801461c")
+    as_published: ClassVar[Mapping[str, Any]] = {"rounding": "floor"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,11 +199,26 @@ class EADP(Method):
 
     @property
     def optional(self) -> frozenset[str]:
-        """The vision-text space, the whole instruction, its mask, and the grid."""
-        return frozenset({"embeds", "grid", "text_global", "text_mask"})
+        """The vision-text space, the whole instruction, its mask, and the grid.
+
+        As published, of a video also the tokens before the projector.
+        """
+        video = {"frames", "states"} if self.published else set()
+        return frozenset({"embeds", "grid", "text_global", "text_mask", *video})
+
+    @property
+    def reads(self) -> Reading:
+        """As published, every position of the text encoder's windows."""
+        return "window" if self.published else "words"
 
     def relevance(self, tokens: Tokens) -> Array:
         """The weights R (..., N): relevance after min-max, smoothing and polarisation."""
+        r = self._similarity(tokens)
+        r = min_max(r, -1 if self.crops is None else (-2, -1), check_finite=False)
+        return self._shaped(r, tokens)
+
+    def _similarity(self, tokens: Tokens) -> Array:
+        """Relevance (..., N) as it is before min-max."""
         text, whole, mask = tokens.text, tokens.text_global, tokens.text_mask
         if self.crops is not None:
             text, whole, mask = (
@@ -190,7 +226,7 @@ class EADP(Method):
                 _beside_crops(whole, 1),
                 _beside_crops(mask, 1),
             )
-        r = dense_relevance(
+        return dense_relevance(
             tokens.space,
             text,
             whole,
@@ -201,11 +237,19 @@ class EADP(Method):
             alpha=self.alpha,
             aggregate=self.aggregate,
             sign=self.sign,
+            entropy_floor=ENTROPY_FLOOR if self.published else 0.0,
             check_finite=False,
         )
-        r = min_max(r, -1 if self.crops is None else (-2, -1), check_finite=False)
+
+    def _shaped(self, r: Array, tokens: Tokens) -> Array:
+        """Smoothed, each frame by itself, and polarised."""
         if tokens.grid is not None and self.smoothing > 0:
-            r = smooth(r, tokens.grid, sigma=self.smoothing, check_finite=False)
+            by_frame = (*shape_of(r)[:-1], tokens.times, tokens.size // tokens.times)
+            xp = namespace(r)
+            smoothed = smooth(
+                xp.reshape(r, by_frame), tokens.grid, sigma=self.smoothing, check_finite=False
+            )
+            r = xp.reshape(smoothed, shape_of(r))
         return polarize(r, self.beta, check_finite=False)
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
@@ -220,8 +264,44 @@ class EADP(Method):
         if self.crops == "joint":
             return _from_one_pool(features, r, k)
         budget = k if self.crops is None else self._crop_budgets(r, k, tokens.grid)
-        chosen = maximize(_coverage(features, r), budget)
+        chosen = maximize(coverage(features, r), budget)
         return replace(chosen, scores=r)
+
+    def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
+        """As published, videos by the rules of the program for video."""
+        chosen = []
+        for each in images:
+            told = self
+            if self.published and each.frames is not None and each.states is not None:
+                told = replace(self, keep_ratio=VIDEO_KEEPS, aggregate="tempered")
+                each = each.with_(features=each.states, embeds=each.states)
+            chosen += super(EADP, told)._choose_in_time([each])
+        return chosen
+
+    def select_parts(self, parts: Sequence[Tokens], pictures: int) -> list[Selection]:
+        """Crops that share `pictures` times `keep`, by importance; see `ChoosesParts`.
+
+        Min-max runs over all crops together; each is smoothed and covered by itself.
+        """
+        alone = replace(self, crops=None)
+        raw = [alone._similarity(each) for each in parts]
+        xp = namespace(raw[0])
+        joined = min_max(xp.concat(raw, axis=-1), check_finite=False)
+        sizes = np.array([each.size for each in parts])
+        ends = np.cumsum(sizes).tolist()
+        maps = [
+            self._shaped(joined[..., end - each.size : end], each)
+            for each, end in zip(parts, ends, strict=True)
+        ]
+        total = self.budget_of_parts(int(sizes.sum()), len(parts), pictures)
+        sums = np.array([to_numpy(r).sum(dtype=np.float64) for r in maps])
+        budgets = sizes
+        if total < sizes.sum():
+            budgets = allocate(sums, total, maximum=sizes, rounding=self.rounding)
+        return [
+            replace(maximize(coverage(widened(each.features), r), int(k)), scores=r)
+            for each, r, k in zip(parts, maps, budgets, strict=True)
+        ]
 
     def _crop_budgets(self, r: Array, k: int, grid: tuple[int, int] | None) -> Any:
         """Tokens of each crop (..., K), which hold K k together."""
@@ -250,7 +330,8 @@ class EADP(Method):
         return np.concatenate([first, shared], axis=-1)
 
 
-def _coverage(features: Array, weights: Array) -> FacilityLocation:
+def coverage(features: Array, weights: Array | None = None) -> FacilityLocation:
+    """Facility location on cosines of tokens (..., N, D), a matrix only for so many of them."""
     if int(features.shape[-2]) > MATRIX_UP_TO:
         return FacilityLocation.from_features(features, weights, check_finite=False)
     return FacilityLocation(cosine_similarity(features), weights, check_finite=False)
@@ -261,7 +342,7 @@ def _from_one_pool(features: Array, r: Array, k: int) -> Selection:
     xp = namespace(features)
     *batch, crops, size, width = shape_of(features)
     pool = xp.reshape(features, (*batch, crops * size, width))
-    chosen = maximize(_coverage(pool, xp.reshape(r, (*batch, crops * size))), k * crops)
+    chosen = maximize(coverage(pool, xp.reshape(r, (*batch, crops * size))), k * crops)
     picks, gains = to_numpy(chosen.indices), to_numpy(chosen.gains)
     counts = np.stack([(picks // size == crop).sum(axis=-1) for crop in range(crops)], axis=-1)
     longest = int(counts.max(initial=0))

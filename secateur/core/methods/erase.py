@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from secateur.core.acts import Cut, Layout
+from secateur.core.acts import Cut, Layout, Look, Sight, Stay
 from secateur.core.arrays import (
     Array,
     descending,
@@ -27,6 +27,7 @@ from secateur.core.measures import median, patch_entropy
 from secateur.core.methods.base import (
     CountedFrom,
     InsideMethod,
+    Program,
     descending_cuts,
     require_share,
     require_whole,
@@ -64,6 +65,14 @@ PRESETS = {
 
 _QWEN = PRESETS["qwen2.5-vl-7b"]
 
+# What the authors' program has as constants: the layer after which it cuts, deep and shallow, and
+# how many tokens before the image never ask; in Qwen2.5-VL, then in Qwen3-VL, where queries are
+# made of the states that left the layer, not of those that entered it.
+_OF_STATES_THAT_LEFT = "Qwen3-VL"
+_LAYERS = ((16, 1), (21, 3))
+_BEFORE_THE_IMAGE = (15, 4)
+_DEEP_LEVELS = {2: 2, 3: 2, 4: 3}
+
 
 @dataclass(frozen=True)
 class ERASE(InsideMethod):
@@ -94,7 +103,8 @@ class ERASE(InsideMethod):
     ratios
         What the first stage keeps at each level, one more than thresholds.
     patch
-        Pixels on a side of what becomes one visual token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.
+        Pixels on a side of what becomes one visual token. None: what follows from pixels and
+        grid; 28, as for Qwen2.5-VL, where there is no grid.
     deep
         Where the second stage cuts for complex images, as a share of the layers.
     shallow
@@ -113,7 +123,14 @@ class ERASE(InsideMethod):
     `ERASE.preset` has all of them and `secateur.calibrate` finds others. The number of patches
     that stay is that of the authors' program; patches of equal entropy stay in order of their
     index, there in any order. A flat patch has entropy 0, there 6e-7, which decides nothing.
-    Models of other depths are cut at the same share of their layers. A later revision of that
+    Models of other depths are cut at the same share of their layers.
+
+    Published, the second stage is the authors' program too: fixed layers, one later than its
+    index says; queries are what the layer's projection makes, without the norm before it, of the
+    states that entered the layer (Qwen2.5-VL) or left it (Qwen3-VL); all tokens but the image's
+    and the first 15 (4) ask, template and image marks included. Ours asks with the layer's own
+    queries, by the instruction alone. With several images in Qwen3-VL the program adds rows of
+    the first image's deepstack to the second; that is not copied. A later revision of that
     program also weighs edges; this is the method as published in May 2026.
 
     References
@@ -135,12 +152,16 @@ class ERASE(InsideMethod):
     keep: int | float = 0.25
     thresholds: tuple[float, ...] = _QWEN.thresholds
     ratios: tuple[float, ...] = _QWEN.ratios
-    patch: int = _QWEN.patch
+    patch: int | None = None
     deep: float = _QWEN.deep
     shallow: int = _QWEN.shallow
     complex_levels: int | None = None
 
     name: ClassVar[str] = "erase"
+    program: ClassVar[Program | None] = Program(
+        "Tuna-Luna/ERASE", "96bee52f8905b3a243ec3ade7a7e7899eb68dc91"
+    )
+    looks: ClassVar[frozenset[Look]] = frozenset({"queries", "keys", "entered", "hidden", "ask"})
     complexity: ClassVar[str] = "pixels + N log N, then H L T d"
     reference: ClassVar[str] = "Lee, Min, Kim, 2026, arXiv 2605.09982"
     guarantee: ClassVar[str] = "none; the patches kept have the largest total entropy"
@@ -162,7 +183,8 @@ class ERASE(InsideMethod):
             )
         for ratio in self.ratios:
             require_share("ratios", ratio, zero=False)
-        require_whole("patch", self.patch, least=1)
+        if self.patch is not None:
+            require_whole("patch", self.patch, least=1)
         require_share("deep", self.deep, zero=False)
         require_whole("shallow", self.shallow, least=1)
         if self.complex_levels is not None:
@@ -192,15 +214,7 @@ class ERASE(InsideMethod):
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The first stage, on pixels; see `Method.choose`."""
-        height, width = shape_of(tokens.pixels)[-3:-1]
-        rows, columns = height // self.patch, width // self.patch
-        images = shape_of(tokens.pixels)[:-3]
-        if rows * columns != tokens.size or images != tokens.batch_shape:
-            raise ValueError(
-                f"pixels: {spell(shape_of(tokens.pixels))} in patches of {self.patch} are "
-                f"{rows} x {columns} tokens, features have {spell(shape_of(tokens.features))}"
-            )
-        entropy = patch_entropy(tokens.pixels, self.patch)
+        entropy = patch_entropy(tokens.pixels, self.patch_of(tokens))
         complexity = median(entropy)
         level = self.level(to_numpy(complexity))
         shares = np.asarray(self.ratios)[level]
@@ -219,16 +233,61 @@ class ERASE(InsideMethod):
             info={"level": like(level, entropy, dtype=whole), "complexity": complexity},
         )
 
+    def patch_of(self, tokens: Tokens) -> int:
+        """Pixels on a side of what becomes one of these tokens."""
+        height, width = shape_of(tokens.pixels)[-3:-1]
+        patch = self.patch
+        if patch is None:
+            patch = _QWEN.patch if tokens.grid is None else max(1, height // tokens.grid[0])
+        rows, columns = height // patch, width // patch
+        fits = rows * columns == tokens.size and tokens.grid in (None, (rows, columns))
+        if not fits or shape_of(tokens.pixels)[:-3] != tokens.batch_shape:
+            of = f" in a grid of {tokens.grid[0]} x {tokens.grid[1]}" if tokens.grid else ""
+            raise ValueError(
+                f"pixels: {spell(shape_of(tokens.pixels))} in patches of {patch} are {rows} x "
+                f"{columns} tokens, there are {spell((*tokens.batch_shape, tokens.size))}{of}"
+            )
+        return patch
+
     def level(self, complexity: Any) -> np.ndarray[Any, Any]:
         """The first threshold that each complexity exceeds; how many there are when none."""
         exceeded = np.asarray(complexity)[..., None] > np.asarray(self.thresholds)
         return np.asarray(len(self.thresholds) - exceeded.sum(-1))  # thresholds descend
 
+    @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """The authors' program leaves them; see `Method.positions`."""
+        return "original" if self.published else None
+
     def plan(self, layout: Layout) -> tuple[Cut, ...]:
         """One cut, by the most complex of the prompt's images; see `Cuts.plan`."""
         levels = [int(to_numpy(each.info["level"])) for each in layout.chosen]
         level = min(levels) if levels else None
-        return self.cuts(layout.depth, layout.size, level=level, earliest=layout.earliest)
+        if not self.published:
+            return self.cuts(layout.depth, layout.size, level=level, earliest=layout.earliest)
+        complex_levels = _DEEP_LEVELS.get(len(self.thresholds))
+        if complex_levels is None:
+            known = ", ".join(map(str, _DEEP_LEVELS))
+            raise ValueError(
+                f"thresholds: the authors' program knows {known} of them, got {self.thresholds}"
+            )
+        deep, shallow = _LAYERS[layout.family == _OF_STATES_THAT_LEFT]
+        if layout.depth > 30:
+            deep = max(deep, 21)
+        after = 1 + (shallow if level is not None and level >= complex_levels else deep)
+        return descending_cuts([after], [self.budget(layout.size)], layout.depth, layout.size)
+
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Those the asking tokens attend to; see `Cuts.decide`."""
+        if not self.published:
+            return super().decide(cut, sight)
+        left = sight.layout is not None and sight.layout.family == _OF_STATES_THAT_LEFT
+        queries = sight.ask(sight.hidden if left else sight.entered)  # type: ignore[misc]
+        asking = sight.others(skip=_BEFORE_THE_IMAGE[left])
+        scores = text_attention(
+            queries, sight.keys, visual=sight.visual, text=asking, mask=sight.mask
+        )
+        return Stay(best(scores, cut.keep))
 
     def cuts(
         self, depth: int, size: int, *, level: int | None = None, earliest: int = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from secateur.core.acts import Cut
 from secateur.core.arrays import (
@@ -14,6 +14,7 @@ from secateur.core.arrays import (
 from secateur.core.attention import best, real, text_attention
 from secateur.core.methods.base import (
     InsideMethod,
+    Program,
     descending_cuts,
     require_whole,
 )
@@ -64,6 +65,18 @@ class FastV(InsideMethod):
     name: ClassVar[str] = "fastv"
     complexity: ClassVar[str] = "H T d"
     reference: ClassVar[str] = "Chen et al., ECCV 2024, arXiv 2403.06764"
+
+    program: ClassVar[Program | None] = Program("pkunlp-icler/FastV", "d1659729b5bf")
+
+    @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """The authors' program leaves them; see `Method.positions`."""
+        return "original" if self.published else None
+
+    @property
+    def shortens_caches(self) -> bool:
+        """The authors' program leaves the first layers all tokens; see `Cuts`."""
+        return not self.published
 
     def __post_init__(self) -> None:
         super().__post_init__()

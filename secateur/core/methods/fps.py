@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur.core.arrays import constant, widened
 from secateur.core.inputs import Tokens
 from secateur.core.maximize import farthest_first_features
 from secateur.core.methods.base import Method, require_whole
+from secateur.core.objectives import Dispersion
 from secateur.core.selection import Selection
 
 
@@ -67,5 +67,6 @@ class FPS(Method):
         """Farthest-first from `start`; see `Method.choose`."""
         if self.start >= tokens.size:
             raise ValueError(f"start: expected one of {tokens.size} tokens, got {self.start}")
-        picks = farthest_first_features(constant(widened(tokens.features)), k, start=self.start)
+        f = Dispersion.from_features(tokens.features, check_finite=False)
+        picks = farthest_first_features(f, k, start=self.start)
         return Selection.of(picks.indices, tokens.size, gains=picks.gains, value=picks.value)

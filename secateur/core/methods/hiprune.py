@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.arrays import Array, constant, index_dtype, like, namespace, top, widened
-from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Method, require_share
+from secateur.core.inputs import Request, Tokens
+from secateur.core.methods.base import Method, Program, require_share
 from secateur.core.order import first_of, positions_like, ranks
 from secateur.core.selection import Selection
+
+OBJECTS = 9 / 24
+"""Depth of the middle layer: the ninth of CLIP's 24 layers."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,9 @@ class HiPrune(Method):
     Notes
     -----
     O(N log N + m N) time. Picks come in the order anchors, buffers, registers; `scores` holds
-    the deep layer's attention. The middle layer is for whoever supplies `attention_shallow` to
-    choose: the authors take layer 9 for LLaVA and 16 for Qwen2.5-VL.
+    the deep layer's attention. In a model the deep layer is the one whose states become features,
+    the middle layer the ninth of 24 (LLaVA) or the sixteenth of 32 (Qwen2.5-VL), and attention
+    is the mean over heads and all queries, a class token's included, as in the authors' program.
 
     Neighbours are those of the authors' program: indices are clamped to 0 .. N - 1, so that at
     the end of a row :math:`i + 1` is the beginning of the next. Where anchors and buffers are
@@ -61,7 +66,8 @@ class HiPrune(Method):
     name: ClassVar[str] = "hiprune"
     complexity: ClassVar[str] = "N log N + k N"
     reference: ClassVar[str] = "Liu et al., Findings of ACL 2026, arXiv 2508.00553"
-    parity: ClassVar[str] = "the authors' program: kept set"
+    parity: ClassVar[str] = "the authors' program: kept set, on arrays and in a model"
+    program: ClassVar[Program] = Program("Danielement321/HiPrune", "6e83a1240874")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +77,14 @@ class HiPrune(Method):
     def needs(self) -> frozenset[str]:
         """The grid, and attention in two layers."""
         return frozenset({"grid", "attention", "attention_shallow"})
+
+    @property
+    def requests(self) -> Mapping[str, Request]:
+        """Attention of all queries, a class token's included, as the authors' program takes it."""
+        return {
+            "attention": Request("attention", by="all"),
+            "attention_shallow": Request("attention", layer=OBJECTS, by="all"),
+        }
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Anchors, buffers, registers; see `Method.choose`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from secateur.core.acts import Cut, Look
+from secateur.core.acts import Cut, Layout, Look, Sight, Stay
 from secateur.core.arrays import (
     Array,
     epsilon,
@@ -16,19 +17,29 @@ from secateur.core.arrays import (
     resolve_keep,
     shape_of,
     to_numpy,
+    top,
     widened,
 )
 from secateur.core.attention import attention_rows, best, check_attention, real
+from secateur.core.density import density_clusters
 from secateur.core.measures import singular_values
 from secateur.core.methods.base import (
     CountedFrom,
     InsideMethod,
+    Program,
     descending_cuts,
     require_one_of,
     require_positive,
     require_whole,
 )
+from secateur.core.order import others
 from secateur.core.relevance import softmax
+
+TABLES: dict[str, dict[int, tuple[int, ...]]] = {
+    "1.0": {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
+    "2.0": {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
+}
+"""What the authors' releases leave after each cut, by the average over the layers."""
 
 DEPTH = 32
 """Decoder layers of the models that SparseVLM's cuts were published for."""
@@ -64,6 +75,14 @@ class SparseVLM(InsideMethod):
     count
         ``"rank"`` keeps as many as the rank says, up to the limit; ``"limit"`` exactly the
         limit, as the authors' later releases do.
+    version
+        None for the rules above. ``"1.0"`` and ``"2.0"`` are those of the authors' releases of
+        that number: 1.0 clusters the best of the dropped tokens and puts the clusters' means
+        behind the kept ones, where they compete at the next cut; 2.0 folds nothing, divides
+        attention by that of equal vectors at the same distance, and hears only the heads in
+        which the raters look at the image most. Both keep exactly the limits.
+    heads
+        How many heads 2.0 hears; 14 of 32 when absent.
 
     Notes
     -----
@@ -71,9 +90,14 @@ class SparseVLM(InsideMethod):
 
     The count is that of the authors' program; the paper writes it as N - lambda (N - rank P)
     tokens kept. The paper folds some of the dropped tokens into new ones (recycling); these
-    would stand at no position of the prompt, so ours drops them. Raters are found from the
-    hidden states that enter the layer of each cut; the authors' program finds them once, from
-    the embeddings. Where all text tokens are equally relevant, all rate.
+    would stand at no position of the prompt, so that ours drops them unless `version` is "1.0".
+    Raters are found from the hidden states that enter the layer of each cut. Where all text
+    tokens are equally relevant, all rate.
+
+    Published: raters are found once, from the input embeddings of everything behind the image,
+    template included; limits come from the program's tables (for 192, 128, 96 and 64 tokens on
+    average); caches of layers already run keep what later layers drop; in 1.0 positions start
+    again after every cut. The program adds noise of 1e-6 to densities; ours breaks ties by index.
 
     References
     ----------
@@ -92,11 +116,17 @@ class SparseVLM(InsideMethod):
     after: tuple[int, ...] = (3, 7, 16)
     scale: float = 13.5
     count: Literal["rank", "limit"] = "rank"
+    version: Literal["1.0", "2.0"] | None = None
+    heads: int | None = None
 
     name: ClassVar[str] = "sparsevlm"
     complexity: ClassVar[str] = "N L C + H L T d + L^2 N a cut"
     reference: ClassVar[str] = "Zhang et al., ICML 2025, arXiv 2410.04417"
-    looks: ClassVar[frozenset[Look]] = frozenset({"queries", "keys", "entered"})
+    program: ClassVar[Program | None] = Program("Gumpest/SparseVLMs", "26a5f48813c4")
+    as_published: ClassVar[Mapping[str, Any]] = {"count": "limit", "version": "1.0"}
+    looks: ClassVar[frozenset[Look]] = frozenset(
+        {"queries", "keys", "entered", "hidden", "embeddings", "rotary"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +136,120 @@ class SparseVLM(InsideMethod):
             require_whole("after", layers, least=1)
         require_positive("scale", self.scale)
         require_one_of("count", self.count, ("rank", "limit"))
+        if self.version is not None:
+            require_one_of("version", self.version, tuple(TABLES))
+        elif self.published:
+            raise ValueError(f"version: expected one of {', '.join(TABLES)}, got None")
+        if self.heads is not None:
+            require_whole("heads", self.heads, least=1)
+        if self.published and self.keep not in TABLES[str(self.version)]:
+            known = ", ".join(map(str, TABLES[str(self.version)]))
+            raise ValueError(
+                f"keep: the authors' program has tables for {known} tokens, got {self.keep!r}"
+            )
+
+    @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """Those of the authors' release; see `Method.positions`."""
+        if not self.published:
+            return None
+        return "compact" if self.version == "1.0" else "original"
+
+    @property
+    def shortens_caches(self) -> bool:
+        """Not where tokens are made, which earlier layers know nothing of; see `Cuts`."""
+        return not self.published and self.version != "1.0"
+
+    @property
+    def renumbers(self) -> bool:
+        """Where tokens are made, which stand at no position; see `Cuts`."""
+        return self.version == "1.0"
+
+    def plan(self, layout: Layout) -> tuple[Cut, ...]:
+        """The program's layers and counts, or `cuts`; see `Cuts.plan`."""
+        if not self.published:
+            return super().plan(layout)
+        cuts: list[Cut] = []
+        left = layout.size
+        for after, most in zip(self.after, TABLES[str(self.version)][int(self.keep)], strict=True):
+            keep = min(most, left - 1)
+            if keep < 1 or not layout.earliest <= after < layout.depth:
+                continue
+            cuts.append(Cut(after, keep))
+            left = keep + (clusters_of(left - keep)[1] if self.version == "1.0" else 0)
+        return tuple(cuts)
+
+    def prepare(self, sight: Sight) -> Any:
+        """Who rates, as places among what stands behind the image; see `Cuts.prepare`."""
+        if not self.published:
+            return None
+        text = sight.behind()
+        raters = self.raters(sight.embeddings, sight.visual, text)
+        return np.flatnonzero(np.isin(to_numpy(text), to_numpy(raters)))
+
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Those that the raters attend to; see `Cuts.decide`."""
+        if self.version is None:
+            return super().decide(cut, sight)
+        if sight.prepared is None:
+            raters = self.raters(sight.entered, sight.visual, real(sight.text, sight.mask))
+        else:
+            raters = like(to_numpy(sight.behind())[sight.prepared], sight.visual)
+        heads = [self._ratings(sight, raters, head) for head in range(sight.queries.shape[0])]  # type: ignore[union-attr]
+        if self.version == "2.0":
+            heads = self._heard(heads)
+        scores = sum(heads[1:], heads[0]) / len(heads)
+        keep = min(cut.keep, int(scores.shape[0]))
+        kept = best(scores, keep)
+        if self.version == "2.0" or keep == int(scores.shape[0]):
+            return Stay(kept)
+        return Stay(kept, made=self._recycled(sight, scores, kept))
+
+    def _ratings(self, sight: Sight, raters: Array, head: int) -> Array:
+        """The mean attention (N,) that one head pays each visual token, over the raters."""
+        xp = namespace(sight.queries)
+        group = head * int(sight.keys.shape[0]) // int(sight.queries.shape[0])  # type: ignore[union-attr]
+        rows = attention_rows(
+            xp.take(sight.queries[head : head + 1], raters, axis=-2),  # type: ignore[index]
+            sight.keys[group : group + 1],  # type: ignore[index]
+            key_mask=sight.mask,
+            positions=raters,
+        )
+        ratings = xp.take(rows, sight.visual, axis=-1)
+        if self.version == "2.0":
+            ratings = ratings / self._of_equals(sight, raters)
+        return xp.mean(ratings, axis=-2)
+
+    @staticmethod
+    def _of_equals(sight: Sight, raters: Array) -> Array:
+        """What rotary attention (L, N) makes of vectors of ones, unnormalised."""
+        cos, sin = (widened(x) for x in sight.rotary)  # type: ignore[union-attr]
+        xp = namespace(cos)
+        half = int(cos.shape[-1]) // 2
+        ones = xp.concat([(cos - sin)[:, :half], (cos + sin)[:, half:]], axis=-1)
+        asked, seen = xp.take(ones, raters, axis=0), xp.take(ones, sight.visual, axis=0)
+        return asked @ xp.matrix_transpose(seen) / (2 * half) ** 0.5
+
+    def _heard(self, heads: list[Array]) -> list[Array]:
+        """The ratings of the heads in which the raters look at the image most."""
+        count = self.heads or max(1, len(heads) * 14 // DEPTH)
+        sums = [float(to_numpy(each).sum(dtype=np.float64)) for each in heads]
+        order = sorted(range(len(heads)), key=lambda head: (-sums[head], head))
+        return [heads[head] for head in order[:count]]
+
+    @staticmethod
+    def _recycled(sight: Sight, scores: Array, kept: Array) -> Array:
+        """Means (M, C) of the clusters of the best tokens that do not stay."""
+        xp = namespace(sight.hidden)
+        dropped = others(kept, int(scores.shape[0]))
+        candidates, clusters = clusters_of(int(dropped.shape[0]))
+        first = top(xp.take(scores, dropped), candidates)
+        places = xp.take(sight.visual, xp.take(dropped, xp.astype(first, dropped.dtype)))
+        states = widened(xp.take(sight.hidden, places, axis=0))
+        _, cluster = density_clusters(states, clusters, clusters, check_finite=False)
+        belongs = to_numpy(cluster) == np.arange(clusters)[:, None]
+        shares = belongs / belongs.sum(axis=1, keepdims=True)
+        return like(shares, states, dtype=states.dtype) @ states
 
     @property
     def counted_from(self) -> CountedFrom:
@@ -159,6 +303,12 @@ class SparseVLM(InsideMethod):
         relevance = to_numpy(xp.mean(softmax(image @ xp.matrix_transpose(words)), axis=0))
         chosen = np.flatnonzero(relevance > relevance.mean())
         return text if chosen.size == 0 else xp.take(text, like(chosen, text))
+
+
+def clusters_of(dropped: int) -> tuple[int, int]:
+    """Of so many dropped tokens, how many are clustered, and into how many."""
+    candidates = min(int(0.3 * dropped) + 1, dropped)
+    return candidates, min(candidates // 10 + 1, candidates)
 
 
 def matrix_rank(matrix: Array) -> int:

@@ -67,11 +67,20 @@ class UniformGrid(Method):
         return Selection.of(like(picks, tokens.features, dtype=dtype), tokens.size)
 
 
+def bands(h: int, w: int, k: int) -> list[int]:
+    """How many of k tokens stand in each band of an h x w grid, from the first row down.
+
+    >>> bands(6, 6, 4), bands(4, 9, 7)
+    ([2, 2], [3, 4])
+    """
+    count = min(max(round(sqrt(k * h / w)), ceil(k / w), 1), h, k)
+    return [(band + 1) * k // count - band * k // count for band in range(count)]
+
+
 def _spread(h: int, w: int, k: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    bands = min(max(round(sqrt(k * h / w)), ceil(k / w), 1), h, k)
+    shares = bands(h, w, k)
     places: list[int] = []
-    for band in range(bands):
-        row = (2 * band + 1) * h // (2 * bands)
-        count = (band + 1) * k // bands - band * k // bands
+    for band, count in enumerate(shares):
+        row = (2 * band + 1) * h // (2 * len(shares))
         places += [row * w + (2 * i + 1) * w // (2 * count) for i in range(count)]
     return np.asarray(places, dtype=np.int64)

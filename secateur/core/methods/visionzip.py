@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur.core.arrays import Array, constant, namespace, top, wide, widened
-from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Method, require_share
+import numpy as np
+
+from secateur.core.acts import Makes
+from secateur.core.arrays import (
+    Array,
+    constant,
+    index_dtype,
+    like,
+    namespace,
+    to_numpy,
+    top,
+    wide,
+    widened,
+)
+from secateur.core.inputs import Request, Tokens
+from secateur.core.methods.base import Method, Program, require_share
 from secateur.core.order import nearest, others
 from secateur.core.selection import Selection, folding
 
 
 @dataclass(frozen=True)
-class VisionZip(Method):
+class VisionZip(Method, Makes):
     r"""Dominant tokens by attention, contextual tokens by merging everything else.
 
     Of k tokens, :math:`c = \lfloor k \cdot \text{contextual} \rfloor` are contextual. The k - c
@@ -40,8 +54,10 @@ class VisionZip(Method):
     dropped. Works from the `keys`; there is no falling back on features, whose similarities are
     others.
 
-    The authors' program keeps the class token among the dominant ones; language models behind
-    an attachment see patches only, so here all k are patches. Equal attention and equal
+    In a model the authors' program merges before the projector and hands the class token on as
+    one of the dominant ones, ahead of all patches; contextual tokens come last.
+    `secateur.published` does so where `states` and `class_state` are there. By default all k are
+    patches, in their own places, merged after the projector. Equal attention and equal
     similarity go to the lowest index.
 
     References
@@ -68,7 +84,8 @@ class VisionZip(Method):
     name: ClassVar[str] = "visionzip"
     complexity: ClassVar[str] = "N log N + k N C"
     reference: ClassVar[str] = "Yang et al., CVPR 2025, arXiv 2412.04467"
-    parity: ClassVar[str] = "its formulas, token by token"
+    parity: ClassVar[str] = "the authors' program in a model: what goes in and comes out"
+    program: ClassVar[Program] = Program("dvlab-research/VisionZip", "3151f6df4fca")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,12 +96,28 @@ class VisionZip(Method):
         """The attention each token receives, and the keys that decide who joins whom."""
         return frozenset({"features", "attention", "keys"})
 
+    @property
+    def optional(self) -> frozenset[str]:
+        """As published, the tokens and the class token before the projector."""
+        return frozenset({"states", "class_state"}) if self.published else frozenset()
+
+    @property
+    def needs_in_model(self) -> frozenset[str]:
+        """As published, states too."""
+        return self.needs | self.optional
+
+    @property
+    def requests(self) -> Mapping[str, Request]:
+        """Keys are averaged over heads, as in the authors' program."""
+        return {"keys": Request("keys")}
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Dominant tokens, then contextual ones; see `Method.choose`."""
         attention = constant(widened(tokens.attention))
         xp = namespace(attention)
-        count = int(k * self.contextual + 1e-9)
-        dominant = Selection.of(top(attention, k - count), tokens.size).indices
+        count = self._contextual(k)
+        first = k - count - self._hands_class(tokens, k)
+        dominant = Selection.of(top(attention, first), tokens.size).indices
         if not count:
             chosen = Selection.of(dominant, tokens.size, scores=attention)
             return folding(chosen, xp.full_like(dominant[..., :1], -1), xp.zeros_like(attention))
@@ -94,10 +127,37 @@ class VisionZip(Method):
         indices = xp.concat([dominant, targets], axis=-1)
         chosen = Selection.of(indices, tokens.size, scores=attention)
         joined = nearest(constant(widened(tokens.keys)), targets)
-        return folding(chosen, joined, _means(joined, targets, chosen))
+        return folding(chosen, joined, mean_shares(joined, targets, chosen))
+
+    def _contextual(self, k: int) -> int:
+        return int(k * self.contextual + 1e-9)
+
+    def _hands_class(self, tokens: Tokens, k: int) -> bool:
+        """Whether the class token stands for a dominant one, of which another must be left."""
+        known = self.published and tokens.class_state is not None and k < tokens.size
+        return known and k - self._contextual(k) > 1
+
+    @property
+    def makes(self) -> bool:
+        """As published, tokens fold before the projector."""
+        return self.published
+
+    def make(self, tokens: Tokens, chosen: Selection) -> Array:
+        """The class token, dominant tokens, then contextual ones; see `Makes.make`."""
+        states = constant(widened(tokens.states))
+        xp = namespace(states)
+        k = self.budget(tokens.size)
+        count = self._contextual(k)
+        contextual = to_numpy(chosen.indices)[int(chosen.count) - count :]
+        late = np.isin(to_numpy(chosen.sorted()), contextual)
+        order = like(np.argsort(late, kind="stable"), states, dtype=index_dtype(xp))
+        made = xp.take(chosen.merge(states), order, axis=0)
+        if self._hands_class(tokens, k):
+            made = xp.concat([widened(tokens.class_state)[None, :], made], axis=0)
+        return made
 
 
-def _means(joined: Array, targets: Array, chosen: Selection) -> Array:
+def mean_shares(joined: Array, targets: Array, chosen: Selection) -> Array:
     """For every dropped token (..., N), one over how many dropped tokens joined its target."""
     xp = namespace(joined)
     dropped = xp.logical_not(chosen.mask())

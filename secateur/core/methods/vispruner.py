@@ -22,7 +22,7 @@ from secateur.core.arrays import (
 )
 from secateur.core.dispatch import operation
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Method, require_share
+from secateur.core.methods.base import Method, Program, require_share
 from secateur.core.order import settled
 from secateur.core.selection import Selection
 from secateur.core.similarity import unit
@@ -67,7 +67,9 @@ class VisPruner(Method):
     everything after: cosines are taken in float64 whatever the features' dtype, and compared
     after rounding to 39 binary places. The authors' program runs in the model's dtype, so the two
     agree when it is run in float64 on features cast up. It fails where a round has an odd number
-    of tokens; here the even places are then one more.
+    of tokens; here the even places are then one more. In a model the program removes duplicates
+    among the tokens before the projector, ours among the features; `secateur.published` does as
+    the program.
 
     References
     ----------
@@ -90,7 +92,8 @@ class VisPruner(Method):
     name: ClassVar[str] = "vispruner"
     complexity: ClassVar[str] = "N^2 D"
     reference: ClassVar[str] = "Zhang et al., ICCV 2025, arXiv 2412.01818"
-    parity: ClassVar[str] = "the authors' program in float64: kept set"
+    parity: ClassVar[str] = "the authors' program in float64: kept set, on arrays and in a model"
+    program: ClassVar[Program] = Program("Theia-4869/VisPruner", "aefa01adc7c7")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +104,16 @@ class VisPruner(Method):
         """The features and the attention each token receives."""
         return frozenset({"features", "attention"})
 
+    @property
+    def optional(self) -> frozenset[str]:
+        """As published, the tokens before the projector, whose duplicates the program removes."""
+        return frozenset({"states"}) if self.published else frozenset()
+
+    @property
+    def needs_in_model(self) -> frozenset[str]:
+        """As published, states too."""
+        return self.needs | self.optional
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """By attention, then by pairing; see `Method.choose`."""
         attention = constant(widened(tokens.attention))
@@ -109,7 +122,9 @@ class VisPruner(Method):
         xp = namespace(order)
         picks = order[..., :count]
         if k > count:
-            diverse = unpaired(constant(widened(tokens.features)), order[..., count:], k - count)
+            given = tokens.states if self.published else None
+            x = constant(widened(tokens.features if given is None else given))
+            diverse = unpaired(x, order[..., count:], k - count)
             picks = xp.concat([xp.astype(picks, diverse.dtype), diverse], axis=-1)
         return Selection.of(picks, tokens.size, scores=attention)
 

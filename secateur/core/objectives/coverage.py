@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -11,28 +11,43 @@ from secateur.core.arrays import (
     Array,
     checked,
     constant,
-    each_row,
     epsilon,
     is_sparse,
     like,
     namespace,
     shape_of,
     spell,
+    to_numpy,
     wide,
 )
-from secateur.core.objectives.base import Tracker, _ByRow
+from secateur.core.objectives.base import ByRow, Tracker, checked_selectable
 from secateur.core.similarity import (
     CosineSimilarity,
     MatrixSimilarity,
     Similarity,
+    SoftmaxSimilarity,
     SparseSimilarity,
+    StackedSimilarity,
     at,
     blocks,
     row_positions,
 )
+from secateur.core.tolerances import COSINE, SUM
 
 
-class FacilityLocation(_ByRow):
+class SoftmaxBlock(NamedTuple):
+    """Rows whose similarities are their softmax over the candidates, worked out when asked for.
+
+    A block of `FacilityLocation.of_blocks`: rows (..., H, D), candidates (..., N, D), compared
+    by cosine over a temperature. See `secateur.core.similarity.SoftmaxSimilarity`.
+    """
+
+    rows: Array
+    candidates: Array
+    temperature: float
+
+
+class FacilityLocation(ByRow):
     r"""How well a set of tokens stands for all tokens, each as heavy as its weight.
 
     .. math:: f(S) = \sum_i w_i \max_{j \in S} s_{ij}, \qquad f(\emptyset) = 0
@@ -42,17 +57,25 @@ class FacilityLocation(_ByRow):
     Parameters
     ----------
     similarity
-        Similarities (..., N, N): row i is served by column j. It need not be symmetric. Or a
-        SciPy sparse matrix (N, N), never made dense; absent entries are 0.
+        Similarities (..., N, N): row i is served by column j. It need not be symmetric, nor
+        square: (..., H, N) are H rows to stand for and N tokens to pick from. Or a SciPy sparse
+        matrix (H, N), never made dense; absent entries are 0.
     weights
-        Non-negative weights (..., N) of the rows; all 1 when absent.
+        Non-negative weights (..., H) of the rows; all 1 when absent.
+    selectable
+        False (..., N) at tokens that may not be picked; their rows count like others.
     check_finite
         Whether to refuse NaN and infinity.
 
     Notes
     -----
-    `value` and one `gain` take O(N |S|) and O(N) time. Sums are in float64, so picks are those
+    `value` and one `gain` take O(H |S|) and O(H) time. Sums are in float64, so picks are those
     of the real-number definition but for gains closer than rounding, which count as equal.
+
+    f is monotone and submodular whatever the rows are: each row's term is, being a maximum of
+    numbers of at least 0, and non-negative sums of such are. The restriction to selectable
+    tokens is the same function on fewer candidates, so that greedy and the certificate hold
+    against the best set of selectable ones.
 
     References
     ----------
@@ -69,9 +92,15 @@ class FacilityLocation(_ByRow):
 
     submodular = True
     monotone = True
+    arrays = (*ByRow.arrays, "matrix", "features", "weights")
 
     def __init__(
-        self, similarity: Any, weights: Array | None = None, *, check_finite: bool = True
+        self,
+        similarity: Any,
+        weights: Array | None = None,
+        *,
+        selectable: Any = None,
+        check_finite: bool = True,
     ) -> None:
         if is_sparse(similarity):
             similarity = similarity.tocsr()
@@ -79,15 +108,22 @@ class FacilityLocation(_ByRow):
             if data is not similarity.data:
                 similarity = similarity.astype(data.dtype)
         else:
-            similarity = checked(similarity, "similarity", "(..., N, N)", check_finite=check_finite)
+            similarity = checked(similarity, "similarity", "(..., H, N)", check_finite=check_finite)
+            similarity = constant(similarity)
         shape = shape_of(similarity)
-        if shape[-1] != shape[-2] or not shape[-1]:
-            raise ValueError(f"similarity: expected shape (..., N, N), got {spell(shape)}")
-        self._start(similarity, None, shape, weights, check_finite)
+        if 0 in shape[-2:]:
+            raise ValueError(f"similarity: expected shape (..., H, N), got {spell(shape)}")
+        self._begin(similarity, None, (), shape)
+        self._given(weights, selectable, check_finite)
 
     @classmethod
     def from_features(
-        cls, features: Array, weights: Array | None = None, *, check_finite: bool = True
+        cls,
+        features: Array,
+        weights: Array | None = None,
+        *,
+        selectable: Any = None,
+        check_finite: bool = True,
     ) -> Self:
         """Facility location on the similarities (1 + cos) / 2 of features.
 
@@ -100,6 +136,8 @@ class FacilityLocation(_ByRow):
             Features (..., N, D) of the tokens.
         weights
             Non-negative weights (..., N) of the rows; all 1 when absent.
+        selectable
+            False (..., N) at tokens that may not be picked.
         check_finite
             Whether to refuse NaN and infinity.
 
@@ -112,31 +150,129 @@ class FacilityLocation(_ByRow):
         """
         features = checked(features, "features", "(..., N, D)", check_finite=check_finite)
         self = cls.__new__(cls)
-        self._start(None, features, shape_of(features), weights, check_finite)
+        shape = shape_of(features)
+        self._begin(None, constant(features), (), (*shape[:-1], shape[-2]))
+        self._given(weights, selectable, check_finite)
         return self
 
-    def _start(
-        self,
-        matrix: Any,
-        features: Array | None,
-        shape: tuple[int, ...],
-        weights: Array | None,
-        check_finite: bool,
-    ) -> None:
-        self.matrix = matrix if matrix is None or is_sparse(matrix) else constant(matrix)
-        """The similarities (..., N, N) given, dense or sparse; None from features."""
-        self.features = None if features is None else constant(features)
-        """The features (..., N, D) given; None from a matrix."""
-        self.batch_shape = shape[:-2]
-        self.size = shape[-2]
-        source: Any = self.matrix if features is None else self.features
-        self.sample = source.data if is_sparse(source) else source
+    @classmethod
+    def of_blocks(
+        cls,
+        blocks: Sequence[Array | SoftmaxBlock],
+        weights: Sequence[Any] | None = None,
+        *,
+        selectable: Any = None,
+        check_finite: bool = True,
+    ) -> Self:
+        """Facility location over several blocks of rows, which the same tokens stand for.
+
+        Parameters
+        ----------
+        blocks
+            Similarities (..., H, N), each with rows of its own; or `SoftmaxBlock`, whose
+            entries are worked out when they are asked for, so that memory stays O((H + N) D).
+        weights
+            One entry a block: a number for each of its rows, weights (..., H), or None for 1.
+        selectable
+            False (..., N) at tokens that may not be picked.
+        check_finite
+            Whether to refuse NaN and infinity.
+
+        Examples
+        --------
+        >>> import numpy as np, secateur as sc
+        >>> words, tokens = np.array([[0.9, 0.1, 0.0]]), np.eye(3)
+        >>> f = sc.FacilityLocation.of_blocks([words, tokens], [1.0, 0.5])
+        >>> sc.maximize(f, 2).indices, float(f.value([0, 1]))
+        (array([0, 1]), 1.9)
+        """
+        if not len(blocks):
+            raise ValueError("blocks: expected at least one block of rows, got none")
+        given = [_checked_block(block, check_finite) for block in blocks]
+        batch, size = _shape_of_block(given[0])[:-2], _shape_of_block(given[0])[-1]
+        shapes = [_shape_of_block(block) for block in given]
+        if len({(shape[:-2], shape[-1]) for shape in shapes}) > 1:
+            raise ValueError(
+                f"blocks: expected the same batch and tokens in each, got shapes "
+                f"{', '.join(spell(shape) for shape in shapes)}"
+            )
+        heights = [shape[-2] for shape in shapes]
+        self = cls.__new__(cls)
+        self._begin(None, None, tuple(given), (*batch, sum(heights), size))
         if weights is not None:
-            weights = self._checked_weights(weights, check_finite)
-        self.weights = weights
-        """Weights (..., N) of the rows, or None for equal ones."""
+            weights = self._joined(weights, heights, check_finite)
+        self._given(weights, selectable, False)
+        return self
+
+    def _begin(
+        self, matrix: Any, features: Array | None, blocks: tuple[Any, ...], shape: tuple[int, ...]
+    ) -> None:
+        self.matrix = matrix
+        """The similarities (..., H, N) given, dense or sparse; None from features or blocks."""
+        self.features: Any = features
+        """The features (..., N, D) given; None from a matrix or blocks."""
+        self.blocks = blocks
+        """The blocks of rows given; none from a matrix or features."""
+        self.batch_shape = shape[:-2]
+        self.height, self.size = shape[-2:]
+        """How many rows there are to stand for, H, and tokens to pick from, N."""
+        self._settle()
+
+    def _given(self, weights: Any, selectable: Any, check_finite: bool) -> None:
+        self.weights = None if weights is None else self._checked_weights(weights, check_finite)
+        """Weights (..., H) of the rows, or None for equal ones."""
+        self.selectable = checked_selectable(selectable, self)
+
+    def _settle(self) -> None:
+        source: Any = self.matrix if self.features is None else self.features
+        if self.blocks:
+            source = self.blocks[0]
+        if isinstance(source, SoftmaxBlock):
+            source = source.candidates
+        self.sample = source.data if is_sparse(source) else source
         self._entries: Similarity | None = None
-        self._weight_rounding: float | None = None
+        self._noise: float | None = None
+
+    def with_arrays(self, change: Callable[[Any], Any]) -> Self:
+        """A copy whose `arrays`, and those in its blocks, went through `change`."""
+        one = super().with_arrays(change)
+        one.blocks = tuple(
+            SoftmaxBlock(change(block.rows), change(block.candidates), block.temperature)
+            if isinstance(block, SoftmaxBlock)
+            else change(block)
+            for block in self.blocks
+        )
+        one._settle()
+        return one
+
+    @property
+    def form(self) -> str:
+        """``"matrix"``, ``"features"``, or ``"rows"``: rectangular, in blocks, or masked."""
+        if self.selectable is not None or self.blocks or self.height != self.size:
+            return "rows"
+        return "matrix" if self.features is None else "features"
+
+    def _joined(self, weights: Sequence[Any], heights: Sequence[int], check_finite: bool) -> Array:
+        """Weights (..., H) of all rows from those of each block."""
+        if len(weights) != len(heights):
+            raise ValueError(
+                f"weights: expected one entry for each of {len(heights)} blocks, got {len(weights)}"
+            )
+        xp, parts = namespace(self.sample), []
+        for each, height in zip(weights, heights, strict=True):
+            given = 1.0 if each is None else each
+            w = checked(
+                given,
+                "weights",
+                "(...)",
+                check_finite=check_finite,
+                non_negative=True,
+                beside=self.sample,
+            )
+            if w.ndim and int(w.shape[-1]) != height:
+                raise ValueError(f"weights: expected shape ({height},), got {spell(shape_of(w))}")
+            parts.append(xp.broadcast_to(xp.astype(w, wide(xp)), (*self.batch_shape, height)))
+        return xp.concat(parts, axis=-1)
 
     def _checked_weights(self, weights: Any, check_finite: bool) -> Array:
         weights = checked(
@@ -149,13 +285,13 @@ class FacilityLocation(_ByRow):
         )
         xp = namespace(weights, self.sample)
         shape = shape_of(weights)
-        if shape[-1] != self.size or shape[:-1] not in ((), self.batch_shape):
-            each = f" or {spell((self.size,))}" if self.batch_shape else ""
+        if shape[-1] != self.height or shape[:-1] not in ((), self.batch_shape):
+            each = f" or {spell((self.height,))}" if self.batch_shape else ""
             raise ValueError(
-                f"weights: expected shape {spell((*self.batch_shape, self.size))}{each}, "
+                f"weights: expected shape {spell((*self.batch_shape, self.height))}{each}, "
                 f"got {spell(shape)}"
             )
-        return constant(xp.broadcast_to(weights, (*self.batch_shape, self.size)))
+        return constant(xp.broadcast_to(weights, (*self.batch_shape, self.height)))
 
     @property
     def similarity(self) -> Similarity:
@@ -163,46 +299,47 @@ class FacilityLocation(_ByRow):
         if self._entries is None:
             if self.features is not None:
                 self._entries = CosineSimilarity(self.features)
+            elif self.blocks:
+                self._entries = StackedSimilarity([_entries_of(block) for block in self.blocks])
             elif is_sparse(self.matrix):
                 self._entries = SparseSimilarity(self.matrix)
             else:
                 self._entries = MatrixSimilarity(self.matrix)
         return self._entries
 
-    def rows(self) -> Sequence[Self]:
-        """One objective an image; see `Objective.rows`."""
-        if not self.batch_shape:
-            return (self,)
-        return [self._row(position) for position in each_row(self.batch_shape)]
-
-    def _row(self, position: tuple[int, ...]) -> Self:
-        one = type(self).__new__(type(self))
-        matrix = None if self.matrix is None else self.matrix[(*position, ...)]
-        features = None if self.features is None else self.features[(*position, ...)]
-        weights = None if self.weights is None else self.weights[(*position, ...)]
-        one._start(matrix, features, (self.size, self.size), weights, False)
-        return one
-
     def row_weights(self) -> Array:
         """The weights of one image in the dtype of sums."""
         xp = namespace(self.sample)
         if self.weights is None:
-            return like(np.ones(self.size), self.sample, dtype=wide(xp))
+            return like(np.ones(self.height), self.sample, dtype=wide(xp))
         return xp.astype(self.weights, wide(xp))
+
+    @property
+    def noise(self) -> float:
+        """How far a gain of one image may be off because its entries are; 0 from a matrix."""
+        if self._noise is None:
+            self._noise = 0.0
+            if self.features is not None or self.blocks:
+                w = to_numpy(self.row_weights())
+                eps = COSINE * self._rounding
+                self._noise = eps * float(w.sum()) if self.features is not None else 0.0
+            start = 0
+            for block in self.blocks:
+                stop = start + _shape_of_block(block)[-2]
+                if isinstance(block, SoftmaxBlock):
+                    # A power of a cosine over a temperature is off by that much of itself.
+                    self._noise += eps / min(1.0, block.temperature) * float(w[start:stop].sum())
+                start = stop
+        return self._noise
 
     def margin(self, best: float) -> float:
         """From features, entries also carry the rounding of a cosine, whatever the gain."""
-        if self.features is None:
-            return super().margin(best)
-        if self._weight_rounding is None:
-            total = float(namespace(self.sample).sum(self.row_weights()))
-            self._weight_rounding = 8 * self._rounding * total
-        return super().margin(best) + self._weight_rounding
+        return super().margin(best) + self.noise
 
     def coverage(self, picks: Array) -> Array:
-        """How well each row is served: m_i = max(0, max over S of s_ij), shape (N,)."""
+        """How well each row is served: m_i = max(0, max over S of s_ij), shape (H,)."""
         xp = namespace(self.sample)
-        m = like(np.zeros(self.size), self.sample, dtype=wide(xp))
+        m = like(np.zeros(self.height), self.sample, dtype=wide(xp))
         for start, stop in blocks(self.similarity, int(picks.shape[0])):
             served = xp.astype(self.similarity.columns(picks[start:stop]), m.dtype)
             m = xp.maximum(m, xp.max(served, axis=1))
@@ -215,7 +352,7 @@ class FacilityLocation(_ByRow):
         return self.gains_over(self.coverage(picks), candidates)
 
     def gains_over(self, coverage: Array, candidates: Array) -> Array:
-        """Gains (M,) of candidates when rows are served as well as `coverage` (N,) says."""
+        """Gains (M,) of candidates when rows are served as well as `coverage` (H,) says."""
         xp = namespace(self.sample)
         w, m = self.row_weights()[:, None], coverage[:, None]
         parts = []
@@ -241,13 +378,14 @@ class _Served:
         self._m = xp.zeros_like(self._weights)
         self._g = f.gains_over(self._m, row_positions(f.size, f.sample))
         self._largest = float(xp.max(self._g))
-        self._terms = f.size
+        self._noise = f.noise if f.blocks else 0.0
+        self._terms = f.height
 
     @property
     def slack(self) -> float:
         # Each of the terms ever added to a gain was rounded to the precision of the largest,
         # and so was each entry, should it be a cosine: a token serves itself by 1/2 or more.
-        return 4 * epsilon(self._g) * self._terms * self._largest
+        return SUM * epsilon(self._g) * self._terms * self._largest + self._noise
 
     def gains(self) -> Array:
         return self._g
@@ -266,3 +404,35 @@ class _Served:
             lost = xp.minimum(xp.maximum(s, low), high) - low
             self._g = self._g - xp.sum(xp.take(self._weights, i)[:, None] * lost, axis=0)
         self._m = raised
+
+
+def _checked_block(block: Any, check_finite: bool) -> Array | SoftmaxBlock:
+    if not isinstance(block, SoftmaxBlock):
+        return constant(checked(block, "blocks", "(..., H, N)", check_finite=check_finite))
+    if not block.temperature > 0:
+        raise ValueError(f"temperature: expected a number above 0, got {block.temperature!r}")
+    rows, candidates = (
+        constant(checked(x, "blocks", layout, check_finite=check_finite))
+        for x, layout in ((block.rows, "(..., H, D)"), (block.candidates, "(..., N, D)"))
+    )
+    xp, batch = namespace(rows, candidates), shape_of(candidates)[:-2]
+    if int(rows.shape[-1]) != int(candidates.shape[-1]):
+        raise ValueError(
+            f"blocks: expected rows and candidates of one length, got {spell(shape_of(rows))} "
+            f"and {spell(shape_of(candidates))}"
+        )
+    # Rows without the axes of the batch, such as a text, are the same for all its images.
+    rows = xp.broadcast_to(rows, (*batch, *shape_of(rows)[-2:]))
+    return SoftmaxBlock(rows, candidates, float(block.temperature))
+
+
+def _shape_of_block(block: Any) -> tuple[int, ...]:
+    if isinstance(block, SoftmaxBlock):
+        return (*shape_of(block.rows)[:-1], int(block.candidates.shape[-2]))
+    return shape_of(block)
+
+
+def _entries_of(block: Any) -> Similarity:
+    if isinstance(block, SoftmaxBlock):
+        return SoftmaxSimilarity(*block)
+    return MatrixSimilarity(block)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -12,13 +11,12 @@ from secateur.core.arrays import (
     Array,
     checked,
     constant,
-    each_row,
     like,
     namespace,
     shape_of,
     spell,
 )
-from secateur.core.objectives.base import Tracker, _ByRow
+from secateur.core.objectives.base import ByRow, Tracker
 from secateur.core.similarity import (
     CosineSimilarity,
     MatrixSimilarity,
@@ -26,9 +24,10 @@ from secateur.core.similarity import (
     at,
     row_positions,
 )
+from secateur.core.tolerances import DISTANCE
 
 
-class Dispersion(_ByRow):
+class Dispersion(ByRow):
     r"""How far apart the tokens of a set are: the smallest distance between two of them.
 
     .. math:: f(S) = \min_{i \ne j \in S} d_{ij}
@@ -64,6 +63,9 @@ class Dispersion(_ByRow):
     >>> float(f.value([0, 1])), float(f.gain([0, 1], 2))
     (1.0, 4.0)
     """
+
+    differences = False
+    arrays = (*ByRow.arrays, "distance", "features")
 
     def __init__(self, distance: Array, *, check_finite: bool = True) -> None:
         distance = checked(
@@ -102,23 +104,18 @@ class Dispersion(_ByRow):
     ) -> None:
         self.distance = None if distance is None else constant(distance)
         self.features = None if features is None else constant(features)
-        self.sample = self.features if distance is None else self.distance
         self.size = shape[-2]
         self.batch_shape = shape[:-2]
+        self._settle()
+
+    def _settle(self) -> None:
+        self.sample = self.features if self.distance is None else self.distance
         self._entries: Similarity | None = None
 
-    def rows(self) -> Sequence[Self]:
-        """One objective an image; see `Objective.rows`."""
-        if not self.batch_shape:
-            return (self,)
-        return [self._row(position) for position in each_row(self.batch_shape)]
-
-    def _row(self, position: tuple[int, ...]) -> Self:
-        one = type(self).__new__(type(self))
-        distance = None if self.distance is None else self.distance[(*position, ...)]
-        features = None if self.features is None else self.features[(*position, ...)]
-        one._begin(distance, features, (self.size, self.size))
-        return one
+    @property
+    def form(self) -> str:
+        """``"matrix"`` or ``"features"``, as it was given."""
+        return "matrix" if self.features is None else "features"
 
     def distances_to(self, picks: Array) -> Array:
         """Distances (N, M) of all tokens to `picks` (M,)."""
@@ -161,7 +158,7 @@ class Dispersion(_ByRow):
 
     def margin(self, best: float) -> float:
         """Distances given are exact; those from features are known to a cosine's rounding."""
-        return 0.0 if math.isinf(best) or self.features is None else 16 * self._rounding
+        return 0.0 if math.isinf(best) or self.features is None else DISTANCE * self._rounding
 
     def tracker(self) -> Tracker:
         """Every token's distance to the nearest pick: one row of distances a pick."""

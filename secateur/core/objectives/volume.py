@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from secateur.core.arrays import (
     Array,
     checked,
     constant,
-    each_row,
+    device,
     epsilon,
     like,
     namespace,
@@ -19,20 +18,27 @@ from secateur.core.arrays import (
     to_numpy,
     wide,
 )
-from secateur.core.objectives.base import Tracker, _ByRow
+from secateur.core.objectives.base import ByRow, Tracker, checked_selectable
+from secateur.core.tolerances import SPENT, SUM
 
 
-class LogDeterminant(_ByRow):
+class LogDeterminant(ByRow):
     r"""How much volume a set of tokens spans: the log-determinant of its kernel.
 
     .. math:: f(S) = \log \det K_S, \qquad f(\emptyset) = 0
 
-    Submodular; not monotone in general, so that greedy has no constant factor.
+    Submodular; not monotone in general, so that greedy has no constant factor. Monotone where
+    K - I is positive semi-definite: then greedy reaches 1 - 1/e of the best and comes with a
+    certificate.
 
     Parameters
     ----------
     kernel
         Symmetric positive semi-definite kernels (..., N, N).
+    above_identity
+        Declares K - I positive semi-definite, which makes f monotone; it is checked.
+    selectable
+        False (..., N) at tokens that may not be picked.
     check_finite
         Whether to refuse NaN and infinity.
 
@@ -40,11 +46,16 @@ class LogDeterminant(_ByRow):
     -----
     `gain(S, j)` is the log of what is left of K_jj when the tokens of S have explained what
     they can (the Schur complement). What is left counts as zero, and its log as minus
-    infinity, when it is at most 16 rounding errors of K_jj: then j lies in the span of S.
+    infinity, when it is at most 128 rounding errors of K_jj: then j lies in the span of S.
+
+    Where K - I is positive semi-definite, what is left is at least 1 whatever S is (the Schur
+    complement of I + M is at least that of I), so that every gain is at least 0 and never runs
+    dry, however many tokens are picked beyond the rank of K - I.
 
     References
     ----------
     A. Kulesza and B. Taskar, "Determinantal Point Processes for Machine Learning", 2012.
+    D. Sharma, A. Kapoor and A. Deshpande, "On greedy maximization of entropy", ICML 2015.
 
     Examples
     --------
@@ -55,8 +66,16 @@ class LogDeterminant(_ByRow):
     """
 
     submodular = True
+    arrays = (*ByRow.arrays, "kernel", "factors")
 
-    def __init__(self, kernel: Array, *, check_finite: bool = True) -> None:
+    def __init__(
+        self,
+        kernel: Array,
+        *,
+        above_identity: bool = False,
+        selectable: Any = None,
+        check_finite: bool = True,
+    ) -> None:
         kernel = checked(kernel, "kernel", "(..., N, N)", check_finite=check_finite)
         shape = shape_of(kernel)
         if shape[-1] != shape[-2]:
@@ -68,23 +87,111 @@ class LogDeterminant(_ByRow):
                 "kernel: expected a positive semi-definite matrix, its diagonal goes down to "
                 f"{float(constant(xp.min(diagonal)))}"
             )
-        self.kernel = constant(kernel)
-        self.sample = self.kernel
+        self._begin(constant(kernel), None, 0.0, shape)
+        if above_identity:
+            self._check_above_identity()
+            self.monotone = True
+        self.selectable = checked_selectable(selectable, self)
+
+    @classmethod
+    def from_factors(
+        cls,
+        factors: Array,
+        gamma: float = 1.0,
+        *,
+        selectable: Any = None,
+        check_finite: bool = True,
+    ) -> Self:
+        r"""The log-determinant of I + gamma Y Y^T, whose N x N kernel is never built.
+
+        K - I = gamma Y Y^T is positive semi-definite by construction, so f is monotone. A pick
+        takes O(N D) time for its row of the kernel and O(N t) to explain it by the t picks
+        before; memory is O(N (D + k)).
+
+        Parameters
+        ----------
+        factors
+            Y (..., N, D), a row a token.
+        gamma
+            How much the factors count beside the identity, at least 0.
+        selectable
+            False (..., N) at tokens that may not be picked.
+        check_finite
+            Whether to refuse NaN and infinity.
+
+        Examples
+        --------
+        >>> import numpy as np, secateur as sc
+        >>> f = sc.LogDeterminant.from_factors(np.array([[1.0], [2.0], [0.0]]))
+        >>> picks = sc.maximize(f, 3)
+        >>> picks.indices, picks.gains.round(4)
+        (array([1, 0, 2]), array([1.6094, 0.1823, 0.    ]))
+        """
+        factors = checked(factors, "factors", "(..., N, D)", check_finite=check_finite)
+        if not (gamma >= 0.0 and math.isfinite(gamma)):
+            raise ValueError(f"gamma: expected a finite number of at least 0, got {gamma!r}")
+        self = cls.__new__(cls)
+        shape = shape_of(factors)
+        self._begin(None, constant(factors), float(gamma), (*shape[:-1], shape[-2]))
+        self.monotone = True
+        self.selectable = checked_selectable(selectable, self)
+        return self
+
+    def _begin(
+        self, kernel: Array | None, factors: Array | None, gamma: float, shape: tuple[int, ...]
+    ) -> None:
+        self.kernel: Any = kernel
+        """The kernels (..., N, N) given; None from factors."""
+        self.factors = factors
+        """The factors Y (..., N, D) given; None from a kernel."""
+        self.gamma = gamma
+        """What Y Y^T is multiplied by beside the identity."""
         self.size = shape[-1]
         self.batch_shape = shape[:-2]
+        self._settle()
 
-    def rows(self) -> Sequence[Self]:
-        """One objective an image; see `Objective.rows`."""
-        if not self.batch_shape:
-            return (self,)
-        return [
-            type(self)(self.kernel[(*position, ...)], check_finite=False)
-            for position in each_row(self.batch_shape)
-        ]
+    def _settle(self) -> None:
+        self.sample = self.kernel if self.factors is None else self.factors
+
+    def _check_above_identity(self) -> None:
+        xp = namespace(self.kernel)
+        kernel = xp.astype(self.kernel, wide(xp))
+        one = xp.eye(self.size, dtype=kernel.dtype, device=device(kernel))
+        lowest = float(xp.min(xp.linalg.eigvalsh(kernel - one)))
+        largest = float(xp.max(xp.abs(kernel)))
+        if lowest < -SUM * self.size * epsilon(self.kernel) * largest:
+            raise ValueError(
+                "kernel: expected K - I positive semi-definite, as above_identity declares; its "
+                f"smallest eigenvalue is {lowest:g}"
+            )
+
+    @property
+    def form(self) -> str:
+        """``"kernel"``, ``"factors"``, or ``"certified"``: a monotone or a masked kernel."""
+        if self.factors is not None:
+            return "factors"
+        return "kernel" if self.selectable is None and not self.monotone else "certified"
+
+    def diagonal(self) -> Array:
+        """K_jj (N,) of one image in the dtype of sums."""
+        xp = namespace(self.sample)
+        if self.factors is None:
+            return xp.astype(xp.linalg.diagonal(self.kernel), wide(xp))
+        y = xp.astype(self.factors, wide(xp))
+        return 1.0 + self.gamma * xp.sum(y * y, axis=-1)
+
+    def kernel_row(self, pick: int) -> Array:
+        """K_pj (N,) of one image in the dtype of sums."""
+        xp = namespace(self.sample)
+        if self.factors is None:
+            return xp.astype(self.kernel[pick, :], wide(xp))
+        y = xp.astype(self.factors, wide(xp))
+        places = xp.arange(self.size, device=device(y))
+        return self.gamma * (y @ y[pick, :]) + xp.astype(places == pick, y.dtype)
 
     def _value(self, picks: Array) -> Array:
-        xp = namespace(self.kernel)
-        total = like(0.0, self.kernel, dtype=wide(xp))
+        xp = namespace(self.sample)
+        total = like(0.0, self.sample, dtype=wide(xp))
         tracker = _Explained(self)
         for pick in to_numpy(picks).tolist():
             total = total + tracker.gains()[pick]
@@ -95,11 +202,11 @@ class LogDeterminant(_ByRow):
         tracker = _Explained(self)
         for pick in to_numpy(picks).tolist():
             tracker.add(pick)
-        return namespace(self.kernel).take(tracker.gains(), candidates)
+        return namespace(self.sample).take(tracker.gains(), candidates)
 
     def margin(self, best: float) -> float:
         """Gains are logs: a share of what is left is a difference here."""
-        return 0.0 if math.isinf(best) else 4.0 * self.size * self._rounding
+        return 0.0 if math.isinf(best) else SUM * self.size * self._rounding
 
     def tracker(self) -> Tracker:
         """What is left of every token's variance, by incremental Cholesky: O(N |S|) a pick."""
@@ -112,25 +219,27 @@ class _Explained:
     slack = 0.0
 
     def __init__(self, f: LogDeterminant) -> None:
-        xp = namespace(f.kernel)
-        self._kernel = f.kernel
-        self._diagonal = xp.astype(xp.linalg.diagonal(f.kernel), wide(xp))
+        self._f = f
+        self._diagonal = f.diagonal()
         self._left = self._diagonal
-        self._noise = 128 * epsilon(f.kernel) * self._diagonal
+        self._noise = SPENT * epsilon(f.sample) * self._diagonal
         self._factor: list[Array] = []
 
     def gains(self) -> Array:
         xp = namespace(self._left)
+        if self._f.monotone:
+            return xp.log(xp.clip(self._left, 1.0, None))
         alive = self._left > self._noise
         logs = xp.log(xp.where(alive, self._left, xp.ones_like(self._left)))
         return xp.where(alive, logs, xp.full_like(logs, -xp.inf))
 
     def add(self, pick: int) -> None:
-        xp = namespace(self._left)
         left = float(self._left[pick])
-        if left <= float(self._noise[pick]):
+        if self._f.monotone:
+            left = max(left, 1.0)
+        elif left <= float(self._noise[pick]):
             return
-        row = xp.astype(self._kernel[pick, :], self._left.dtype)
+        row = self._f.kernel_row(pick)
         for earlier in self._factor:
             row = row - earlier * earlier[pick]
         row = row / left**0.5

@@ -13,6 +13,9 @@ HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 OBSERVED = frozenset({"features", "grid", "attention", "attention_shallow", "keys"})
 """Inputs that every family here can fill."""
 
+TOWERED = OBSERVED | {"states", "class_state"}
+"""Those that a family with a CLIP or SigLIP tower can fill."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -24,6 +27,9 @@ class Family:
         What people call it.
     offers
         The fields of `Tokens` that an encoder of the family can fill, text left aside.
+    projects
+        Whether the projector takes each token by itself and what it returns is what the language
+        model reads, so that a method may hand it states of its own making.
     modalities
         What its prompts may hold.
     positions
@@ -34,6 +40,7 @@ class Family:
 
     name: str
     offers: frozenset[str] = OBSERVED
+    projects: bool = False
     modalities: tuple[Modality, ...] = ("image",)
     positions: Positions = "original"
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] = CLIP

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from secateur.integrations.families.base import OBSERVED, Family
+from secateur.integrations.families.base import TOWERED, Family
 
-LLAVA = Family("LLaVA-1.5", offers=OBSERVED | {"pixels"})
+LLAVA = Family("LLaVA-1.5", TOWERED | {"pixels"}, projects=True)
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 """The kinds of vision towers that LLaVA's families have."""

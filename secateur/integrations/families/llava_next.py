@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateur.integrations.encoded import Indices, Part, Seen, Tensor, Visual, whole
-from secateur.integrations.families.base import Family
+from secateur.integrations.families.base import TOWERED, Family
 
 if TYPE_CHECKING:
     pass
 
 
-LLAVA_NEXT = Family("LLaVA-NeXT")
+LLAVA_NEXT = Family("LLaVA-NeXT", TOWERED, projects=True)
 
 
 def crop_layout(config: Any, size: Any, side: int) -> tuple[int, int, int, int]:
@@ -87,4 +87,5 @@ def _observed(part: Part, seen: Seen, picture: int, tokens: Indices) -> Part:
     """The part, with what was observed at some tokens of a picture."""
     for name, x in seen.of(picture).items():
         setattr(part, name, x[tokens])
+    part.class_state = None if seen.class_state is None else seen.class_state[picture]
     return part

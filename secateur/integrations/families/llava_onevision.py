@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateur.integrations.encoded import Indices, Part, Seen, Tensor, Visual, whole
-from secateur.integrations.families.base import HALVES, Family
+from secateur.integrations.families.base import HALVES, TOWERED, Family
 
 if TYPE_CHECKING:
     pass
 
 
-LLAVA_ONEVISION = Family("LLaVA-OneVision", modalities=("image", "video"), normalisation=HALVES)
+LLAVA_ONEVISION = Family(
+    "LLaVA-OneVision", TOWERED, modalities=("image", "video"), normalisation=HALVES
+)
 
 
 def video_visual(

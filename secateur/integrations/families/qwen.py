@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     pass
 
 
-QWEN2_5_VL = Family("Qwen2.5-VL", OBSERVED | {"pixels"}, ("image", "video"))
-QWEN3_VL = Family("Qwen3-VL", OBSERVED | {"pixels"}, ("image", "video"), normalisation=HALVES)
+QWEN2_5_VL = Family("Qwen2.5-VL", OBSERVED | {"pixels"}, modalities=("image", "video"))
+QWEN3_VL = Family(
+    "Qwen3-VL", OBSERVED | {"pixels"}, modalities=("image", "video"), normalisation=HALVES
+)
 
 
 def frame_parts(

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,19 +15,23 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from secateur.core.methods.base import InsideMethod, Method
+from secateur.core.acts import Cuts
+from secateur.core.methods.base import Method
 from secateur.integrations.choosing import wanted
 from secateur.integrations.encoded import Positions, Tensor
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.report import Report
 from secateur.integrations.text import Flags, Guidance, TextEncoder
 from secateur.integrations.transformers.internals import (
+    cache_in,
+    cache_name,
     cached_length,
-    check_cache,
+    check_release,
     has_sliding_layers,
     is_compiled,
+    naming_the_cache,
 )
-from secateur.integrations.transformers.layers import Cutter
+from secateur.integrations.transformers.layers import Cutter, Stretch, continuing
 from secateur.integrations.transformers.models import Adapter, UnsupportedModelError, family_of
 from secateur.integrations.transformers.shorten import Prompt, compact, has_visuals
 
@@ -54,21 +58,27 @@ class Trace:
         T.
     following
         Position (P, B) that the next token of each prompt gets.
+    stretches
+        Layers whose caches hold fewer tokens of the prompts than those before.
     """
 
     before: tuple[int, int]
     mask: Tensor
     length: int
     following: Tensor
+    stretches: tuple[Stretch, ...] = ()
 
     @classmethod
-    def of(cls, prompt: Prompt, mask: Flags, times: int) -> Trace:
+    def of(
+        cls, prompt: Prompt, mask: Flags, times: int, stretches: Sequence[Stretch] = ()
+    ) -> Trace:
         """What the cache of a prompt holds, each row `times` times, where `mask` is left."""
         device = prompt.embeds.device
         left = None if mask.all() else torch.from_numpy(mask).to(device).long()
         last = prompt.positions.amax(dim=-1) + 1
         following = last.repeat_interleave(times, dim=-1)
-        return cls((prompt.before, prompt.length), left, mask.shape[1], following)
+        lengths = (prompt.before, prompt.length)
+        return cls(lengths, left, mask.shape[1], following, tuple(stretches))
 
     def fitted(self, held: int, new: int, mask: Any) -> Any:
         """A mask over the `held` tokens of the cache and `new` ones, from one over the prompt."""
@@ -165,10 +175,10 @@ class Attachment:
         own[MARK] = self
 
     def _compact(self, inputs: Mapping[str, Any], *, generating: bool) -> Prompt:
-        cache = inputs.get("past_key_values")
+        cache = cache_in(inputs)
         if cache is not None and cached_length(cache) > 0:
             raise ValueError(
-                f"past_key_values: holds {cached_length(cache)} tokens already; a prompt with "
+                f"{cache_name()}: holds {cached_length(cache)} tokens already; a prompt with "
                 "images starts from an empty cache when it is pruned"
             )
         prompt = compact(
@@ -207,21 +217,23 @@ class Attachment:
         with ExitStack() as stack:
             if prompt.planes:
                 stack.enter_context(_adding(decoder, prompt, rows))
-            if isinstance(self.method, InsideMethod):
-                cutter = Cutter(self.method, decoder, prompt, rows, len(prompt.planes) or 1)
-                if cutter.cuts:
-                    check_cache(call.get("past_key_values"))
+            if isinstance(self.method, Cuts):
+                told = self.family.family.name
+                cutter = Cutter(self.method, decoder, prompt, rows, len(prompt.planes) or 1, told)
+                cutter.check(cache_in(call))
                 stack.enter_context(cutter.running())
             outputs = stock(**call)
         times = rows // len(prompt.mask)
         mask = np.repeat(prompt.mask, times, axis=0)
+        stretches: Sequence[Stretch] = ()
         if cutter is not None:
-            mask = cutter.mask
+            stretches = cutter.stretches
+            mask = mask if stretches else cutter.mask
             self._tell(prompt, cutter)
-        cache = call.get("past_key_values")
-        cache = outputs.get("past_key_values") if cache is None else cache
+        cache = cache_in(call)
+        cache = cache_in(outputs) if cache is None else cache
         if cache is not None:
-            self._traces[cache] = Trace.of(prompt, mask, times)
+            self._traces[cache] = Trace.of(prompt, mask, times, stretches)
         return outputs
 
     def _tell(self, prompt: Prompt, cutter: Cutter) -> None:
@@ -236,12 +248,15 @@ class Attachment:
     def _forward(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return stock(*args, **kwargs)  # a decoding step of generate(), which needs nothing
+        kwargs = naming_the_cache(kwargs)
         if getattr(self._pending, "generating", False):
             prompt, self._pending.prompt = self._pending.prompt, None
-            return stock(*args, **kwargs) if prompt is None else self._run(stock, prompt, kwargs)
+            if prompt is None:
+                return self._step(stock, args, kwargs)
+            return self._run(stock, prompt, kwargs)
         given = _bound(stock, args, kwargs)
         if has_visuals(self.family, given):
-            if given.get("labels") is not None and isinstance(self.method, InsideMethod):
+            if given.get("labels") is not None and isinstance(self.method, Cuts):
                 raise ValueError(
                     f"labels: {type(self.method).__name__} drops tokens between layers, so logits "
                     "do not line up with labels; compute the loss from the logits"
@@ -255,10 +270,19 @@ class Attachment:
                 return_dict is None and not self.model.config.return_dict
             )
             return outputs.to_tuple() if tuples else outputs
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if cache is not None and cache in self._traces and len(args) == 0:
             kwargs = self._continued(self._traces[cache], cache, kwargs)
-        return stock(*args, **kwargs)
+        return self._step(stock, args, kwargs)
+
+    def _step(self, stock: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """A forward without images, on a cache whose layers may differ in length."""
+        cache = cache_in(kwargs)
+        trace = None if cache is None else self._traces.get(cache)
+        if trace is None or not trace.stretches:
+            return stock(*args, **kwargs)
+        with continuing(self.family.language_model(self.model), trace.stretches, cache):
+            return stock(*args, **kwargs)
 
     def _continued(self, trace: Trace, cache: Any, given: dict[str, Any]) -> dict[str, Any]:
         """A step after a pruned prompt, with a mask and positions that know what was dropped."""
@@ -277,7 +301,8 @@ class Attachment:
     def _prepare_inputs_for_generation(
         self, stock: Callable[..., Any], input_ids: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        cache = kwargs.get("past_key_values")
+        kwargs = naming_the_cache(kwargs)
+        cache = cache_in(kwargs)
         trace = None if cache is None else self._traces.get(cache)
         if trace is not None and trace.length != trace.before[1]:
             new = kwargs.get("next_sequence_length") or 1
@@ -287,14 +312,14 @@ class Attachment:
 
     def _generate(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         names = list(inspect.signature(stock).parameters)
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        kwargs = naming_the_cache({**dict(zip(names, args, strict=False)), **kwargs})
         if kwargs.get("inputs") is not None and "input_ids" not in kwargs:
             kwargs["input_ids"] = kwargs.pop("inputs")
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if not has_visuals(self.family, kwargs):
             if cache is not None and cache in self._traces:
                 raise ValueError(
-                    "past_key_values: holds a pruned prompt, which generate() cannot line up with "
+                    f"{cache_name()}: holds a pruned prompt, which generate() cannot line up with "
                     "input_ids; start from an empty cache, or decode step by step with forward()"
                 )
             return stock(**kwargs)
@@ -348,7 +373,8 @@ def attach(
         language model's input embeddings.
     positions
         ``"original"``: kept tokens keep their positions, and decoding goes on after the unpruned
-        prompt. ``"compact"``: positions 0, 1, ... None: the family's default.
+        prompt. ``"compact"``: positions 0, 1, ... None: what a published method's program does,
+        else the family's default.
     instruction
         The instruction, or one for each prompt of a batch, instead of what the prompt says.
 
@@ -420,7 +446,7 @@ def prune_inputs(
     ValueError
         For methods that prune inside the language model: only `attach` can do that.
     """
-    if isinstance(method, InsideMethod):
+    if isinstance(method, Cuts):
         raise ValueError(
             f"{type(method).__name__} prunes inside the language model; use attach() for it"
         )
@@ -460,16 +486,17 @@ def _prepared(
     if not isinstance(method, Method):
         raise ValueError(f"method: expected a method such as EADP(keep=64), got {method!r}")
     family = family_of(model)
+    check_release()
     if is_compiled(model):
         raise UnsupportedModelError(model, "it was compiled; attach first, then compile")
     if positions not in (None, "original", "compact"):
         raise ValueError(f"positions: expected original, compact or None, got {positions!r}")
-    encoder = TextEncoder.of(text_encoder)
+    encoder = TextEncoder.of(text_encoder, method.reads)
     if encoder is not None:
         encoder.check(family.tower(model), family.family.name)
     wanted(method, family.family, encoder)
     decoder = family.language_model(model)
-    if isinstance(method, InsideMethod) and has_sliding_layers(decoder.config):
+    if isinstance(method, Cuts) and has_sliding_layers(decoder.config):
         raise UnsupportedModelError(
             model, f"{type(method).__name__} cannot drop tokens from sliding-window layers"
         )
@@ -478,7 +505,7 @@ def _prepared(
         family,
         guidance,
         Pixels.of(family.family, processor),
-        positions or family.family.positions,
+        positions or method.positions or family.family.positions,
     )
 
 
@@ -542,11 +569,11 @@ def _lengths(model: Any, prompt: Prompt, call: dict[str, Any]) -> dict[str, Any]
             "max_new_tokens"
         )
     kinds = (call.get("cache_implementation"), getattr(config, "cache_implementation", None))
-    if "static" in kinds and call.get("past_key_values") is None:
+    if "static" in kinds and cache_in(call) is None:
         from transformers import StaticCache
 
         _say(call, config, "cache_implementation", None)
-        call["past_key_values"] = StaticCache(
+        call[cache_name()] = StaticCache(
             config=model.config.get_text_config(decoder=True),
             max_cache_len=prompt.length + (said["max_new_tokens"] or 20),
         )

@@ -1,65 +1,159 @@
 """The names of transformers we rely on that it does not document, each in one function here.
 
-Checked against transformers 5.17 to 5.23. `missing` names what a later version no longer has; a
-test fails with its words.
+Each function says in which releases its names were seen. `missing` names what a later version no
+longer has; a test fails with its words.
 """
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Mapping
+from functools import cache as once
 from typing import Any
 
 import torch
 
 from secateur.integrations.encoded import Tensor
 
-CHECKED = ("5.17", "5.23")
+CHECKED = ("5.17", "5.24")
 """The oldest and the newest release these names were checked against."""
+
+CACHES = ("cache", "past_key_values")
+"""What a call may name its cache: from 5.24 on the first, before it the second."""
 
 
 def missing() -> list[str]:
     """What the installed transformers lacks of what this file and the families use."""
-    import inspect
-
     from transformers import cache_utils, generation, masking_utils, vision_utils
+    from transformers.models.llama import modeling_llama as llama
+    from transformers.models.llava_onevision import modeling_llava_onevision as onevision
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen25
+    from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
 
+    static = cache_utils.StaticLayer(max_cache_len=1)
+    grids = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
     wanted = {
-        "cache_utils.DynamicLayer.update": hasattr(cache_utils.DynamicLayer, "update"),
-        "cache_utils.StaticLayer.cumulative_length": hasattr(
-            cache_utils.StaticLayer(max_cache_len=1), "cumulative_length"
+        "Cache(layers=)": _takes(cache_utils.Cache, "layers"),
+        "DynamicLayer.update": hasattr(cache_utils.DynamicLayer, "update"),
+        "StaticLayer.cumulative_length": hasattr(static, "cumulative_length"),
+        "create_causal_mask(layer_idx=)": _takes(masking_utils.create_causal_mask, "layer_idx"),
+        "create_causal_mask(cache= or past_key_values=)": any(
+            _takes(masking_utils.create_causal_mask, name) for name in CACHES
         ),
-        "cache_utils.Cache.layers": "layers" in inspect.signature(cache_utils.Cache).parameters,
-        "masking_utils.create_causal_mask(layer_idx=)": "layer_idx"
-        in inspect.signature(masking_utils.create_causal_mask).parameters,
-        "vision_utils.get_vision_window_index": hasattr(vision_utils, "get_vision_window_index"),
-        "GenerationMixin.prepare_inputs_for_generation": hasattr(
-            generation.GenerationMixin, "prepare_inputs_for_generation"
+        "get_vision_window_index": hasattr(vision_utils, "get_vision_window_index"),
+        "GenerationMixin.prepare_inputs_for_generation(next_sequence_length=)": _takes(
+            generation.GenerationMixin.prepare_inputs_for_generation, "next_sequence_length"
+        ),
+        "LlamaDecoderLayer.forward(position_embeddings=)": _takes(
+            llama.LlamaDecoderLayer.forward, "position_embeddings"
+        ),
+        "LlavaOnevisionModel.pack_image_features": hasattr(
+            onevision.LlavaOnevisionModel, "pack_image_features"
+        ),
+        "LlavaOnevisionModel.apply_pooling": hasattr(
+            onevision.LlavaOnevisionModel, "apply_pooling"
+        ),
+        "Qwen2_5_VLModel.get_rope_index": _takes(
+            qwen25.Qwen2_5_VLModel.get_rope_index, *grids, "second_per_grid_ts"
+        ),
+        "Qwen3VLModel.get_rope_index": _takes(qwen3.Qwen3VLModel.get_rope_index, *grids),
+        "Qwen3VLTextModel.forward(visual_pos_masks=, deepstack_visual_embeds=)": _takes(
+            qwen3.Qwen3VLTextModel.forward, "visual_pos_masks", "deepstack_visual_embeds"
         ),
     }
     return [name for name, there in wanted.items() if not there]
 
 
-def check_cache(cache: Any) -> None:
-    """Refuse a cache whose layers we cannot shorten."""
+def _takes(function: Any, *names: str) -> bool:
+    return all(name in inspect.signature(function).parameters for name in names)
+
+
+@once
+def check_release() -> None:
+    """Say once that the installed transformers is newer than what was checked."""
+    import transformers
+
+    installed = tuple(int(x) for x in transformers.__version__.split(".")[:2])
+    if installed > tuple(int(x) for x in CHECKED[1].split(".")):
+        warnings.warn(
+            f"transformers {transformers.__version__} is newer than {CHECKED[1]}, the newest that "
+            "secateur was checked with; if a pruned model fails, tell us or install that one",
+            stacklevel=2,
+        )
+
+
+@once
+def cache_name() -> str:
+    """What calls and outputs of this release name the cache, one of `CACHES`."""
+    from transformers.masking_utils import create_causal_mask
+
+    return CACHES[0] if _takes(create_causal_mask, CACHES[0]) else CACHES[1]
+
+
+def cache_in(call: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a call or in its output, None where there is none."""
+    return call.get(cache_name())
+
+
+def naming_the_cache(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with the cache under the name of this release, by whichever it was given.
+
+    Raises
+    ------
+    ValueError
+        When both names hold a cache, and not the same one.
+    """
+    given = [call[name] for name in CACHES if call.get(name) is not None]
+    if len(given) == 2 and given[0] is not given[1]:
+        raise ValueError("cache: another one was given as past_key_values; pass one of the two")
+    named = {name: x for name, x in call.items() if name not in CACHES}
+    if given or any(name in call for name in CACHES):
+        named[cache_name()] = given[0] if given else None
+    return named
+
+
+def rope_index(model: Any, inputs: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
+    """Time, row and column (3, B, T) of a Qwen prompt; None where types of its tokens are missing.
+
+    `get_rope_index` of the model is asked (5.17 to 5.24), which writes nothing: how videos are
+    spaced has changed between releases, and no public argument makes a model tell its positions.
+    """
+    kinds = inputs.get("mm_token_type_ids")
+    if kinds is None:
+        return None
+    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    given = {name: inputs.get(name) for name in names}
+    positions, _ = model.model.get_rope_index(
+        inputs["input_ids"], mm_token_type_ids=kinds, attention_mask=mask, **given
+    )
+    return positions
+
+
+def check_cache(cache: Any, *, static: bool = True) -> None:
+    """Refuse a cache whose layers we cannot shorten, or, without `static`, leave unequal.
+
+    `layers` and `offloading` of a cache: 5.17 to 5.24.
+    """
     from transformers.cache_utils import DynamicLayer, StaticLayer
 
     if cache is None:
         return
-    odd = {type(layer).__name__ for layer in cache.layers} - {
-        DynamicLayer.__name__,
-        StaticLayer.__name__,
-    }
+    known = {DynamicLayer.__name__, StaticLayer.__name__} if static else {DynamicLayer.__name__}
+    odd = {type(layer).__name__ for layer in cache.layers} - known
     if odd or getattr(cache, "offloading", False):
         what = ", ".join(sorted(odd)) or "offloaded layers"
         raise ValueError(
-            f"past_key_values: pruning inside the language model shortens dynamic and static "
-            f"caches, not {what}"
+            f"{cache_name()}: pruning inside the language model works on dynamic "
+            f"{'and static caches' if static else 'caches here'}, not {what}"
         )
 
 
 def shorten_cache(cache: Any, layers: int, index: Tensor) -> None:
     """Keep the entries `index` (B, T), -1 at padding, in the first layers of a cache.
 
-    Dynamic layers get new tensors, static ones keep their storage and forget their tail.
+    Dynamic layers get new tensors, static ones keep their storage and forget their tail (`keys`,
+    `values`, `cumulative_length`: 5.17 to 5.24).
     """
     from transformers.cache_utils import StaticLayer
 
@@ -78,21 +172,35 @@ def shorten_cache(cache: Any, layers: int, index: Tensor) -> None:
             layer.cumulative_length.fill_(length)
 
 
-def cached_length(cache: Any) -> int:
-    """How many tokens a cache holds."""
-    return int(cache.get_seq_length())
+def cached_length(cache: Any, layer: int = 0) -> int:
+    """How many tokens a layer of a cache holds."""
+    return int(cache.get_seq_length(layer))
+
+
+def rotary(decoder: Any, hidden: Tensor, positions: Tensor) -> Any:
+    """Cosine and sine (B, T, d) at positions (B, T), alike in every plane a model has.
+
+    `rotary_emb` and `rope_parameters`: 5.17 to 5.24.
+    """
+    sections = getattr(decoder.config, "rope_parameters", None) or {}
+    if "mrope_section" in sections:
+        positions = positions[None].expand(3, -1, -1)
+    return decoder.rotary_emb(hidden, positions)
 
 
 def causal_mask(config: Any, hidden: Tensor, mask: Tensor, cache: Any, layer: int) -> Any:
-    """The mask that layers from `layer` on expect for the prompt `hidden` (B, T, C)."""
+    """The mask that layers from `layer` on expect for the prompt `hidden` (B, T, C).
+
+    `masking_utils` is not documented; `layer_idx` is there from 5.17 to 5.24.
+    """
     from transformers.masking_utils import create_causal_mask
 
     return create_causal_mask(
         config=config,
         inputs_embeds=hidden,
         attention_mask=mask,
-        past_key_values=cache,
         layer_idx=layer,
+        **{cache_name(): cache},
     )
 
 
@@ -108,7 +216,7 @@ def has_sliding_layers(config: Any) -> bool:
 
 
 def window_index(grids: Tensor, tower: Any) -> Tensor:
-    """The order in which Qwen2.5-VL's tower runs its merged tokens."""
+    """The order in which Qwen2.5-VL's tower runs its merged tokens (5.17 to 5.24)."""
     from transformers.vision_utils import get_vision_window_index
 
     order, _ = get_vision_window_index(

@@ -1,28 +1,58 @@
 """Dropping visual tokens between the layers of the language model, while it reads the prompt.
 
-At a cut the layer that has just run is asked which visual tokens stay, from its own queries and
-keys. The others leave the hidden states, and the caches of all layers already run, so that every
-layer caches the same length. Hooks do this for the time of one forward; they change what the
-layers are called with, never how they run, so any attention implementation stays.
+At a cut a layer is asked which visual tokens stay, from its own queries and keys. The others
+leave the hidden states, and, unless the method leaves them there, the caches of all layers that
+ran already. Hooks do this for the time of one forward; they change what the layers are called
+with, never how they run, so any attention implementation stays.
+
+Where caches keep what later layers dropped, layers differ in what they attend to: `continuing`
+hands each its own mask and positions at every following step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 
-from secateur.core.acts import Cut, Cuts, Layout, Sight
+from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
 from secateur.core.arrays import to_numpy
 from secateur.integrations.encoded import Indices, Tensor
 from secateur.integrations.observing import Watch, heads, rotate, watching
 from secateur.integrations.text import Flags
-from secateur.integrations.transformers.internals import causal_mask, check_cache, shorten_cache
+from secateur.integrations.transformers.internals import (
+    cache_in,
+    cached_length,
+    causal_mask,
+    check_cache,
+    rotary,
+    shorten_cache,
+)
 from secateur.integrations.transformers.shorten import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Layers, from one on, whose caches hold fewer tokens of the prompt than those before.
+
+    Attributes
+    ----------
+    first
+        The layer it begins with.
+    mask
+        True (B, T) at the entries that are real tokens.
+    following
+        Position (B,) of the next token in these layers; None where it is the model's own.
+    """
+
+    first: int
+    mask: Flags
+    following: Indices | None
 
 
 class Cutter:
@@ -30,23 +60,36 @@ class Cutter:
 
     Attributes
     ----------
-    index
-        (B, T) places of the compacted prompt that are left, -1 at padding.
     mask
-        True (B, T) at real tokens.
+        True (B, T) at the real tokens that are left.
+    columns
+        (B, T) columns of the unpruned prompt, -1 at padding and at tokens that a cut made.
+    found
+        For each prompt (after, columns of the visual tokens that stayed), one a cut.
+    stretches
+        Layers whose caches differ from those of the first, in order.
     """
 
-    def __init__(self, method: Cuts, model: Any, prompt: Prompt, rows: int, earliest: int) -> None:
+    def __init__(
+        self,
+        method: Cuts,
+        model: Any,
+        prompt: Prompt,
+        rows: int,
+        earliest: int,
+        family: str = "",
+    ) -> None:
         self.method, self.prompt = method, prompt
         self.model = model
         self.times = rows // len(prompt.mask)
         depth = len(model.layers)
+        self.layouts = [
+            Layout(depth, tuple(images), earliest, tuple(chosen), family)
+            for images, chosen in zip(prompt.images, prompt.chosen, strict=True)
+        ]
         self.cuts: dict[int, dict[int, Cut]] = {}
-        for row, images in enumerate(prompt.images):
-            if sum(images) == 0:
-                continue
-            layout = Layout(depth, tuple(images), earliest, tuple(prompt.chosen[row]))
-            for cut in method.plan(layout):
+        for row, layout in enumerate(self.layouts):
+            for cut in method.plan(layout) if layout.size else ():
                 if not 1 <= cut.after < depth:
                     raise ValueError(
                         f"{type(method).__name__}: a cut after {cut.after} layers does not fit a "
@@ -56,13 +99,21 @@ class Cutter:
                     self.cuts.setdefault(cut.after, {})[beam] = cut
         repeat = np.repeat(np.arange(len(prompt.mask)), self.times)
         self.mask: Flags = prompt.mask[repeat]
-        self.index: Indices = np.broadcast_to(np.arange(prompt.length), self.mask.shape).copy()
         self.choosable: Flags = prompt.choosable[repeat]
         self.text: Flags = prompt.text[repeat]
+        self.image: Indices = prompt.image[repeat]
+        self.place: Indices = prompt.place[repeat]
         self.columns = prompt.columns[repeat]
         self.found: list[list[tuple[int, Indices]]] = [[] for _ in prompt.mask]
+        self.prepared: list[Any] = [None] * rows
+        self.stretches: list[Stretch] = []
         self.milliseconds = 0.0
         self.shorter: dict[str, Any] = {}
+
+    def check(self, cache: Any) -> None:
+        """Refuse a cache that the method's way of pruning does not fit."""
+        if self.cuts:
+            check_cache(cache, static=self.method.shortens_caches)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -70,36 +121,61 @@ class Cutter:
         if not self.cuts:
             yield
             return
+        if "embeddings" in self.method.looks:
+            self._prepare()
         first = min(self.cuts)
         with watching() as watch:
             for after in sorted(self.cuts):
-                self._prepare(watch, after)
+                self._watch(watch, after)
             for number in range(first, len(self.model.layers)):
                 self._follow(watch, number)
             yield
 
-    def _prepare(self, watch: Watch, after: int) -> None:
-        scorer = self.model.layers[after - 1].self_attn
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """Let the method see the embeddings of every prompt."""
+        for row in self.cuts[min(self.cuts)]:
+            if self._visual(row).size:
+                embeddings = self.prompt.embeds[row // self.times].detach()
+                sight = self._sight(row, embeddings=embeddings)
+                self.prepared[row] = self.method.prepare(sight)
+
+    def _watch(self, watch: Watch, after: int) -> None:
+        """Note what layer `after` - 1 is called with and projects, and cut before the next."""
+        layer = self.model.layers[after - 1]
+        scorer, looks = layer.self_attn, self.method.looks
         queries = watch.output(getattr(scorer, "q_norm", scorer.q_proj))
         keys = watch.output(getattr(scorer, "k_norm", scorer.k_proj))
-        called, entered = watch.arguments(scorer), watch.arguments(self.model.layers[after - 1])
+        values = watch.output(scorer.v_proj) if "values" in looks else []
+        called, entered = watch.arguments(scorer), watch.arguments(layer)
         size = int(scorer.head_dim)
 
+        @torch.no_grad()
         def cut(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             start = perf_counter()
             kwargs = {**kwargs, **self.shorter}
-            projected = []
-            cos, sin = (x[:, None] for x in called[0][1]["position_embeddings"])
-            for seen in (queries[0], keys[0]):
-                x = seen.detach()
-                x = x.transpose(1, 2) if x.ndim == 4 else heads(x, size)
-                projected.append(rotate(x, cos, sin))
-            hidden = entered[0][0][0].detach() if "entered" in self.method.looks else None
-            place = self._choose(after, *projected, hidden)
-            for seen in (queries, keys, called, entered):
-                seen.clear()
-            if place is not None:
-                args = (self._shorten(after, place, args[0], kwargs), *args[1:])
+            angles = called[0][1]["position_embeddings"]
+            seen: dict[str, Any] = {
+                "hidden": args[0].detach(),
+                "entered": entered[0][0][0].detach(),
+                "rotary": angles,
+            }
+            if self.method.looks_ahead:
+                following = self.model.layers[after]
+                states = following.input_layernorm(args[0].detach())
+                attention = following.self_attn
+                seen["queries"] = _projected(attention, "q", states, angles)
+                seen["keys"] = _projected(attention, "k", states, angles)
+            else:
+                seen["queries"] = _turned(queries[0].detach(), size, angles)
+                seen["keys"] = _turned(keys[0].detach(), size, angles)
+            if values:
+                seen["values"] = heads(values[0].detach(), size)
+            stays = self._decide(after, scorer, seen)
+            for noted in (queries, keys, values, called, entered):
+                noted.clear()
+            if stays:
+                args = (self._shorten(after, stays, args[0], kwargs), *args[1:])
             self.milliseconds += 1000.0 * (perf_counter() - start)
             return args, kwargs
 
@@ -115,59 +191,179 @@ class Cutter:
             self.model.layers[number].register_forward_pre_hook(hand_over, with_kwargs=True)
         )
 
-    @torch.no_grad()
-    def _choose(self, after: int, queries: Tensor, keys: Tensor, hidden: Tensor) -> Indices | None:
-        """Places (B, T') of the current prompt that stay, None when all do."""
-        stays = self.mask.copy()
+    def _visual(self, row: int) -> Indices:
+        return np.flatnonzero(self.choosable[row] & self.mask[row])
+
+    def _sight(self, row: int, **seen: Any) -> Sight:
+        visual = self._visual(row)
+        sample = next(x for x in seen.values() if isinstance(x, torch.Tensor))
+
+        def beside(x: Any) -> Tensor:
+            return torch.from_numpy(x).to(sample.device)
+
+        return Sight(
+            length=self.mask.shape[1],
+            visual=beside(visual),
+            text=beside(np.flatnonzero(self.text[row])),
+            mask=None if self.mask[row].all() else beside(self.mask[row]),
+            image=beside(self.image[row, visual]),
+            place=beside(self.place[row, visual]),
+            layout=self.layouts[row // self.times],
+            prepared=self.prepared[row],
+            **seen,
+        )
+
+    def _decide(self, after: int, scorer: Any, seen: dict[str, Any]) -> dict[int, Stay]:
+        """What stays of each row; nothing where all of all rows do."""
+        stays: dict[int, Stay] = {}
+        looks = self.method.looks
         for row, cut in self.cuts[after].items():
-            visual = np.flatnonzero(self.choosable[row] & self.mask[row])
+            visual = self._visual(row)
             if len(visual) == 0:
                 continue
-            device = queries.device
-            sight = Sight(
-                visual=torch.from_numpy(visual).to(device),
-                text=torch.from_numpy(np.flatnonzero(self.text[row])).to(device),
-                mask=None if self.mask[row].all() else torch.from_numpy(self.mask[row]).to(device),
-                queries=queries[row],
-                keys=keys[row],
-                entered=None if hidden is None else hidden[row],
-            )
-            kept = to_numpy(self.method.decide(cut, sight).kept)
-            stays[row, np.delete(visual, kept)] = False
+            angles = tuple(x[row if len(x) > 1 else 0] for x in seen["rotary"])
+            own: dict[str, Any] = {
+                name: x[row] for name, x in seen.items() if name != "rotary" and name in looks
+            }
+            if "rotary" in looks:
+                own["rotary"] = angles
+            if "ask" in looks:
+                own["ask"] = lambda states, angles=angles: _projected(
+                    scorer, "q", states[None], tuple(x[None] for x in angles)
+                )[0]
+            stay = self.method.decide(cut, self._sight(row, **own))
+            kept = to_numpy(stay.kept)
+            if len(kept) == len(visual) and stay.states is None and stay.made is None:
+                continue
+            stays[row] = stay
             if row % self.times == 0:
                 self.found[row // self.times].append((after, self.columns[row, visual[kept]]))
-        if (stays == self.mask).all():
-            return None
-        counts = stays.sum(axis=1)
-        place = np.full((len(stays), int(counts.max())), -1, dtype=np.int64)
-        for row, own in enumerate(stays):
-            columns = np.flatnonzero(own)
-            start = 0 if self.prompt.right else place.shape[1] - len(columns)
-            place[row, start : start + len(columns)] = columns
-        return place
+        return stays
 
-    def _shorten(self, after: int, place: Indices, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
-        at, there = np.maximum(place, 0), place >= 0
-        rows = np.arange(len(place))[:, None]
-        for name in ("index", "columns"):
-            setattr(self, name, np.where(there, getattr(self, name)[rows, at], -1))
-        for name in ("mask", "choosable", "text"):
-            setattr(self, name, getattr(self, name)[rows, at] & there)
+    def _shorten(
+        self, after: int, stays: dict[int, Stay], hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The hidden states that go on; everything as long as they are is shortened with them."""
+        before = self.mask.shape[1]
+        hidden, sources = self._laid(stays, hidden)
+        at = np.maximum(sources, 0)
+        there = sources >= 0
+        made = sources >= before
+        old = np.where(made, 0, at)
+        rows = np.arange(len(sources))[:, None]
+        for name, blank in (("mask", True), ("choosable", True), ("text", False)):
+            x = getattr(self, name)[rows, old]
+            setattr(self, name, np.where(made, blank, x) & there)
+        for name in ("columns", "image", "place"):
+            x = getattr(self, name)[rows, old]
+            setattr(self, name, np.where(made | ~there, -1, x))
         gather = torch.from_numpy(at).to(hidden.device)
         hidden = hidden.gather(1, gather[..., None].expand(-1, -1, hidden.shape[-1]))
-        cache = kwargs.get("past_key_values")
-        if cache is not None:
-            check_cache(cache)
-            shorten_cache(cache, after, torch.from_numpy(place))
+        cache = cache_in(kwargs)
+        if cache is not None and self.method.shortens_caches:
+            shorten_cache(cache, after, torch.from_numpy(sources))
         mask = torch.from_numpy(self.mask).to(hidden.device).long()
         self.shorter = {
-            "attention_mask": causal_mask(self.model.config, hidden, mask, cache, after),
-            "position_embeddings": tuple(_taken(x, gather) for x in kwargs["position_embeddings"]),
+            "attention_mask": causal_mask(self.model.config, hidden, mask, cache, after)
         }
-        if kwargs.get("position_ids") is not None:
-            self.shorter["position_ids"] = _taken(kwargs["position_ids"][..., None], gather)[..., 0]
+        if self.method.renumbers:
+            self._renumber(hidden, kwargs)
+        else:
+            old_at = torch.from_numpy(old).to(hidden.device)
+            self.shorter["position_embeddings"] = tuple(
+                _taken(x, old_at) for x in kwargs["position_embeddings"]
+            )
+            if kwargs.get("position_ids") is not None:
+                ids = _taken(kwargs["position_ids"][..., None], old_at)
+                self.shorter["position_ids"] = ids[..., 0]
         kwargs.update(self.shorter)
+        if not self.method.shortens_caches:
+            following = self.mask.sum(axis=1) if self.method.renumbers else None
+            self.stretches.append(Stretch(after, self.mask, following))
         return hidden
+
+    def _renumber(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        counted = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
+        positions = torch.from_numpy(counted).to(hidden.device)
+        self.shorter["position_embeddings"] = rotary(self.model, hidden, positions)
+        if kwargs.get("position_ids") is not None:
+            self.shorter["position_ids"] = positions
+
+    def _laid(self, stays: dict[int, Stay], hidden: Tensor) -> tuple[Tensor, Indices]:
+        """States to take from, made ones behind, and the place (B, T') each new token takes."""
+        length, places = self.mask.shape[1], []
+        made = [each.made for each in stays.values() if each.made is not None]
+        most = max((len(x) for x in made), default=0)
+        if made or any(each.states is not None for each in stays.values()):
+            hidden = torch.cat([hidden, hidden.new_zeros(len(hidden), most, hidden.shape[-1])], 1)
+        for row, present in enumerate(self.mask):
+            stay, own = stays.get(row), present.copy()
+            order = np.flatnonzero(own)
+            if stay is not None:
+                visual, kept = self._visual(row), to_numpy(stay.kept)
+                own[np.delete(visual, kept)] = False
+                order = np.flatnonzero(own)
+                if stay.states is not None:
+                    hidden[row, torch.from_numpy(visual[kept])] = stay.states.to(hidden)
+                if stay.made is not None:
+                    new = length + np.arange(len(stay.made))
+                    hidden[row, length : length + len(stay.made)] = stay.made.to(hidden)
+                    last = np.searchsorted(order, visual[kept].max(initial=visual[0]), "right")
+                    order = np.concatenate([order[:last], new, order[last:]])
+            places.append(order)
+        laid = np.full((len(places), max(map(len, places))), -1, dtype=np.int64)
+        for row, order in enumerate(places):
+            start = 0 if self.prompt.right else laid.shape[1] - len(order)
+            laid[row, start : start + len(order)] = order
+        return hidden, laid
+
+
+@contextmanager
+def continuing(model: Any, stretches: Sequence[Stretch], cache: Any) -> Iterator[None]:
+    """A step on a cache whose layers differ in length: each gets its own mask and positions."""
+    with watching() as watch:
+        for stretch, stop in zip(
+            stretches, [*(x.first for x in stretches[1:]), len(model.layers)], strict=True
+        ):
+            _hand_over(watch, model, stretch, stop, cache)
+        yield
+
+
+def _hand_over(watch: Watch, model: Any, stretch: Stretch, stop: int, cache: Any) -> None:
+    own: dict[str, Any] = {}
+
+    def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not own:
+            hidden = args[0]
+            held = cached_length(cache, stretch.first)
+            grown = held + hidden.shape[1] - stretch.mask.shape[1]
+            mask = torch.from_numpy(stretch.mask).to(hidden.device).long()
+            mask = torch.cat([mask, mask.new_ones(len(mask), grown)], dim=1)
+            own["attention_mask"] = causal_mask(model.config, hidden, mask, cache, stretch.first)
+            if stretch.following is not None:
+                first = torch.from_numpy(stretch.following).to(hidden.device)[:, None]
+                steps = torch.arange(grown - hidden.shape[1], grown, device=hidden.device)
+                own["position_embeddings"] = rotary(model, hidden, first + steps)
+        return args, {**kwargs, **own}
+
+    for number in range(stretch.first, stop):
+        watch.handles.append(model.layers[number].register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _turned(projected: Tensor, size: int, angles: Any) -> Tensor:
+    """Rotated (B, H, T, d) from what a projection, or the norm behind it, returned."""
+    x = projected.transpose(1, 2) if projected.ndim == 4 else heads(projected, size)
+    cos, sin = (each[:, None] for each in angles)
+    return rotate(x, cos, sin)
+
+
+def _projected(attention: Any, what: str, states: Tensor, angles: Any) -> Tensor:
+    """Rotated queries or keys (B, H, T, d) that an attention layer makes of any states."""
+    x = getattr(attention, f"{what}_proj")(states)
+    norm = getattr(attention, f"{what}_norm", None)
+    if norm is not None:
+        x = norm(x.unflatten(-1, (-1, int(attention.head_dim))))
+    return _turned(x, int(attention.head_dim), angles)
 
 
 def _taken(x: Tensor, gather: Tensor) -> Tensor:

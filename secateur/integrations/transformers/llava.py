@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Visual, whole
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava import LLAVA
@@ -29,9 +30,6 @@ class Llava(Adapter):
         "vision_feature_layer",
         "vision_feature_select_strategy",
     )
-    offers: ClassVar[frozenset[str]] = frozenset(
-        {"features", "grid", "attention", "attention_shallow", "keys", "pixels"}
-    )
 
     def check(self, model: Any) -> None:
         """CLIP and SigLIP towers."""
@@ -48,20 +46,22 @@ class Llava(Adapter):
         wants: frozenset[str],
         encoder: TextEncoder | None,
         pixels: Any,
+        requests: Mapping[str, Request] = REQUESTS,
     ) -> list[Visual]:
         """One grid an image; see `Adapter.encode`."""
         tower = Tower(model, inputs)
         given = {name: inputs[name] for name in self.visual_inputs if inputs.get(name) is not None}
-        with tower.watch(wants, encoder) as seen:
+        with tower.watch(wants, encoder, requests) as seen:
             features = model.model.get_image_features(**given, return_dict=True).pooler_output
         height, width = inputs["pixel_values"].shape[-2:]
         patch = model.config.vision_config.patch_size
         found = []
         for picture, tokens in enumerate(features):
             part = whole((height // patch, width // patch))
-            for name, x in seen.of(picture).items():
+            for name, x in seen.whole(picture).items():
                 setattr(part, name, x)
             if "pixels" in wants:
                 part.pixels = pixels.restore(inputs["pixel_values"][picture])
-            found.append(Visual(modality="image", features=tokens, parts=[part]))
+            project = model.model.multi_modal_projector
+            found.append(Visual(modality="image", features=tokens, parts=[part], project=project))
         return found

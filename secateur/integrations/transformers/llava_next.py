@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava_next import LLAVA_NEXT, crop_layout, crops_visual
@@ -33,9 +34,6 @@ class LlavaNext(Adapter):
         "vision_feature_layer",
         "vision_feature_select_strategy",
     )
-    offers: ClassVar[frozenset[str]] = frozenset(
-        {"features", "grid", "attention", "attention_shallow", "keys"}
-    )
 
     def check(self, model: Any) -> None:
         """CLIP and SigLIP towers."""
@@ -52,18 +50,20 @@ class LlavaNext(Adapter):
         wants: frozenset[str],
         encoder: TextEncoder | None,
         pixels: Any,
+        requests: Mapping[str, Request] = REQUESTS,
     ) -> list[Visual]:
         """An overview and crops each image; see `Adapter.encode`."""
         if inputs.get("image_sizes") is None:
             raise ValueError("image_sizes: expected beside pixel_values")
         tower = Tower(model, inputs)
         given = {name: inputs[name] for name in self.visual_inputs if inputs.get(name) is not None}
-        with tower.watch(wants, encoder) as seen:
+        with tower.watch(wants, encoder, requests) as seen:
             out = model.model.get_image_features(**given, return_dict=True)
         found, first = [], 0
         for features, size in zip(out.pooler_output, inputs["image_sizes"], strict=True):
             layout = crop_layout(model.config, size, tower.side)
             visual = crops_visual(features, layout, tower.side, seen, first)
+            visual.project = model.model.multi_modal_projector
             found.append(with_newlines(visual, newlines_of(model.config) or "rows"))
             first += 1 + layout[0] * layout[1]
         return found

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Tensor, Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava_next import crop_layout
@@ -64,11 +65,12 @@ class LlavaOneVision(Adapter):
         wants: frozenset[str],
         encoder: TextEncoder | None,
         pixels: Any,
+        requests: Mapping[str, Request] = REQUESTS,
     ) -> list[Visual]:
         """Crops of an image, frames of a video; see `Adapter.encode`."""
         return [
-            *(self._images(model, inputs, wants, encoder)),
-            *(self._videos(model, inputs, wants, encoder)),
+            *self._images(model, inputs, wants, encoder, requests),
+            *self._videos(model, inputs, wants, encoder, requests),
         ]
 
     def _images(
@@ -77,6 +79,7 @@ class LlavaOneVision(Adapter):
         inputs: Mapping[str, Any],
         wants: frozenset[str],
         encoder: TextEncoder | None,
+        requests: Mapping[str, Request],
     ) -> list[Visual]:
         if inputs.get("pixel_values") is None:
             return []
@@ -87,7 +90,7 @@ class LlavaOneVision(Adapter):
         names = set(self.visual_inputs) - {"vision_aspect_ratio"}
         names -= {name for name in names if name.endswith("videos")}
         given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-        with tower.watch(wants, encoder) as seen:
+        with tower.watch(wants, encoder, requests) as seen:
             out = model.model.get_image_features(**given, return_dict=True)
         counts = inputs.get("batch_num_images")
         sizes = inputs["image_sizes"]
@@ -111,6 +114,7 @@ class LlavaOneVision(Adapter):
         inputs: Mapping[str, Any],
         wants: frozenset[str],
         encoder: TextEncoder | None,
+        requests: Mapping[str, Request],
     ) -> list[Visual]:
         pictures = inputs.get("pixel_values_videos")
         if pictures is None:
@@ -118,7 +122,7 @@ class LlavaOneVision(Adapter):
         tower = Tower(model, inputs)
         names = ("vision_feature_layer", "vision_feature_select_strategy")
         given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-        with tower.watch(wants, encoder) as seen:
+        with tower.watch(wants, encoder, requests) as seen:
             out = model.model.get_video_features(pictures, **given, return_dict=True)
         videos, frames = pictures.shape[:2]
         side = math.ceil(tower.side / 2)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from secateur.integrations.text import TextEncoder
+from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
 
@@ -45,6 +46,11 @@ class Adapter(ABC):
         """The fields of `Tokens` that it can fill, text left aside."""
         return self.family.offers
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of the pixels where no processor tells."""
+        return self.family.normalisation
+
     def check(self, model: Any) -> None:
         """Raise `UnsupportedModelError` for a configuration of the family we do not know."""
 
@@ -56,6 +62,7 @@ class Adapter(ABC):
         wants: frozenset[str],
         encoder: TextEncoder | None,
         pixels: Any,
+        requests: Mapping[str, Request] = REQUESTS,
     ) -> list[Visual]:
         """Run the vision side once: the images in order, then the videos.
 
@@ -69,6 +76,8 @@ class Adapter(ABC):
             Maps states of the tower to a space shared with text, for "embeds".
         pixels
             How to undo the normalisation, for "pixels".
+        requests
+            What to observe of the tower for each of the fields.
         """
 
     def placeholders(self, model: Any) -> dict[Modality, int]:

@@ -7,17 +7,24 @@ its image (or frame), averaged over the patches that merge, with the window orde
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.qwen import QWEN2_5_VL, frame_parts, unpatched
-from secateur.integrations.observing import Watch, by_frame, rotate, watched_layers, watching
-from secateur.integrations.transformers.internals import window_index
+from secateur.integrations.observing import (
+    Watch,
+    by_frame,
+    keys_of,
+    layer_of,
+    rotate,
+    watching,
+)
+from secateur.integrations.transformers.internals import rope_index, window_index
 from secateur.integrations.transformers.models import Adapter
 
 if TYPE_CHECKING:
@@ -43,6 +50,7 @@ class Qwen25VL(Adapter):
         wants: frozenset[str],
         encoder: TextEncoder | None,
         pixels: Any,
+        requests: Mapping[str, Request] = REQUESTS,
     ) -> list[Visual]:
         """One grid an image, one a frame of a video; see `Adapter.encode`."""
         found: list[Visual] = []
@@ -55,9 +63,9 @@ class Qwen25VL(Adapter):
                 raise ValueError(f"{modality}_grid_thw: expected beside {values}")
             encode = getattr(model.model, f"get_{modality}_features")
             with watching() as watch:
-                seen = self._watch(watch, model.model.visual, wants)
+                seen = self._watch(watch, model.model.visual, wants, requests)
                 out = encode(patches, grids, return_dict=True)
-            observed = self._observed(model.model.visual, seen, grids, wants)
+            observed = self._observed(model.model.visual, seen, grids, requests)
             found += self._visuals(model, modality, patches, grids, out, observed, wants, pixels)
         return found
 
@@ -73,55 +81,47 @@ class Qwen25VL(Adapter):
         self, model: Any, inputs: Mapping[str, Any], mask: Tensor | None, *, generating: bool
     ) -> Tensor:
         """Time, row and column; before them, in `generate`, the count of real tokens."""
-        given = {"attention_mask": mask}
-        for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids"):
-            given[name] = inputs.get(name)
         if inputs.get("position_ids") is not None:
             return inputs["position_ids"]
         counted = super().position_ids(model, inputs, mask, generating=generating)
-        flat = counted.expand(3, *counted.shape)
-        if not generating:
-            compute = model.model.compute_3d_position_ids
-            given |= {"past_key_values": None, "inputs_embeds": None}
-            given = {k: x for k, x in given.items() if k in inspect.signature(compute).parameters}
-            positions = compute(input_ids=inputs["input_ids"], **given)
-            return flat if positions is None else positions
-        if given["mm_token_type_ids"] is not None:
-            flat, _ = model.model.get_rope_index(inputs["input_ids"], **given)
-        return torch.cat([counted[None].to(flat.device), flat], dim=0)
+        placed = rope_index(model, inputs, mask)
+        if placed is None:
+            placed = counted.expand(3, *counted.shape)
+        return torch.cat([counted[None].to(placed.device), placed]) if generating else placed
 
     def remember(self, model: Any, positions: Tensor, mask: Tensor) -> None:
         """How much further the positions are than the count of cached tokens."""
         reached = positions[-3:].amax(dim=(0, 2)) + 1
         model.model.rope_deltas = (reached - mask.sum(dim=-1))[:, None]
 
-    def _watch(self, watch: Watch, tower: Any, wants: frozenset[str]) -> dict[str, Any]:
-        layers = watched_layers(self.full_attention(tower), len(tower.blocks))
+    def _watch(
+        self, watch: Watch, tower: Any, wants: frozenset[str], requests: Mapping[str, Request]
+    ) -> dict[str, Any]:
+        full = self.full_attention(tower)
+        depth = len(tower.blocks)
         return {
             name: (watch.output(block.attn.qkv), watch.arguments(block.attn), block.attn.num_heads)
-            for name, layer in layers.items()
+            for name, request in requests.items()
             if name in wants
-            for block in (tower.blocks[layer],)
+            for block in (tower.blocks[layer_of(request, full[-1], depth, full)],)
         }
 
     @torch.no_grad()
     def _observed(
-        self, tower: Any, seen: Mapping[str, Any], grids: Tensor, wants: frozenset[str]
+        self, tower: Any, seen: Mapping[str, Any], grids: Tensor, requests: Mapping[str, Request]
     ) -> dict[str, Tensor]:
         """Attention (n,) and keys (n, C) of all merged tokens, in the prompt's order."""
         order = self.order(tower, grids) if seen else None
         found = {}
         for name, (projected, called, heads) in seen.items():
             packed = projected[0].detach()
-            queries, keys, _ = packed.unflatten(-1, (3, heads, -1)).unbind(1)
-            if name == "keys":
-                per_patch = keys.flatten(1)
+            queries, keys, _ = packed.unflatten(-1, (3, heads, -1)).transpose(0, 2).unbind(1)
+            if requests[name].what == "keys":
+                per_patch = keys_of(keys, requests[name])
             else:
                 cos, sin = called[0][1]["position_embeddings"]
-                queries, keys = (
-                    rotate(x.transpose(0, 1).float(), cos, sin) for x in (queries, keys)
-                )
-                per_patch = by_frame(queries, keys, grids)
+                queries, keys = (rotate(x.float(), cos, sin) for x in (queries, keys))
+                per_patch = by_frame(queries, keys, grids, requests[name])
             merged = per_patch.unflatten(0, (-1, tower.spatial_merge_size**2)).mean(dim=1)
             if order is not None:
                 merged = merged[torch.argsort(order).to(merged.device)]

@@ -14,6 +14,7 @@ from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
 from secateur.integrations.choosing import Chosen, choose, keep_all, wanted
 from secateur.integrations.encoded import TEXT, Indices, Modality, Positions, Tensor, Visual, split
+from secateur.integrations.observing import requests_of
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.report import Report, scores_of
 from secateur.integrations.text import Flags, Guidance
@@ -42,6 +43,9 @@ class Prompt:
         Visual tokens of each image of each prompt before any pruning, separators left out.
     image
         (B, T) which image of its prompt a visual token belongs to, -1 elsewhere.
+    place
+        (B, T) the number of a choosable token among all of its prompt, part after part as
+        `chosen` lists them, -1 elsewhere.
     chosen
         What the method chose of each prompt's images, part by part.
     planes
@@ -59,6 +63,7 @@ class Prompt:
     choosable: Flags
     images: list[list[int]]
     image: Indices
+    place: Indices
     chosen: list[list[Selection]]
     planes: list[list[Tensor]]
     before: int
@@ -120,7 +125,8 @@ def compact(
     embedding = model.get_input_embeddings()
     watch = Stopwatch(embedding.weight.device)
     wants = wanted(method, family.family, guidance.encoder)
-    visuals = family.encode(model, inputs, wants - TEXT, guidance.encoder, pixels)
+    requests = requests_of(method)
+    visuals = family.encode(model, inputs, wants - TEXT, guidance.encoder, pixels, requests)
     watch.lap("encode")
 
     shown = ids.detach().cpu().numpy()
@@ -147,15 +153,16 @@ def compact(
 
     keep = np.ones(shown.shape, dtype=bool)
     choosable = np.zeros(shown.shape, dtype=bool)
-    image = np.full(shown.shape, -1, dtype=np.int64)
+    image, place = (np.full(shown.shape, -1, dtype=np.int64) for _ in range(2))
     images: list[list[int]] = [[] for _ in shown]
     selections: list[list[Selection]] = [[] for _ in shown]
     for each, picks, (row, columns) in zip(visuals, chosen, placed, strict=True):
         keep[row, columns] = False
-        keep[row, columns[picks.kept]] = True
+        keep[row, columns[picks.places]] = True
         image[row, columns] = len(images[row])
         for part in each.parts:
             choosable[row, columns[part.index]] = True
+            place[row, columns[part.index]] = place[row].max() + 1 + np.arange(len(part.index))
         images[row].append(sum(len(part.index) for part in each.parts))
         selections[row] += picks.selections
     given_columns, right = _layout(keep, real)
@@ -207,6 +214,7 @@ def compact(
         choosable=choosable[rows, at] & there,
         images=images,
         image=np.where(there, image[rows, at], -1),
+        place=np.where(there, place[rows, at], -1),
         chosen=selections,
         planes=planes,
         before=shown.shape[1],

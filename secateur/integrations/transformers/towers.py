@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Seen, Tensor
 from secateur.integrations.families.llava import TOWERS
 from secateur.integrations.observing import (
-    SHALLOW,
-    class_attention,
+    Watch,
     heads,
-    mean_attention,
+    keys_of,
+    layer_of,
+    received,
     watching,
 )
 from secateur.integrations.transformers.models import UnsupportedModelError
@@ -24,8 +28,9 @@ if TYPE_CHECKING:
 class Tower:
     """The vision tower of a LLaVA model.
 
-    Attention is observed in the layer whose states become features: CLIP's penultimate, SigLIP's
-    last. With a class token it is that token's, else the mean over all tokens.
+    Unless a method asks otherwise, attention is observed in the layer whose states become
+    features: CLIP's penultimate, SigLIP's last. With a class token it is that token's, else the
+    mean over all tokens.
     """
 
     def __init__(self, model: Any, inputs: Any) -> None:
@@ -42,7 +47,9 @@ class Tower:
         chosen = config.vision_feature_layer if chosen is None else chosen
         depth = len(self.layers)
         picks = [chosen] if isinstance(chosen, int) else list(chosen)
-        self.layer = max(1, max(pick % (depth + 1) for pick in picks)) - 1
+        self.picks = [max(1, pick % (depth + 1)) - 1 for pick in picks]
+        self.layer = max(self.picks)
+        self.projector = model.model.multi_modal_projector
         self.side = config.vision_config.image_size // config.vision_config.patch_size
 
     @staticmethod
@@ -63,32 +70,49 @@ class Tower:
             )
 
     @contextmanager
-    def watch(self, wants: frozenset[str], encoder: TextEncoder | None) -> Iterator[Seen]:
-        """Observe what goes through the tower within the block."""
+    def watch(
+        self,
+        wants: frozenset[str],
+        encoder: TextEncoder | None,
+        requests: Mapping[str, Request] = REQUESTS,
+    ) -> Iterator[Seen]:
+        """Observe what goes through the tower and its projector within the block."""
         seen = Seen()
-        deep = self.layers[self.layer]
-        shallow = self.layers[min(max(round(SHALLOW * len(self.layers)), 1) - 1, self.layer)]
+        embeds = "embeds" in wants and encoder is not None
         with watching() as watch:
-            projections = {
-                name: (watch.output(layer.self_attn.q_proj), watch.output(layer.self_attn.k_proj))
-                for name, layer in (("attention", deep), ("attention_shallow", shallow))
+            asked = {
+                name: self._asked(watch, request)
+                for name, request in requests.items()
                 if name in wants
             }
-            keys = watch.output(deep.self_attn.k_proj) if "keys" in wants else []
-            states = watch.output(deep) if "embeds" in wants and encoder is not None else []
+            states = watch.output(self.layers[self.layer]) if embeds else []
             yield seen
-        for name, (queries, projected) in projections.items():
-            setattr(seen, name, self._received(queries[0].detach(), projected[0].detach()))
-        if keys:
-            seen.keys = self._patches(keys[0].detach())
+        for name, outputs in asked.items():
+            setattr(seen, name, self._answer(requests[name], [x[0] for x in outputs]))
         if states and encoder is not None:
             seen.embeds = encoder.project(self.module, self._patches(states[0].detach()))
 
-    def _received(self, queries: Tensor, keys: Tensor) -> Tensor:
-        queries, keys = heads(queries, self.head_size), heads(keys, self.head_size)
-        if self.class_token:
-            return class_attention(queries, keys)
-        return mean_attention(queries, keys)
+    def _asked(self, watch: Watch, request: Request) -> list[list[Any]]:
+        if request.what == "states":
+            return [watch.inputs(self.projector)]
+        if request.what == "class":
+            picked = [self.layers[pick] for pick in self.picks] if self.class_token else []
+            return [watch.output(layer) for layer in picked]
+        attention = self.layers[layer_of(request, self.layer, len(self.layers))].self_attn
+        names = ("q_proj", "k_proj") if request.what == "attention" else ("k_proj",)
+        return [watch.output(getattr(attention, name)) for name in names]
+
+    def _answer(self, request: Request, seen: list[Tensor]) -> Tensor:
+        seen = [x.detach() for x in seen]
+        if request.what == "states":
+            return seen[0]
+        if request.what == "class":
+            return torch.cat([x[:, 0] for x in seen], dim=-1) if seen else None
+        seen = [heads(x, self.head_size) for x in seen]
+        if request.what == "keys":
+            return self._patches(keys_of(seen[0], request))
+        queries, keys = seen
+        return received(queries, keys, request, class_token=self.class_token)
 
     def _patches(self, x: Tensor) -> Tensor:
         return x[:, 1:] if self.class_token else x

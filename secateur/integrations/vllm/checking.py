@@ -63,7 +63,13 @@ def method_of(stored: Any, model_type: str) -> Method:
     except (TypeError, ValueError) as error:
         raise ValueError(f"secateur: {error}") from None
     offers = ROWS[model_type].family.offers | TEXT
-    lacking = sorted(method.needs - offers)
+    for name, request in method.requests.items():
+        if name in method.needs and (request.layer == "last" or request.heads == "one"):
+            raise ValueError(
+                f"secateur: {stored['method']} looks at the last layer of the tower or at all its "
+                "heads as one, which vLLM's towers do not have; take transformers for it"
+            )
+    lacking = sorted(method.needs_in_model - offers)
     if not method.prunes_before or lacking:
         serves = sorted(
             name

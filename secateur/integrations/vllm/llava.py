@@ -23,7 +23,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
-from secateur.integrations.choosing import choose, shared_budget
+from secateur.integrations.choosing import choose
 from secateur.integrations.encoded import Seen, Visual, whole
 from secateur.integrations.families.llava_next import crop_layout, crops_visual
 from secateur.integrations.families.llava_onevision import (
@@ -35,13 +35,14 @@ from secateur.integrations.families.llava_onevision import (
 )
 from secateur.integrations.families.newlines import newlines_of, with_newlines
 from secateur.integrations.observing import (
-    SHALLOW,
-    class_attention,
     heads,
-    mean_attention,
+    keys_of,
+    layer_of,
+    received,
+    requests_of,
     watching,
 )
-from secateur.integrations.vllm.checking import sees_sizes_alone
+from secateur.integrations.vllm.checking import OBSERVED, sees_sizes_alone
 from secateur.integrations.vllm.counting import Sized, restored
 from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
 from secateur.integrations.vllm.requests import Instructed
@@ -75,7 +76,7 @@ class Cut(Sizes):
         crops = layout[0] * layout[1]
         tall, wide, parts = self.crops(config, layout, side)
         size = side * side + tall * wide
-        total = shared_budget(self.method, size, parts, 1 + crops)
+        total = self.method.budget_of_parts(size, parts, 1 + crops)
         newlines = newlines_of(config)
         if newlines == "none":
             return total
@@ -223,26 +224,32 @@ class Towered(Pruned):
         seen = Seen()
         vision = self.config.vision_config
         layers = self.vision_tower.vision_model.encoder.layers
-        shallow = min(max(round(SHALLOW * vision.num_hidden_layers), 1), len(layers)) - 1
-        depths = {"attention": len(layers) - 1, "attention_shallow": shallow}
-        depths["keys"] = len(layers) - 1
+        requests = {
+            name: request
+            for name, request in requests_of(self.method).items()
+            if name in self.wants and name in OBSERVED
+        }
+        depths = {
+            name: layer_of(request, len(layers) - 1, vision.num_hidden_layers)
+            for name, request in requests.items()
+        }
         with watching() as watch:
             outputs = {
                 name: watch.output(layers[depth].self_attn.qkv_proj)
                 for name, depth in depths.items()
-                if name in self.wants
             }
             yield seen
         first = int(vision.model_type == "clip_vision_model")
         for name, found in outputs.items():
             queries, keys, _ = torch.cat(found).chunk(3, dim=-1)
-            if name == "keys":
-                seen.keys = all_heads(keys[:, first:], vision.hidden_size)
-                continue
             size = vision.hidden_size // vision.num_attention_heads
-            received = class_attention if first else mean_attention
-            share = received(heads(queries, size), heads(keys, size))
-            parts = vision.num_attention_heads // (queries.shape[-1] // size)
+            if name == "keys":
+                every = all_heads(keys[:, first:], vision.hidden_size)
+                seen.keys = keys_of(heads(every, size), requests[name])
+                continue
+            queries, keys = heads(queries, size), heads(keys, size)
+            share = received(queries, keys, requests[name], class_token=bool(first))
+            parts = vision.num_attention_heads // queries.shape[-3]
             setattr(seen, name, over_heads(share, parts))
 
     def cut(self, inputs: Any) -> Iterator[tuple[Any, Any, Seen, int]]:
@@ -261,7 +268,7 @@ class Towered(Pruned):
         newlines = newlines_of(self.config)
         if newlines is None:
             size = sum(len(part.index) for part in visual.parts)
-            total = shared_budget(self.method, size, len(visual.parts), visual.crops)
+            total = self.method.budget_of_parts(size, len(visual.parts), visual.crops)
             known = total == size or sees_sizes_alone(self.method)
             newlines = "rows" if known else "none"
         return with_newlines(visual, newlines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava import LLAVA
@@ -43,30 +43,36 @@ class Row:
 
 _MODELS = "model_executor.models."
 
+
+def _hooked(family: Family) -> Family:
+    """The family, without what hooks on vLLM's towers do not show."""
+    return replace(family, offers=family.offers - {"states", "class_state"}, projects=False)
+
+
 ROWS: dict[str, Row] = {
-    "llava": Row("LlavaForConditionalGeneration", LLAVA, "llava", (f"{_MODELS}llava",)),
+    "llava": Row("LlavaForConditionalGeneration", _hooked(LLAVA), "llava", (f"{_MODELS}llava",)),
     "llava_next": Row(
         "LlavaNextForConditionalGeneration",
-        LLAVA_NEXT,
+        _hooked(LLAVA_NEXT),
         "llava",
         (f"{_MODELS}llava", f"{_MODELS}llava_next"),
     ),
     "llava_onevision": Row(
         "LlavaOnevisionForConditionalGeneration",
-        LLAVA_ONEVISION,
+        _hooked(LLAVA_ONEVISION),
         "llava",
         (f"{_MODELS}llava", f"{_MODELS}llava_onevision"),
     ),
     "qwen2_5_vl": Row(
         "Qwen2_5_VLForConditionalGeneration",
-        QWEN2_5_VL,
+        _hooked(QWEN2_5_VL),
         "qwen",
         (f"{_MODELS}qwen2_5_vl",),
         placed=True,
     ),
     "qwen3_vl": Row(
         "Qwen3VLForConditionalGeneration",
-        QWEN3_VL,
+        _hooked(QWEN3_VL),
         "qwen",
         (f"{_MODELS}qwen2_5_vl", f"{_MODELS}qwen3_vl"),
         placed=True,

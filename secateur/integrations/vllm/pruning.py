@@ -160,7 +160,8 @@ class Pruned:
         self, visuals: Sequence[Visual], texts: Sequence[Text] | None
     ) -> list[tuple[Any, Any]]:
         """Places (n,) and features (n, D) of the tokens of each image that stay."""
-        plain = not any(each.crops for each in visuals)
+        several = len(visuals) > 1 and any(each.modality == "video" for each in visuals)
+        plain = not several and not any(each.crops for each in visuals)
         if plain and (texts is None or all(len(each.parts) == 1 for each in visuals)):
             return self._together(visuals, texts)
         kept = []

@@ -18,7 +18,14 @@ from vllm.multimodal.processing import PromptReplacement
 
 from secateur.integrations.encoded import Visual
 from secateur.integrations.families.qwen import frame_parts, unpatched
-from secateur.integrations.observing import by_frame, rotate, watched_layers, watching
+from secateur.integrations.observing import (
+    by_frame,
+    keys_of,
+    layer_of,
+    requests_of,
+    rotate,
+    watching,
+)
 from secateur.integrations.vllm.counting import Sized, restored
 from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
 from secateur.integrations.vllm.requests import Instructed
@@ -141,7 +148,12 @@ class Positioned(Pruned):
     def encoded(self, modality: str, inputs: Any) -> list[Visual]:
         """A grid an image, one a frame of a video."""
         grids = inputs[f"{modality}_grid_thw"]
-        depths = watched_layers(self.full_attention(), len(self.visual.blocks))
+        full, blocks = self.full_attention(), len(self.visual.blocks)
+        depths = {
+            name: layer_of(request, full[-1], blocks, full)
+            for name, request in requests_of(self.method).items()
+            if name in self.wants
+        }
         with watching() as watch:
             seen = {
                 name: (
@@ -149,7 +161,6 @@ class Positioned(Pruned):
                     watch.arguments(self.visual.blocks[depth].attn),
                 )
                 for name, depth in depths.items()
-                if name in self.wants
             }
             embeds = getattr(self, f"_process_{modality}_input")(inputs)
         observed = self._observed(seen, grids)
@@ -175,11 +186,14 @@ class Positioned(Pruned):
         found = {}
         vision = self.config.vision_config
         size = vision.hidden_size // vision.num_heads
+        requests = requests_of(self.method)
         for name, (projected, called) in seen.items():
             packed = projected[0].detach().flatten(0, 1)
             queries, keys, _ = packed.unflatten(-1, (3, -1, size)).unbind(1)
-            if name == "keys":
-                per_patch = all_heads(keys.flatten(1), vision.hidden_size)
+            request = requests[name]
+            if request.what == "keys":
+                every = all_heads(keys.flatten(1), vision.hidden_size)
+                per_patch = keys_of(every.unflatten(-1, (-1, size)).transpose(0, 1), request)
             else:
                 given = called[0][1]
                 cos, sin = (
@@ -190,7 +204,7 @@ class Positioned(Pruned):
                     rotate(x.transpose(0, 1).float(), cos, sin) for x in (queries, keys)
                 )
                 per_patch = over_heads(
-                    by_frame(queries, keys, grids), vision.num_heads // keys.shape[0]
+                    by_frame(queries, keys, grids, request), vision.num_heads // keys.shape[0]
                 )
             merged = per_patch.unflatten(0, (-1, self.visual.spatial_merge_size**2)).mean(dim=1)
             if order is not None:

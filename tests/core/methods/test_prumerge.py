@@ -75,3 +75,56 @@ def test_it_needs_keys(image):
         sc.PruMergePlus().select(image().with_(keys=None))
     with pytest.raises(ValueError, match="adaptive: expected True or False, got 3"):
         sc.PruMergePlus(adaptive=3)
+
+
+def plain(convert, n=60, seed=0):
+    dice = np.random.default_rng(seed)
+    attention = dice.random(n) / 100
+    attention[[7, 20, 41]] = 0.3, 0.5, 0.4
+    arrays = {"features": dice.normal(size=(n, 4)), "keys": dice.normal(size=(n, 5))}
+    arrays |= {"states": dice.normal(size=(n, 6)), "attention": attention}
+    return arrays, sc.Tokens(**{name: convert(x) for name, x in arrays.items()})
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_without_plus_only_the_most_attended_stay(to_xp, to_numpy, adaptive):
+    host, tokens = plain(to_xp)
+    chosen = sc.PruMerge(keep=5, adaptive=adaptive).select(tokens)
+    kept = np.argsort(-host["attention"], kind="stable")[: 3 if adaptive else 5]
+    assert to_numpy(chosen.indices).tolist() == kept.tolist()
+    assert int(to_numpy(chosen.info["outliers"])) == 3
+    expected = host["features"][np.sort(kept)].copy()
+    for i in set(range(60)) - set(kept.tolist()):
+        near = int(np.argmax(hat(host["keys"][np.sort(kept)]) @ hat(host["keys"][i])))
+        expected[near] += host["attention"][i] * host["features"][i]
+    np.testing.assert_allclose(to_numpy(chosen.merge(tokens.features)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["prumerge", "prumerge_plus"])
+def test_as_published_clusters_overlap_and_one_token_stands_for_the_rest(to_xp, to_numpy, name):
+    host, tokens = plain(to_xp)
+    method = sc.published(name)
+    assert (method.keep, method.adaptive, method.makes) == (1.0, True, True)
+    chosen = method.select(tokens)
+    kept = [20, 41, 7]
+    if name == "prumerge_plus":  # 60 / 3 outliers, by thirds, without the last token
+        kept += [i for i in range(0, 59, 6) if i not in kept]
+    assert to_numpy(chosen.indices).tolist() == kept
+    expected = []
+    for i in kept:
+        closeness = hat(host["keys"]) @ hat(host["keys"][i])
+        closeness[i] = -np.inf
+        near = np.argsort(-closeness, kind="stable")[:32]
+        share = host["attention"][near, None] * host["states"][near]
+        expected.append(host["states"][i] + share.sum(axis=0))
+    rest = np.setdiff1d(np.arange(60), kept)
+    expected.append((host["attention"][rest, None] * host["states"][rest]).sum(axis=0))
+    made = to_numpy(method.make(tokens, chosen))
+    np.testing.assert_allclose(made, np.stack(expected), rtol=1e-12)
+
+
+def test_as_published_a_limit_drops_the_spread_from_its_end(to_xp, to_numpy):
+    _, tokens = plain(to_xp)
+    chosen = sc.published("prumerge_plus", keep=6).select(tokens)
+    assert to_numpy(chosen.indices).tolist() == [20, 41, 7, 0, 6, 12]
+    assert to_numpy(sc.published("prumerge", keep=2).select(tokens).indices).tolist() == [20, 41]

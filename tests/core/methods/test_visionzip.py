@@ -78,3 +78,32 @@ def test_it_needs_keys(image):
         sc.VisionZip().select(image().with_(keys=None))
     with pytest.raises(ValueError, match="contextual: expected a share"):
         sc.VisionZip(contextual=2.0)
+
+
+def test_as_published_the_class_token_is_handed_on_first(to_xp, to_numpy):
+    dice = np.random.default_rng(3)
+    n, k, count = 40, 12, 4
+    host = {"features": dice.normal(size=(n, 4)), "keys": dice.normal(size=(n, 5))}
+    host |= {"states": dice.normal(size=(n, 6)), "attention": dice.random(n)}
+    given = {name: to_xp(x) for name, x in host.items()}
+    head = dice.normal(size=6)
+    tokens = sc.Tokens(**given, class_state=to_xp(head))
+    method = sc.published("visionzip", keep=k, contextual=count / k)
+    chosen = method.select(tokens)
+    dominant = np.sort(np.argsort(-host["attention"], kind="stable")[: k - count - 1])
+    rest = np.setdiff1d(np.arange(n), dominant)
+    targets = rest[:: len(rest) // count][:count]
+    assert to_numpy(chosen.sorted()).tolist() == np.sort([*dominant, *targets]).tolist()
+    unit = host["keys"] / np.linalg.norm(host["keys"], axis=1, keepdims=True)
+    joined = (unit @ unit[targets].T).argmax(axis=1)
+    expected = [head, *host["states"][dominant]]
+    for place, target in enumerate(targets):
+        own = [i for i in np.setdiff1d(rest, targets) if joined[i] == place]
+        expected.append(host["states"][target] + host["states"][own].mean(axis=0))
+    made = to_numpy(method.make(tokens, chosen))
+    np.testing.assert_allclose(made, np.stack(expected), rtol=1e-12)
+    # Without a class token all are patches, and by default it is left out.
+    assert int(to_numpy(method.select(sc.Tokens(**given)).count)) == k
+    ours = sc.VisionZip(keep=k, contextual=count / k)
+    assert int(to_numpy(ours.select(tokens).count)) == k
+    assert not ours.makes
