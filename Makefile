@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SERVING := .venv-serving
 # transformers from the oldest release that attachments support to the newest there is.
 RELEASES := .venv-oldest .venv-newest
-ATTACHED := tests/integrations/test_contract.py tests/integrations/test_attach.py tests/integrations/test_inside.py tests/integrations/test_observation.py
+ATTACHED := tests/integrations/test_contract.py tests/integrations/test_attach.py tests/integrations/test_inside.py tests/integrations/test_observation.py tests/integrations/test_cuts.py tests/integrations/test_stages.py tests/integrations/test_copies.py tests/integrations/test_threads.py
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

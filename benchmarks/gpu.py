@@ -53,9 +53,9 @@ Tensor = Any
 
 
 def kernels() -> Any:
-    from secateur.backends.torch import kernels as triton_kernels
+    from secateur.backends.torch import launch
 
-    return triton_kernels
+    return launch
 
 
 def photographs(n: int, images: int, device: str) -> tuple[Tensor, Tensor]:

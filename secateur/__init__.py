@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import secateur.backends  # noqa: F401  (registers the drivers, loads none)
+from secateur.backends.warming import warm_up
 from secateur.calibration.search import calibrate
 from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
@@ -17,54 +18,7 @@ from secateur.core.frames import allocate_in_time
 from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
-from secateur.core.methods import (
-    DART,
-    DUET,
-    EADP,
-    ERASE,
-    EVS,
-    FPS,
-    SCOPE,
-    AgilePruner,
-    ApET,
-    CDPruner,
-    Cut,
-    DivPrune,
-    Downsample,
-    DyCoke,
-    FastV,
-    FastVID,
-    FlashVID,
-    FLoC,
-    HiPrune,
-    HoliTom,
-    IDPruner,
-    InsideMethod,
-    IVCPrune,
-    Method,
-    Mixture,
-    MMTok,
-    OTPrune,
-    PixelPrune,
-    Pool,
-    PruMerge,
-    PruMergePlus,
-    PruneSID,
-    PyramidDrop,
-    Random,
-    SparseVLM,
-    TopK,
-    UniformGrid,
-    VidCom2,
-    VisionSelector,
-    VisionZip,
-    VisPruner,
-    ViTCoP,
-    VScan,
-    method,
-    methods,
-    published,
-)
+from secateur.core.methods import OWN, Cut, InsideMethod, Method, method, methods, published
 from secateur.core.objectives import (
     Dispersion,
     FacilityLocation,
@@ -79,6 +33,7 @@ from secateur.core.selection import Selection
 from secateur.core.threshold import greedy_threshold
 
 if TYPE_CHECKING:
+    from secateur.core.methods import *  # noqa: F403
     from secateur.integrations.attach import attach as attach
     from secateur.integrations.attach import prune_inputs as prune_inputs
     from secateur.integrations.transformers.models import (
@@ -88,61 +43,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "DART",
-    "DUET",
-    "EADP",
-    "ERASE",
-    "EVS",
-    "FPS",
-    "SCOPE",
-    "AgilePruner",
-    "ApET",
-    "CDPruner",
     "Calibration",
     "Cut",
     "Dispersion",
-    "DivPrune",
-    "Downsample",
-    "DyCoke",
-    "FLoC",
     "FacilityLocation",
-    "FastV",
-    "FastVID",
-    "FlashVID",
-    "HiPrune",
-    "HoliTom",
-    "IDPruner",
-    "IVCPrune",
     "InsideMethod",
     "LogDeterminant",
-    "MMTok",
     "MarginalRelevance",
     "Method",
     "MissingInputError",
-    "Mixture",
-    "OTPrune",
     "Objective",
-    "PixelPrune",
-    "Pool",
-    "PruMerge",
-    "PruMergePlus",
-    "PruneSID",
-    "PyramidDrop",
-    "Random",
     "RunningCalibration",
     "SalientCoverage",
     "Selection",
     "SoftmaxBlock",
-    "SparseVLM",
     "Tokens",
-    "TopK",
-    "UniformGrid",
-    "VScan",
-    "ViTCoP",
-    "VidCom2",
-    "VisPruner",
-    "VisionSelector",
-    "VisionZip",
     "allocate",
     "allocate_in_time",
     "attention_entropy",
@@ -162,7 +77,9 @@ __all__ = [
     "polarize",
     "published",
     "smooth",
+    "warm_up",
 ]
+__all__ += sorted(OWN)
 
 
 _NEED_A_MODEL = ("UnsupportedModelError", "attach", "prune_inputs")
@@ -170,6 +87,8 @@ _NEED_A_MODEL = ("UnsupportedModelError", "attach", "prune_inputs")
 
 
 def __getattr__(name: str) -> Any:
+    if name in OWN:
+        return getattr(import_module("secateur.core.methods"), name)
     if name in _NEED_A_MODEL:
         return getattr(import_module("secateur.integrations.attach"), name)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +13,10 @@ from PIL import Image
 
 from secateur.core.arrays import to_numpy
 from secateur.core.complexity import Calibration, RunningCalibration
-from secateur.core.inputs import Tokens
 from secateur.core.measures import median, patch_entropy
-from secateur.core.methods import Method
 from secateur.core.methods.erase import ERASE
-from secateur.core.selection import Selection
-from secateur.integrations.attach import attach
+from secateur.integrations.attach import encode
+from secateur.integrations.choosing import tokens_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -51,28 +49,6 @@ class Calibrated:
         }
 
 
-@dataclass(frozen=True)
-class _Watching(Method):
-    """Keeps everything, and shows what it was given."""
-
-    seen: Callable[[Tokens], None] = lambda tokens: None
-
-    name: ClassVar[str] = "watching"
-    complexity: ClassVar[str] = "none"
-    reference: ClassVar[str] = "none"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What both complexities are measured on."""
-        return frozenset({"features", "attention", "pixels"})
-
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """All of them, in order."""
-        self.seen(tokens)
-        order = torch.arange(k, device=tokens.features.device)
-        return Selection.of(order.expand(*tokens.batch_shape, k), tokens.size)
-
-
 def pictures(folder: Path) -> list[Path]:
     """The images of a folder, by name."""
     if not folder.is_dir():
@@ -102,21 +78,19 @@ def calibrate_on(
     running = RunningCalibration()
     levels: list[float] = []
 
-    def see(tokens: Tokens) -> None:
-        running.see(tokens)
-        levels.extend(
-            np.ravel(to_numpy(median(patch_entropy(tokens.pixels, erase.patch_of(tokens)))))
-        )
-
-    with attach(network, _Watching(keep=1.0, seen=see), processor):
-        for path in images:
-            with Image.open(path) as opened:
-                picture = opened.convert("RGB")
-            inputs = prompt(picture).to(network.device)
-            inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
-            with torch.inference_mode():
-                network(**inputs, logits_to_keep=1)
-            done()
+    for path in images:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+        inputs = prompt(picture).to(network.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
+        with torch.inference_mode():
+            encoded = encode(network, inputs, processor, wants={"attention", "pixels"})
+            for tokens in tokens_of(encoded):
+                running.see(tokens)
+                levels.extend(
+                    np.ravel(to_numpy(median(patch_entropy(tokens.pixels, erase.patch_of(tokens)))))
+                )
+        done()
     found = running.so_far
     assert found is not None
     steps = tuple(float(x) for x in np.quantile(levels, (0.75, 0.5, 0.25)))

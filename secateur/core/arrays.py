@@ -99,8 +99,17 @@ def is_half(x: Array) -> bool:
 
 
 def widened(x: Array) -> Array:
-    """The array in the dtype it is computed in: half to float32, integers to the widest float."""
+    """The array in the dtype it is computed in: half to float32, integers to the widest float.
+
+    Of NumPy's dtypes long double becomes float64, and any byte order this machine's.
+    """
     xp = namespace(x)
+    if isinstance(x, np.ndarray):
+        # Subclasses redefine arithmetic; neither loops nor LAPACK know another byte order, or
+        # more than float64.
+        x = np.asarray(x, dtype=x.dtype.newbyteorder("="))
+        if x.dtype == np.longdouble:
+            x = x.astype(np.float64)
     if is_half(x):
         return xp.astype(x, xp.float32)
     if xp.isdtype(x.dtype, "real floating"):
@@ -151,6 +160,7 @@ def checked(
         x = _from_numbers(x, name, layout)
         if beside is not None:
             x = like(x, beside)
+    _refuse_kind(x, name)
     if not compat.is_array_api_obj(x):
         raise ValueError(f"{name}: expected an array of shape {layout}, got {type(x).__name__}")
     axes = [axis for axis in layout.strip("()").split(",") if axis.strip() not in ("...", "")]
@@ -173,6 +183,23 @@ def checked(
     return x
 
 
+def _refuse_kind(x: Any, name: str) -> None:
+    """Refuse what looks like an array and has no plain numbers behind every place."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name}: masked arrays are not supported; fill it or select from it first"
+        )
+    if not compat.is_torch_array(x):
+        return
+    if str(x.layout) != "torch.strided":
+        raise ValueError(f"{name}: sparse tensors are not supported, got layout {x.layout}")
+    if x.device.type == "meta":
+        raise ValueError(f"{name}: a tensor on the device 'meta' has no numbers to choose by")
+    functorch = getattr(sys.modules["torch"]._C, "_functorch", None)
+    if functorch is not None and functorch.is_batchedtensor(x):
+        raise ValueError(f"{name}: cannot be mapped by torch.vmap; give a batch as leading axes")
+
+
 def _from_numbers(x: Any, name: str, layout: str) -> np.ndarray[Any, Any]:
     try:
         values = np.asarray(x)
@@ -187,11 +214,23 @@ def _from_numbers(x: Any, name: str, layout: str) -> np.ndarray[Any, Any]:
 
 
 def _finite(x: Array) -> bool:
+    x = lent(x)
     xp = namespace(x)
     # One pass without a mask: NaN and infinity survive a sum. A sum may overflow, so only a
     # finite one settles it.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(xp.isfinite(xp.sum(x))) or bool(xp.all(xp.isfinite(x)))
+
+
+def lent(x: Array) -> Array:
+    """The array of NumPy on the memory of a tensor on the CPU; any other array as it is.
+
+    What is a pass or two over some megabytes, one thread does sooner than PyTorch's would wake,
+    and they would go on spinning beside those of whoever works next.
+    """
+    if compat.is_torch_array(x) and x.device.type == "cpu" and not is_half(x):
+        return x.detach().numpy()
+    return x
 
 
 def check_lengths(**sizes: int) -> None:

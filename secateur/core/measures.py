@@ -12,6 +12,7 @@ from secateur.core.arrays import (
     checked,
     device,
     epsilon,
+    lent,
     like,
     namespace,
     spell,
@@ -156,10 +157,15 @@ def effective_rank(features: Array, *, check_finite: bool = True) -> Array:
     3.0
     """
     features = checked(features, "features", "(..., N, D)", check_finite=check_finite)
-    xp = namespace(features)
-    largest = xp.max(xp.abs(features), axis=(-2, -1), keepdims=True)
-    scaled = features / xp.where(largest > 0, largest, xp.ones_like(largest))
-    return xp.exp(_entropy(singular_values(scaled), -1, False))
+    # A derivative is taken through the tensor itself.
+    x = features if getattr(features, "requires_grad", False) else lent(features)
+    xp = namespace(x)
+    largest = xp.max(xp.abs(x), axis=(-2, -1), keepdims=True)
+    scaled = x / xp.where(largest > 0, largest, xp.ones_like(largest))
+    if x is not features:
+        scaled = like(scaled, features)
+    h = _entropy(singular_values(scaled), -1, False)
+    return namespace(h).exp(h)
 
 
 class Estimate(NamedTuple):

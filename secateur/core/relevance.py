@@ -11,7 +11,10 @@ import numpy as np
 from secateur.core.arrays import (
     Array,
     checked,
+    constant,
     device,
+    epsilon,
+    index_dtype,
     like,
     namespace,
     shape_of,
@@ -26,6 +29,8 @@ Aggregate = Literal["entropy", "tempered", "topk"]
 AGGREGATES: tuple[Aggregate, ...] = ("entropy", "tempered", "topk")
 TOPK = 5
 """How many similarities the "topk" aggregate averages."""
+ENTROPY_ROUNDING = 512
+"""Steps of its dtype by which an entropy may be off, in proportion to it."""
 
 
 def min_max(scores: Array, axis: int | tuple[int, ...] = -1, *, check_finite: bool = True) -> Array:
@@ -185,6 +190,14 @@ def polarize(scores: Array, beta: float, *, check_finite: bool = True) -> Array:
     )
     if not (beta >= 0 and math.isfinite(beta)):
         raise ValueError(f"beta: expected a finite power of at least 0, got {beta}")
+    xp = namespace(scores)
+    if check_finite and beta > 1:
+        largest, most = float(constant(xp.max(scores))), float(xp.finfo(scores.dtype).max)
+        if largest > 1 and beta * math.log(largest) > math.log(most):
+            raise ValueError(
+                f"scores: {largest:g} to the power beta = {beta:g} leaves the range of "
+                f"{scores.dtype}; bring scores into [0, 1], as min_max does"
+            )
     return scores if beta == 1 else scores**beta
 
 
@@ -450,24 +463,40 @@ def text_entropy(similarity: Array, temperature: float = 100.0) -> Array:
     xp = namespace(similarity)
     logits = temperature * (similarity - xp.max(similarity, axis=-2, keepdims=True))
     weight = xp.exp(logits)
-    total = xp.sum(weight, axis=-2, keepdims=True)
-    p = weight / total
-    # log p from the logits: a p that underflows to zero has a finite log and adds nothing.
-    return -xp.sum(p * (logits - xp.log(total)), axis=-2)
+    # All but the largest weight, which is 1: so the small entropies of sharp words are good to
+    # as many digits as large ones, and those that tie can be told from those that do not.
+    places = like(np.arange(int(logits.shape[-2])), logits, dtype=index_dtype(xp))[:, None]
+    largest = places == xp.argmax(logits, axis=-2, keepdims=True)
+    rest = xp.sum(xp.where(largest, xp.zeros_like(weight), weight), axis=-2)
+    # A weight that underflows to zero has a finite logit and adds nothing.
+    return xp.log1p(rest) - xp.sum(weight * logits, axis=-2) / (1.0 + rest)
 
 
 def sharpest(entropies: Array, mask: Array, keep_ratio: float = 0.2) -> Array:
     """Mask (..., L) of the max(1, floor(keep_ratio * L)) counted text tokens of lowest entropy.
 
-    Ties go to the earlier token.
+    Ties go to the earlier token. Entropies tie with the highest one kept where they differ from
+    it by no more than rounding, `ENTROPY_ROUNDING` steps of their dtype: words whose entropies
+    add up to the same, over duplicated patches for instance, go the same way in whatever order
+    a backend adds.
     """
     xp = namespace(entropies)
     mask = xp.broadcast_to(mask, entropies.shape)
-    order = xp.argsort(xp.where(mask, entropies, xp.full_like(entropies, xp.inf)), stable=True)
-    rank = xp.argsort(order, stable=True)
+    infinity = xp.full_like(entropies, xp.inf)
+    counted = xp.where(mask, constant(entropies), infinity)
     count = xp.sum(xp.astype(mask, wide(xp)), axis=-1, keepdims=True)
     room = xp.floor(keep_ratio * count + 1e-9)
-    return xp.astype(rank, room.dtype) < xp.maximum(room, xp.ones_like(room))
+    room = xp.maximum(room, xp.ones_like(room))
+    places = like(np.arange(int(mask.shape[-1])), room, dtype=room.dtype)
+    highest = xp.where(places < room, xp.sort(counted, axis=-1), -infinity)
+    highest = xp.max(highest, axis=-1, keepdims=True)
+    # Logits are a hundred times a cosine, and what they are off counts in proportion to H.
+    near = ENTROPY_ROUNDING * epsilon(entropies) * highest
+    # 0 surely kept, 1 tied with the highest, 2 above it.
+    rank = xp.astype(~(counted < highest - near), room.dtype)
+    rank = rank + xp.astype(~(counted <= highest + near), room.dtype)
+    order = xp.argsort(rank, axis=-1, stable=True)
+    return xp.astype(xp.argsort(order, axis=-1, stable=True), room.dtype) < room
 
 
 def softmax(logits: Array) -> Array:

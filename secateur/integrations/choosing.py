@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,16 @@ from secateur.core.budget import allocate
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
-from secateur.integrations.encoded import BY_TOKEN, OF_PARTS, TEXT, Indices, Part, Tensor, Visual
+from secateur.integrations.encoded import (
+    BY_TOKEN,
+    OF_PARTS,
+    TEXT,
+    Encoded,
+    Indices,
+    Part,
+    Tensor,
+    Visual,
+)
 from secateur.integrations.families.base import Family
 from secateur.integrations.report import Picture
 from secateur.integrations.text import Flags, Text, TextEncoder
@@ -78,6 +87,23 @@ def keep_all(visual: Visual) -> Chosen:
         for part in visual.parts
     ]
     return Chosen(np.arange(visual.size), visual.features, pictures, np.arange(visual.size))
+
+
+def choose_each(method: Method, encoded: Encoded) -> list[Chosen]:
+    """What a method keeps of each image and video; all where it prunes elsewhere."""
+    if not method.prunes_before:
+        return [keep_all(visual) for visual in encoded.visuals]
+    return [
+        choose(method, visual, encoded.wants, encoded.text_of(number))
+        for number, visual in enumerate(encoded.visuals)
+    ]
+
+
+def tokens_of(encoded: Encoded) -> Iterator[Tokens]:
+    """What a method looks at, part after part of each image and video."""
+    for number, visual in enumerate(encoded.visuals):
+        for part in visual.parts:
+            yield _tokens(visual, part, encoded.wants, encoded.text_of(number))
 
 
 @torch.no_grad()

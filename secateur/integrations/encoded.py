@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
-
 
 Tensor = Any
 """A torch.Tensor."""
@@ -108,6 +104,41 @@ BY_TOKEN = ("attention", "attention_shallow", "keys", "embeds", "states")
 
 OF_PARTS = (*BY_TOKEN, "class_state", "pixels")
 """What a part may hold."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Encoded:
+    """A batch of B prompts, T tokens long, whose images and videos went through the encoder.
+
+    Attributes
+    ----------
+    visuals
+        The images in order, then the videos.
+    places
+        For each of them its prompt, and the columns (n,) of that prompt that it fills.
+    real
+        True (B, T) at tokens that are no padding.
+    text
+        True (B, T) at the instruction.
+    texts
+        The instruction of each prompt as methods take it, a `Text`; None where nobody asked.
+    wants
+        The fields of `Tokens` that were gathered.
+    milliseconds
+        What encoding took, and finding the instruction.
+    """
+
+    visuals: list[Visual]
+    places: list[tuple[int, Indices]]
+    real: np.ndarray[Any, np.dtype[np.bool_]]
+    text: np.ndarray[Any, np.dtype[np.bool_]]
+    texts: list[Any] | None
+    wants: frozenset[str]
+    milliseconds: dict[str, float]
+
+    def text_of(self, number: int) -> Any:
+        """The instruction that goes with an image or video."""
+        return None if self.texts is None else self.texts[self.places[number][0]]
 
 
 @dataclass

@@ -7,9 +7,10 @@ and no N x N matrix is ever held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -19,10 +20,16 @@ from secateur.core.inputs import REQUESTS, Request
 from secateur.core.methods.base import Method
 from secateur.integrations.encoded import Tensor
 
+_REGISTERING = Lock()
+"""PyTorch numbers hooks by a counter that threads share."""
+
 
 @dataclass
 class Watch:
-    """Hooks that last as long as the block they are used in."""
+    """Hooks that last as long as the block they are used in, on calls of the thread it runs in.
+
+    Modules are shared by all threads, so calls of others come by these hooks as well.
+    """
 
     handles: list[Any] = field(default_factory=list)
 
@@ -33,7 +40,7 @@ class Watch:
         def note(_module: Any, _args: Any, output: Any) -> None:
             seen.append(output[0] if isinstance(output, tuple) else output)
 
-        self.handles.append(module.register_forward_hook(note))
+        self._add(module.register_forward_hook, note)
         return seen
 
     def inputs(self, module: Any) -> list[Any]:
@@ -53,8 +60,22 @@ class Watch:
         def note(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append((args, kwargs))
 
-        self.handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+        self.before(module, note)
         return seen
+
+    def before(self, module: Any, hook: Callable[[Any, Any, dict[str, Any]], Any]) -> None:
+        """Let `hook(module, args, kwargs)` change what `module` is called with."""
+        self._add(module.register_forward_pre_hook, hook, with_kwargs=True)
+
+    def _add(self, register: Callable[..., Any], hook: Callable[..., Any], **how: Any) -> None:
+        owner = get_ident()
+
+        def own(*call: Any) -> Any:
+            # Another thread may come by while PyTorch has yet to note that kwargs are wanted.
+            return hook(*call) if get_ident() == owner else None
+
+        with _REGISTERING:
+            self.handles.append(register(own, **how))
 
 
 @contextmanager
@@ -64,8 +85,9 @@ def watching() -> Iterator[Watch]:
     try:
         yield watch
     finally:
-        for handle in watch.handles:
-            handle.remove()
+        with _REGISTERING:
+            for handle in watch.handles:
+                handle.remove()
 
 
 def heads(projected: Tensor, size: int) -> Tensor:

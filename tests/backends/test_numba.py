@@ -150,7 +150,7 @@ def test_without_numba_numpy_serves() -> None:
         "importlib.util.find_spec = lambda name, *a: None if name == 'numba' else find(name, *a)\n"
         "sys.modules['numba'] = None\n"
         "import numpy as np, secateur as sc\n"
-        "from secateur.core.arrays import candidates\n"
+        "from secateur.core.dispatch import candidates\n"
         "print([m.__name__ for m in candidates(np.ones(1))])\n"
         "f = sc.FacilityLocation(np.array([[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]]))\n"
         "print(sc.maximize(f, 2).indices)\n"

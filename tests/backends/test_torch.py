@@ -26,6 +26,7 @@ from secateur.core.threshold import threshold_scan
 
 torch = pytest.importorskip("torch")
 
+from secateur.backends.lending import in_parts  # noqa: E402
 from secateur.backends.torch import driver, greedy  # noqa: E402
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -143,7 +144,7 @@ def test_features_go_in_parts_where_their_matrices_take_too_much() -> None:
 
     for k in (5, np.asarray([[1, 20, 7], [8, 2, 4]])):
         seen.clear()
-        answer = greedy.in_parts(tensor(x), tensor(w), k, 4 * 8 * 20 * 20, solve)
+        answer = in_parts(tensor(x), tensor(w), k, 4, solve)
         assert seen == [(4, 20, 6), (2, 20, 6)]
         same(
             answer, facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k)

@@ -30,13 +30,13 @@ from secateur.core.threshold import threshold_scan
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="triton is not installed")
 
-from secateur.backends.torch import driver, kernels  # noqa: E402
+from secateur.backends.torch import driver, launch  # noqa: E402
 from secateur.backends.torch import greedy as plain  # noqa: E402
 
-DEVICE = torch.device("cpu" if kernels.INTERPRETED else "cuda")
+DEVICE = torch.device("cpu" if launch.INTERPRETED else "cuda")
 
 pytestmark = pytest.mark.skipif(
-    not (kernels.INTERPRETED or torch.cuda.is_available()),
+    not (launch.INTERPRETED or torch.cuda.is_available()),
     reason="needs a CUDA device, or TRITON_INTERPRET=1 before Triton is imported",
 )
 
@@ -89,7 +89,7 @@ def test_facility_location(dtype: str, parts: int, weighted: bool) -> None:
     slow = facility_location.reference(sc.FacilityLocation(s, weights), BUDGETS)
     at = None if weights is None else tensor(weights)
     # Tiles smaller than the matrix, so that every loop over tiles goes round.
-    fast = kernels.facility_location(tensor(s), at, BUDGETS, 0.0, parts, (8, 4, 8))
+    fast = launch.facility_location(tensor(s), at, BUDGETS, 0.0, parts, (8, 4, 8))
     same(fast, slow)
 
 
@@ -97,7 +97,7 @@ def test_facility_location(dtype: str, parts: int, weighted: bool) -> None:
 def test_facility_location_with_the_tiles_it_chooses(n: int, k: int) -> None:
     s = similar(n, seed=2)
     slow = facility_location.reference(sc.FacilityLocation(s), k)
-    same(kernels.facility_location(tensor(s), None, k, 0.0), slow)
+    same(launch.facility_location(tensor(s), None, k, 0.0), slow)
 
 
 def test_similarities_from_features_tie_within_their_rounding() -> None:
@@ -105,7 +105,7 @@ def test_similarities_from_features_tie_within_their_rounding() -> None:
     s = cosine_similarity.reference(x)
     noise = np.random.default_rng(0).integers(-2, 3, s.shape) * 2.0**-53
     exact = plain.facility_location(tensor(s), None, 9, 8 * plain.EPSILON)
-    noisy = kernels.facility_location(tensor(s + noise), None, 9, 8 * plain.EPSILON)
+    noisy = launch.facility_location(tensor(s + noise), None, 9, 8 * plain.EPSILON)
     assert noisy.indices.tolist() == exact.indices.tolist()
     assert exact.indices[6:].tolist() == [6, 7, 8]
 
@@ -114,14 +114,14 @@ def test_the_record_of_gains_goes_on_where_it_is_full(monkeypatch: pytest.Monkey
     s, w = similar(12, seed=4), np.random.default_rng(1).random(12)
     slow = facility_location.reference(sc.FacilityLocation(s, w), 7)
     for rows, parts in ((2, 1), (4, 2)):
-        monkeypatch.setattr(kernels, "HISTORY", 8 * 12 * rows)
-        same(kernels.facility_location(tensor(s), tensor(w), 7, 0.0, parts), slow)
+        monkeypatch.setattr(launch, "HISTORY", 8 * 12 * rows)
+        same(launch.facility_location(tensor(s), tensor(w), 7, 0.0, parts), slow)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered", "ignore:All-NaN slice")
 def test_what_is_no_number_stays_within_the_matrix() -> None:
     s = np.full((9, 9), np.nan)
-    picks = kernels.facility_location(tensor(s), None, 3, 0.0)
+    picks = launch.facility_location(tensor(s), None, 3, 0.0)
     assert ((picks.indices >= 0) & (picks.indices < 9)).all()
 
 
@@ -137,17 +137,17 @@ def test_farthest_first(start: int | None) -> None:
     ).astype(np.float32)
     k = np.asarray([15, 4, 6])
     same(
-        kernels.farthest_first(tensor(d), k, start),
+        launch.farthest_first(tensor(d), k, start),
         farthest_first.reference(sc.Dispersion(d), k, start),
     )
     x[5:9] = x[5]
     directions = driver.unit(tensor(x))
     near = 2.0 * (1.0 - driver.cosine_similarity(directions))
-    fast = kernels.farthest_first(near, 9, start, plain.DISTANCE_ROUNDING)
+    fast = launch.farthest_first(near, 9, start, plain.DISTANCE_ROUNDING)
     same(fast, farthest_first_features.reference(sc.Dispersion.from_features(x), 9, start))
     alone = d[0].astype(np.float64)
     slow = farthest_first.reference(sc.Dispersion(alone), 1, start)
-    same(kernels.farthest_first(tensor(alone), 1, start), slow)
+    same(launch.farthest_first(tensor(alone), 1, start), slow)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -157,9 +157,7 @@ def test_determinant(dtype: str) -> None:
         [x @ x.T, x[:, :4] @ x[:, :4].T, np.zeros((12, 12)), np.tile(np.diag([4.0, 2, 1]), (4, 4))]
     ).astype(dtype)
     k = np.asarray([12, 7, 3, 6])
-    same(
-        kernels.determinant(tensor(kernel), k), determinant.reference(sc.LogDeterminant(kernel), k)
-    )
+    same(launch.determinant(tensor(kernel), k), determinant.reference(sc.LogDeterminant(kernel), k))
 
 
 @pytest.mark.parametrize(("step", "tau_max"), [(0.0, 0.5), (0.02, 0.5), (0.3, 2.0)])
@@ -169,7 +167,7 @@ def test_threshold_scan(step: float, tau_max: float) -> None:
     a = np.random.default_rng(3).integers(0, 9, (2, 22)) / 9.0
     k, steps = np.asarray([14, 22]), step * np.asarray([1.0, 0.5])
     slow = threshold_scan.reference(x, a, k, steps, tau_max)
-    fast = kernels.threshold_scan(driver.unit(tensor(x)), tensor(a), k, steps, tau_max)
+    fast = launch.threshold_scan(driver.unit(tensor(x)), tensor(a), k, steps, tau_max)
     for answer, expected in zip(fast, slow, strict=True):
         np.testing.assert_array_equal(answer.cpu(), expected)
 
@@ -177,9 +175,9 @@ def test_threshold_scan(step: float, tau_max: float) -> None:
 def test_batches_without_images() -> None:
     none = torch.zeros(0, 5, 5, dtype=torch.float64, device=DEVICE)
     for picks in (
-        kernels.facility_location(none, None, 3, 0.0),
-        kernels.farthest_first(none, 3, None),
-        kernels.determinant(none, 3),
+        launch.facility_location(none, None, 3, 0.0),
+        launch.farthest_first(none, 3, None),
+        launch.determinant(none, 3),
     ):
         assert tuple(picks.indices.shape) == (0, 3)
         assert tuple(picks.value.shape) == (0,)
@@ -192,7 +190,7 @@ def test_a_device_on_which_they_err_is_served_without_them(
         picks = plain.facility_location(similarity, weights, k, rounding)
         return picks._replace(indices=picks.indices.flip(-1))
 
-    monkeypatch.setattr(kernels, "facility_location", wrong)
+    monkeypatch.setattr(launch, "facility_location", wrong)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a device")
     driver.kernels.cache_clear()
     try:
@@ -217,20 +215,20 @@ def test_a_device_on_which_they_err_is_served_without_them(
 def test_large_images_are_shared_where_processors_are_free(
     images: int, n: int, works: bool, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_processors", lambda _: 132)
-    monkeypatch.setattr(kernels, "_share", lambda _: works)
-    assert kernels._parts(images, n, torch.device("cuda")) == parts
-    assert kernels._parts(images, n, torch.device("cpu")) == 1
+    monkeypatch.setattr(launch, "_processors", lambda _: 132)
+    monkeypatch.setattr(launch, "_share", lambda _: works)
+    assert launch._parts(images, n, torch.device("cuda")) == parts
+    assert launch._parts(images, n, torch.device("cpu")) == 1
 
 
 @pytest.mark.gpu
 def test_programs_that_wait_for_each_other() -> None:
-    assert kernels.disagreement(DEVICE) is None
-    assert kernels._share(DEVICE)
+    assert launch.disagreement(DEVICE) is None
+    assert launch._share(DEVICE)
     s = tensor(similar(1500))
     slow = plain.facility_location(s, None, 60, 0.0)
     for parts in (1, 2, 12):
-        fast = kernels.facility_location(s, None, 60, 0.0, parts)
+        fast = launch.facility_location(s, None, 60, 0.0, parts)
         assert fast.indices.tolist() == slow.indices.tolist()
         torch.testing.assert_close(fast.bound, slow.bound, rtol=1e-9, atol=0)
 

@@ -254,3 +254,37 @@ def test_maps_refuse(to_xp, call, words):
 def test_check_finite_can_be_switched_off(to_xp, to_numpy):
     assert math.isnan(to_numpy(sc.min_max(to_xp([math.nan, 1.0]), check_finite=False))[0])
     assert math.isnan(to_numpy(sc.polarize(to_xp([math.nan]), 2.0, check_finite=False))[0])
+
+
+def test_words_whose_entropies_tie_but_for_rounding_go_the_same_way() -> None:
+    """On duplicated patches two words tie in truth, and each backend adds in its own order."""
+    torch = pytest.importorskip("torch")
+    differ = 0
+    for seed in range(40):
+        dice = np.random.default_rng(seed)
+        half = dice.standard_normal((24, 6))
+        visual = np.concatenate([half, half[dice.permutation(24)]])
+        turn = np.linalg.qr(dice.standard_normal((6, 6)))[0]
+        # A reflection that maps the patches onto themselves, and words onto other words.
+        flip = turn @ np.diag([-1.0, 1, 1, 1, 1, 1]) @ turn.T
+        visual = np.concatenate([visual, visual @ flip])
+        word = dice.standard_normal((4, 6))
+        text = np.concatenate([word, word @ flip])
+        kinds = {}
+        for name in ("reference", "numpy", "torch"):
+            lift = torch.from_numpy if name == "torch" else np.asarray
+            with sc.backend(name):
+                kinds[name] = np.asarray(
+                    sc.dense_relevance(lift(visual), lift(text), keep_ratio=0.125)
+                )
+        order = dice.permutation(len(visual))
+        moved = sc.dense_relevance(visual[order], text, keep_ratio=0.125)
+        for other in (kinds["numpy"], kinds["torch"], moved[np.argsort(order)]):
+            differ += not np.allclose(kinds["reference"], other, rtol=0, atol=1e-9)
+    assert differ == 0
+
+
+def test_powers_that_overflow_are_refused(to_xp) -> None:
+    with pytest.raises(ValueError, match="scores: 9 to the power beta = 1000 leaves the range"):
+        sc.polarize(to_xp(np.asarray([1.0, 2.0, 9.0])), 1000.0)
+    assert float(sc.polarize(to_xp(np.asarray([0.0, 1.0])), 1000.0)[1]) == 1.0

@@ -217,7 +217,7 @@ def test_long_instructions_are_read_in_windows(llava):
     pair = (encoder, processor.tokenizer)
     with attach(model, sc.EADP(keep=5), processor, pair, instruction=words) as att:
         model(**case.inputs())
-        text = att._guidance.encoder.encode(words)
+        text = att._reader.guidance.encoder.encode(words)
     assert len(text.tokens) == 3
     assert all(len(each) <= 8 for each in text.tokens)
     assert sum(int(mask.sum()) for mask in text.mask) == len(words.split())
@@ -473,14 +473,14 @@ def test_a_newer_transformers_is_told_once(monkeypatch):
     """And one that was checked is not."""
     major, minor = (int(x) for x in internals.CHECKED[1].split("."))
     internals.check_release.cache_clear()
-    monkeypatch.setattr(transformers, "__version__", f"{major}.{minor + 1}.0.dev0")
+    monkeypatch.setattr("transformers.__version__", f"{major}.{minor + 1}.0.dev0")
     with pytest.warns(UserWarning, match=r"is newer than .*, the newest that secateur was"):
         internals.check_release()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         internals.check_release()
         internals.check_release.cache_clear()
-        monkeypatch.setattr(transformers, "__version__", f"{major}.{minor}.1")
+        monkeypatch.setattr("transformers.__version__", f"{major}.{minor}.1")
         internals.check_release()
     internals.check_release.cache_clear()
 

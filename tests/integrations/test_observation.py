@@ -228,9 +228,9 @@ def test_every_method_keeps_what_it_says(case, model):
     """All methods of the library, as attached, with text in the language model's space."""
     inputs, processor = case.inputs(), case.processor()
     family = family_of(model)
-    ran = set()
+    ran, odd = set(), set()
     for name, kind in sorted(sc.methods().items()):
-        if name == "mixture":
+        if name in ("mixture", "visionselector"):  # which need methods or weights
             continue
         more = {"agilepruner": {"mean_erank": 5.0}, "erase": {"patch": 8}}.get(name, {})
         method = kind(keep=0.5, **more)
@@ -245,11 +245,13 @@ def test_every_method_keeps_what_it_says(case, model):
         assert torch.isfinite(logits).all(), name
         size = sum(h * w for h, w in report.grids[0])
         kept = sum(part.budget for part in report.pictures[0])
-        if name not in ("erase", "prumerge+", "prumergeplus", "prumerge", "mixture"):
-            assert kept == size // 2, name
+        if method.counted_from == "size" and kept != size // 2:
+            odd.add(name)
         assert 0 < kept <= size
         ran.add(name)
     assert {"eadp", "topk", "divprune", "cdpruner", "fps", "random", "uniform"} <= ran
+    # Pixels decide for ERASE; the others drop between frames, of which an image has one.
+    assert odd <= {"erase", "dycoke", "evs"}
 
 
 class Asking(sc.TopK):

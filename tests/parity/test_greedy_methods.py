@@ -39,7 +39,7 @@ def test_picks_in_order(recorded, to_xp, to_numpy, stem):
     np.testing.assert_array_equal(to_numpy(chosen.sorted()), case["kept"])
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference", "numpy", "numba"])
+@pytest.mark.parametrize("backend", ["reference", "numpy", "numba"])
 @pytest.mark.parametrize("stem", CASES)
 def test_as_the_calls_have_it(recorded, stem, backend):
     case, method, tokens = asked(recorded, stem)
@@ -47,11 +47,9 @@ def test_as_the_calls_have_it(recorded, stem, backend):
 
 
 @pytest.mark.parametrize("algorithm", ["naive", "lazy", "incremental"])
-@pytest.mark.parametrize("stem", CASES)
+@pytest.mark.parametrize("stem", [s for s in CASES if "idpruner" not in s and "padding" not in s])
 def test_by_every_algorithm(recorded, stem, algorithm):
     case, method, tokens = asked(recorded, stem)
-    if not hasattr(method, "objective"):
-        pytest.skip("nothing shrinks there")
     chosen = sc.maximize(method.objective(tokens), len(case["order"].T), algorithm)
     np.testing.assert_array_equal(chosen.indices, case["order"])
 

@@ -96,6 +96,14 @@ def test_newlines_that_cannot_be_counted(checkpoints, newlines, words):
         configuration(checkpoint.folder, asked)
 
 
+def test_a_budget_over_a_video_whose_frames_are_told_apart(checkpoints):
+    asked = overrides(sc.EVS(keep=9), "qwen3_vl")
+    folder = checkpoints("qwen3_vl").folder
+    with pytest.raises(ConfigurationError, match="EVS shares one budget over a video, and qwen3"):
+        configuration(folder, asked)
+    configuration(folder, asked, limit_mm_per_prompt={"video": 0})
+
+
 def test_a_method_that_no_architecture_reads(checkpoints):
     asked = {"secateur": sc.TopK(keep=9).to_dict()}
     with pytest.raises(ConfigurationError, match='add "architectures": \\["SecateurLlavaNext'):

@@ -172,6 +172,20 @@ def test_keeping_all_is_stock_vllm(checkpoints, name):
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
+def test_a_budget_over_a_whole_video(checkpoints, name):
+    checkpoint = checkpoints(name)
+    # What changes between frames decides how many each keeps; their sum is known.
+    method = sc.EVS(keep=0.3)
+    request = Request(checkpoint, videos=1)
+    with engine(
+        checkpoint.folder, method, checkpoint.kind, limit_mm_per_prompt=limits(checkpoint)
+    ) as llm:
+        got = written(llm, [request])
+        del llm
+    assert got == [request.expected(method)]
+
+
 @pytest.mark.parametrize("name", NEWLINES)
 @pytest.mark.parametrize(
     ("method", "newlines"),

@@ -58,7 +58,7 @@ def test_many_pictures_at_once(checkpoints, monkeypatch, name):
         del llm
     assert got[::8] == [each.expected(method) for each in requests[::8]]
     # Under load, and when memory was measured, which saw the largest pass there is.
-    assert max(loads) <= measured <= max(BUDGET, 64)
+    assert max(loads) <= min(measured, BUDGET)
     assert len(loads) > 1
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -19,8 +19,9 @@ import cupy as cp
 import numpy as np
 
 from secateur.backends.cupy.kernels import SOURCE, THREADS
+from secateur.backends.lending import answer, blank, budgets, flat, handed, in_parts
 from secateur.core import arrays, measures
-from secateur.core.maximize import Picks
+from secateur.core.maximize import Picks, by_squares
 from secateur.core.objectives import ByRow, Dispersion, FacilityLocation, LogDeterminant
 from secateur.core.similarity import unit
 
@@ -30,6 +31,7 @@ __all__ = [
     "determinant",
     "facility_location",
     "facility_location_features",
+    "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
     "patch_entropy",
@@ -68,25 +70,9 @@ def _tiles(n: int) -> int:
 
 def _entries(x: Any, axes: int) -> Any:
     """The leading axes in one, rows without gaps, in float32 or float64."""
-    x = x.reshape(math.prod(x.shape[: x.ndim - axes]), *x.shape[x.ndim - axes :])
+    x = flat(x, axes)
     dtype = cp.float64 if x.dtype == cp.float64 else cp.float32
     return cp.ascontiguousarray(x, dtype=dtype)
-
-
-def _budgets(k: Any, batch: tuple[int, ...]) -> tuple[np.ndarray[Any, Any], int]:
-    host = np.broadcast_to(np.asarray(k, dtype=np.int64), batch).reshape(-1)
-    return np.ascontiguousarray(host), int(np.max(k, initial=0))
-
-
-def _blank(images: int, longest: int) -> tuple[Any, Any]:
-    return cp.full((images, longest), -1, dtype=cp.int64), cp.zeros((images, longest))
-
-
-def _answer(batch: tuple[int, ...], indices: Any, gains: Any, value: Any, bound: Any) -> Picks:
-    listed = (*batch, indices.shape[-1])
-    return Picks(
-        indices.reshape(listed), gains.reshape(listed), value.reshape(batch), bound.reshape(batch)
-    )
 
 
 @functools.cache
@@ -108,15 +94,13 @@ def _by_torch(name: str, shared: Sequence[Any], *args: Any, **more: Any) -> Any:
     driver = _torch()
     if driver is None:
         return NotImplemented
-    return _taken(getattr(driver, name)(*(_lent(x) for x in shared), *args, **more))
+    return _taken(getattr(driver, name)(*handed(tuple(shared), _lent), *args, **more))
 
 
 def _lent(x: Any) -> Any:
     """The tensor on the memory of an array. Each library waits for what the other has queued."""
     import torch
 
-    if x is None:
-        return None
     if isinstance(x, ByRow):
         return x.with_arrays(_lent)
     if x.dtype == cp.bool_:
@@ -126,18 +110,12 @@ def _lent(x: Any) -> Any:
 
 def _taken(found: Any) -> Any:
     """The arrays on the memory of the tensors in an answer."""
-    if found is NotImplemented:
-        return found
-    if isinstance(found, Picks):
-        return Picks(*(cp.from_dlpack(x) for x in found))
-    if isinstance(found, tuple):
-        return tuple(cp.from_dlpack(x) for x in found)
-    return cp.from_dlpack(found)
+    return handed(found, cp.from_dlpack)
 
 
 def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from matrices (..., N, N): about 4 N rows of N in all."""
-    return _facility_location(f.matrix, f.weights, k, 0.0)
+    return _facility_location(f.matrix, f.weights, k, f.rounding)
 
 
 def _facility_location(similarity: Any, weights: Any, k: Any, rounding: float) -> Picks:
@@ -148,9 +126,9 @@ def _facility_location(similarity: Any, weights: Any, k: Any, rounding: float) -
     if weights is not None:
         w = cp.ascontiguousarray(cp.broadcast_to(weights, (*batch, n)), dtype=cp.float64)
         w = w.reshape(images, n)
-    host, longest = _budgets(k, batch)
+    host, longest = budgets(k, batch)
     budget = cp.asarray(host)
-    indices, gains = _blank(images, longest)
+    indices, gains = blank(images, longest, s)
     g, m = cp.empty((images, n)), cp.zeros((images, n))
     fresh, exact = cp.empty((images, n)), cp.empty((images, n))
     listed = cp.empty((images, n), dtype=cp.int32)
@@ -167,7 +145,12 @@ def _facility_location(similarity: Any, weights: Any, k: Any, rounding: float) -
         bound = cp.minimum(bound, _certificate(history, gains, budget, begin))
     # What a running gain may be off, for each of the gains that a bound adds up.
     slack = 4.0 * EPSILON * terms * largest
-    return _answer(batch, indices, gains, cp.sum(w * m, axis=-1), bound + 2 * budget * slack)
+    value, bound = cp.sum(w * m, axis=-1), bound + 2 * budget * slack
+    # Nothing is certain where sums overflowed.
+    known = cp.isfinite(value) & ~cp.isnan(bound)
+    return answer(
+        batch, indices, gains, cp.where(known, value, 0.0), cp.where(known, bound, math.inf)
+    )
 
 
 def _certificate(history: Any, gains: Any, budget: Any, begin: int) -> Any:
@@ -189,11 +172,12 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
     """
 
     # Entries carry the rounding of a cosine: whatever the gain, ties are that wide.
-    def solve(s: Any, w: Any, budget: Any) -> Picks:
+    def solve(x: Any, w: Any, budget: Any) -> Picks:
+        s = cosine_similarity(x.astype(cp.float64))
         return _facility_location(s, w, budget, 8 * EPSILON)
 
     if _room(f.features):
-        return _in_parts(f.features, f.weights, k, solve)
+        return in_parts(f.features, f.weights, k, _room(f.features), solve)
     return cast(Picks, _by_torch("facility_location_features", (f,), k))
 
 
@@ -202,24 +186,9 @@ def _room(features: Any) -> int:
     return MATRIX // (8 * int(features.shape[-2]) ** 2)
 
 
-def _in_parts(
-    features: Any, weights: Any, k: Any, solve: Callable[[Any, Any, Any], Picks]
-) -> Picks:
-    """Answers of `solve` on float64 similarities of as many images at a time as fit."""
-    batch, n, room = features.shape[:-2], int(features.shape[-2]), _room(features)
-    x = _entries(features, 2)
-    host, longest = _budgets(k, batch)
-    w = None if weights is None else cp.broadcast_to(weights, (*batch, n)).reshape(-1, n)
-    indices, gains = _blank(len(x), longest)
-    value, bound = cp.empty(len(x)), cp.empty(len(x))
-    for start in range(0, len(x), room):
-        part = slice(start, start + room)
-        s = cosine_similarity(x[part].astype(cp.float64))
-        picks = solve(s, None if w is None else w[part], host[part])
-        width = picks.indices.shape[-1]
-        indices[part, :width], gains[part, :width] = picks.indices, picks.gains
-        value[part], bound[part] = picks.value, picks.bound
-    return _answer(batch, indices, gains, value, bound)
+def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
+    return by_squares(f, k, facility_location)
 
 
 def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
@@ -231,15 +200,15 @@ def _farthest_first(distance: Any, k: Any, start: int | None, margin: float) -> 
     batch, n = distance.shape[:-2], int(distance.shape[-1])
     d = _entries(distance, 2)
     images = len(d)
-    host, longest = _budgets(k, batch)
-    indices, gains = _blank(images, longest)
+    host, longest = budgets(k, batch)
+    indices, gains = blank(images, longest, d)
     nearest, value = cp.empty((images, n)), cp.empty(images)
     opened = cp.ones((images, n), dtype=cp.uint8)
     first = -1 if start is None else int(start)
     _launch("nearest_other", (images, _tiles(n)), d, nearest, n)
     state = (cp.asarray(host), nearest, opened, indices, gains, value)
     _launch("farthest_steps", (images,), d, *state, margin, n, longest, first)
-    return _answer(batch, indices, gains, value, cp.full(images, math.inf))
+    return answer(batch, indices, gains, value)
 
 
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
@@ -248,11 +217,12 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
     In O(N D) memory by the PyTorch driver or the reference where a matrix exceeds `MATRIX`.
     """
 
-    def solve(s: Any, _: None, budget: Any) -> Picks:
+    def solve(x: Any, _: None, budget: Any) -> Picks:
+        s = cosine_similarity(x.astype(cp.float64))
         return _farthest_first(2.0 * (1.0 - s), budget, start, 16 * EPSILON)
 
     if _room(f.features):
-        return _in_parts(f.features, None, k, solve)
+        return in_parts(f.features, None, k, _room(f.features), solve)
     return cast(Picks, _by_torch("farthest_first_features", (f,), k, start))
 
 
@@ -262,15 +232,15 @@ def determinant(f: LogDeterminant, k: Any) -> Picks:
     batch, n = kernel.shape[:-2], int(kernel.shape[-1])
     x = _entries(kernel, 2)
     images = len(x)
-    host, longest = _budgets(k, batch)
-    indices, gains = _blank(images, longest)
+    host, longest = budgets(k, batch)
+    indices, gains = blank(images, longest, x)
     left = cp.diagonal(x, axis1=-2, axis2=-1).astype(cp.float64, order="C")
     noise = 128 * float(np.finfo(x.dtype).eps) * left
     logs, factor = cp.empty((images, n)), cp.empty((images, longest, n))
     opened = cp.ones((images, n), dtype=cp.uint8)
     state = (cp.asarray(host), left, noise, logs, factor, opened, indices, gains)
     _launch("cholesky_steps", (images,), x, *state, n, longest)
-    return _answer(batch, indices, gains, cp.sum(gains, axis=-1), cp.full(images, math.inf))
+    return answer(batch, indices, gains, cp.sum(gains, axis=-1))
 
 
 def threshold_scan(
@@ -283,10 +253,10 @@ def threshold_scan(
     if 8 * images * n * n > MATRIX:
         shared = _by_torch("threshold_scan", (features, attention), k, step, tau_max)
         return cast("tuple[Any, Any]", shared)
-    host, longest = _budgets(k, batch)
+    host, longest = budgets(k, batch)
     order = cp.argsort(-attention.reshape(images, n), axis=-1, kind="stable")
     slope = cp.asarray(np.ascontiguousarray(step, dtype=np.float64).reshape(-1))
-    indices, _ = _blank(images, longest)
+    indices, _ = blank(images, longest, x)
     filled = cp.zeros(images, dtype=cp.int64)
     remains, kept = cp.ones((images, n), dtype=cp.uint8), cp.zeros((images, n), dtype=cp.uint8)
     state = (order.astype(cp.int64), cp.asarray(host), slope, remains, kept, indices, filled)
@@ -352,5 +322,5 @@ def attention_received(
         "attention_received",
         (queries, keys),
         scale=scale,
-        **{name: _lent(x) for name, x in lent.items()},
+        **{name: handed(x, _lent) for name, x in lent.items()},
     )

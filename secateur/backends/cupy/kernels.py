@@ -4,6 +4,10 @@ The source is compiled after ``typedef <type> Entry;``. Blocks have a power of t
 most 256. State lives in global memory; a barrier follows whatever another thread will read. Only
 barriers, shared memory and shared atomics are used, so the source also compiles for a host that
 supplies these few words.
+
+Every loop is a `for` over a range with a step of its own, or says what bounds it, and no thread
+leaves one with a barrier inside before the others. NaN is not looked for: comparisons with it
+are false, so that an entry that is NaN serves nobody, and a level that is NaN keeps nobody out.
 """
 
 from __future__ import annotations
@@ -56,12 +60,14 @@ __device__ double best_open(const double* x, const unsigned char* opened, int n)
     return extreme(best, 1.0);
 }
 
-// The lowest open place from `begin` on whose number is at least `least`; n where there is none.
+// The lowest open place from `begin` on whose number is not below `least`; n where there is none.
+// With begin = 0 there is one while a token is open: the best reaches a level below it, and where
+// numbers or level are NaN everybody does.
 __device__ int first_open(
     const double* x, const unsigned char* opened, double least, int begin, int n) {
     int first = n;
     for (int j = threadIdx.x; j < n; j += blockDim.x)
-        if (j >= begin && j < first && opened[j] && x[j] >= least) first = j;
+        if (j >= begin && j < first && opened[j] && !(x[j] < least)) first = j;
     return (int)extreme((double)first, -1.0);
 }
 
@@ -108,7 +114,9 @@ extern "C" __global__ void facility_steps(
     int share = (n + blockDim.x - 1) / blockDim.x;
     double weight = 0.0;
     for (int i = t; i < n; i += blockDim.x) weight += w[i];
-    double extra = rounding * total(weight);
+    // A sum of weights that overflows is no rounding where entries are exact.
+    weight = total(weight);
+    double extra = rounding > 0.0 ? rounding * weight : 0.0;
     if (begin == 0) {
         double most = best_open(g, opened, n);
         if (t == 0) {
@@ -127,6 +135,7 @@ extern "C" __global__ void facility_steps(
         double slack = 4.0 * EPSILON * (double)terms[image] * largest[image];
         double best = best_open(g, opened, n);
         double least = best - 2.0 * slack - (4.0 * n * EPSILON * fabs(best) + extra);
+        // At most n rounds: each place lies past the one before.
         for (int j = first_open(g, opened, least, 0, n); j < n;
              j = first_open(g, opened, least, j + 1, n)) {
             double sum = 0.0;
@@ -294,7 +303,7 @@ extern "C" __global__ void scan_steps(
         count++;
         Entry least = (Entry)(fmin(tau_max, count * slope[image]) - rounding);
         for (int j = t; j < n; j += blockDim.x)
-            if ((Entry)1 - cosine[pick * n + j] < least) remains[j] = 0;
+            if (!((Entry)1 - cosine[pick * n + j] >= least)) remains[j] = 0;
         __syncthreads();
     }
     if (t == 0) {

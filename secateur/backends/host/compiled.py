@@ -10,24 +10,36 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
+from secateur.backends.host.farthest import (
+    CosineDistances,
+    GivenDistances,
+    apart,
+    farthest,
+    refuse_distances,
+    smallest_between,
+)
 from secateur.backends.host.greedy import Floats, Indices
+from secateur.backends.lending import over_batch, product, weights_at
 from secateur.core.arrays import each_row, is_sparse
-from secateur.core.maximize import Picks
+from secateur.core.maximize import Picks, by_squares
 from secateur.core.measures import check_image
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
+from secateur.core.objectives.coverage import refuse_sums
 
 __all__ = [
     "cosine_similarity",
     "determinant",
     "facility_location",
     "facility_location_features",
+    "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
     "patch_entropy",
@@ -36,8 +48,13 @@ __all__ = [
 ]
 """The operations it offers."""
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 available = importlib.util.find_spec("numba") is not None
 """Whether Numba is installed; it is imported when an operation first needs it."""
+
+KNOWN = (np.dtype(np.float32), np.dtype(np.float64))
+"""Floating dtypes that Numba compiles for; others, by precision or byte order, go to NumPy."""
 
 ALONE = 1 << 20
 """Numbers in a batch below which starting threads costs more than they save."""
@@ -51,6 +68,20 @@ def _kernels() -> ModuleType:
     return importlib.import_module("secateur.backends.host.kernels")
 
 
+def _for_known(function: F) -> F:
+    """The operation, left to the next driver where an argument's dtype is none of `KNOWN`."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for each in (*args, *kwargs.values()):
+            x = getattr(each, "sample", each)
+            if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype not in KNOWN:
+                return NotImplemented
+        return function(*args, **kwargs)
+
+    return cast(F, call)
+
+
 def _workers(x: Floats) -> int:
     """How many threads share a batch: as many as Numba is configured to use."""
     import numba
@@ -61,6 +92,7 @@ def _workers(x: Floats) -> int:
     return 1 if x.size < ALONE else min(configured, math.prod(x.shape[:-2]))
 
 
+@_for_known
 def unit(x: Floats) -> Floats:
     """Vectors (..., D) scaled to length one; a zero vector stays zero."""
     x = np.ascontiguousarray(x)
@@ -69,10 +101,11 @@ def unit(x: Floats) -> Floats:
     return out
 
 
+@_for_known
 def cosine_similarity(features: Floats) -> Floats:
     """Similarities (1 + cos) / 2, shape (..., N, N), of features (..., N, D)."""
     directions = unit(features)
-    cosine: Floats = directions @ np.swapaxes(directions, -1, -2)
+    cosine = product(directions, np.swapaxes(directions, -1, -2))
     _kernels().shift(cosine)
     return cosine
 
@@ -83,7 +116,7 @@ class _Cosine(greedy_numpy.Cosine):
     def columns(self, j: Indices) -> Floats:
         kernels, x = _kernels(), self.directions
         if len(j) > FEW:
-            cosine: Floats = x[j] @ x.T
+            cosine = product(x[j], x.T)
             kernels.shift(cosine)
             return cosine
         entries = np.empty((len(j), self.size), dtype=x.dtype)
@@ -101,7 +134,9 @@ class _Nearly(greedy_numpy.NearlyServed):
 
     def _gains(self, columns: Floats) -> Floats:
         kernels = _kernels()
-        return np.asarray([kernels.gain_of(column, self.m, self.w) for column in columns])
+        return np.asarray(
+            [kernels.gain_of(column, self.m, self.w) for column in np.ascontiguousarray(columns)]
+        )
 
     def lower_listed(self, i: Indices, low: Floats) -> None:
         starts, count = self.near.shape[1] * i, self.count[i]
@@ -127,47 +162,62 @@ class _Listed(greedy_numpy.Listed):
 
 
 def _greedy(
-    similarity: Floats, weights: Floats | None, k: int, rounding: float = 0.0
+    similarity: Floats,
+    weights: Floats | None,
+    k: int,
+    rounding: float = 0.0,
+    name: str = "similarity",
 ) -> tuple[Any, Any, float, float]:
     w = np.ones(len(similarity)) if weights is None else np.asarray(weights, dtype=np.float64)
     picks = np.empty(k, dtype=np.int64)
     gains = np.empty(k)
     rows = np.ascontiguousarray(similarity)
-    value, bound = _kernels().greedy_dense(
-        rows, np.ascontiguousarray(w), k, rounding * float(w.sum()), picks, gains
-    )
+    # Of entries that are given, whose weights may add up to more than float64 holds, none.
+    ties = rounding * float(w.sum()) if rounding else 0.0
+    value, bound = _kernels().greedy_dense(rows, np.ascontiguousarray(w), k, ties, picks, gains)
+    if math.isnan(value):
+        refuse_sums(rows, weights, name)
     return picks, gains, value, bound
 
 
+@_for_known
 def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from a matrix (..., N, N), dense or CSR."""
     similarity, weights = f.matrix, f.weights
     if is_sparse(similarity):
         matrix = plain.canonical(similarity)
-        return plain.over_batch(
+        return over_batch(
             (), k, lambda _, budget: greedy_numpy.greedy(_Listed(matrix, weights), budget)
         )
-    return plain.over_batch(
+    return over_batch(
         similarity.shape[:-2],
         k,
-        lambda at, budget: _greedy(similarity[at], plain.weights_at(weights, at), budget),
+        lambda at, budget: _greedy(similarity[at], weights_at(weights, at), budget, f.rounding),
         _workers(similarity),
     )
 
 
+def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
+    return by_squares(f, k, facility_location)
+
+
+@_for_known
 def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location on (1 + cos) / 2 of features (..., N, D), in O(N D) memory."""
     features, weights = f.features, f.weights
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
-        w = plain.weights_at(weights, at)
+        w = weights_at(weights, at)
         if plain.small_enough(features):
-            return _greedy(cosine_similarity(features[at]), w, budget, greedy_numpy.COSINE_ROUNDING)
+            s = cosine_similarity(features[at])
+            return _greedy(s, w, budget, greedy_numpy.COSINE_ROUNDING, "features")
         return greedy_numpy.greedy(_Nearly(_Cosine(unit(features[at])), w), budget)
 
-    return plain.over_batch(features.shape[:-2], k, solve)
+    return over_batch(features.shape[:-2], k, solve)
 
 
+@_for_known
 def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
     kernel: Any = f.kernel
@@ -179,7 +229,7 @@ def determinant(f: LogDeterminant, k: Any) -> Picks:
         _kernels().explain(np.ascontiguousarray(kernel[at]), budget, epsilon, picks, gains)
         return picks, gains, float(gains.sum()), math.inf
 
-    return plain.over_batch(kernel.shape[:-2], k, solve, _workers(kernel))
+    return over_batch(kernel.shape[:-2], k, solve, _workers(kernel))
 
 
 def _farthest(
@@ -188,15 +238,18 @@ def _farthest(
     picks = np.empty(k, dtype=np.int64)
     gains = np.empty(k)
     rows = np.ascontiguousarray(distance)
-    _kernels().farthest(rows, k, -1 if start is None else start, margin, picks, gains)
-    value = plain.smallest_between(plain.GivenDistances(rows), picks)
+    first = -1 if start is None else start
+    if _kernels().farthest(rows, k, first, margin, picks, gains):
+        refuse_distances("distance" if margin == 0.0 else "features")
+    value = smallest_between(GivenDistances(rows), picks)
     return picks, gains, value, math.inf
 
 
+@_for_known
 def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first over distances (..., N, N)."""
     distance: Any = f.distance
-    return plain.over_batch(
+    return over_batch(
         distance.shape[:-2],
         k,
         lambda at, budget: _farthest(distance[at], budget, start, 0.0),
@@ -204,6 +257,7 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     )
 
 
+@_for_known
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
     features: Any = f.features
@@ -212,12 +266,13 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
         x = directions[at]
         if plain.small_enough(x):
-            return _farthest(plain.apart(x @ x.T), budget, start, plain.CosineDistances.margin)
-        return (*plain.farthest(plain.CosineDistances(x), budget, start), math.inf)
+            return _farthest(apart(product(x, x.T)), budget, start, CosineDistances.margin)
+        return (*farthest(CosineDistances(x), budget, start), math.inf)
 
-    return plain.over_batch(features.shape[:-2], k, solve)
+    return over_batch(features.shape[:-2], k, solve)
 
 
+@_for_known
 def threshold_scan(
     features: Floats, attention: Floats, k: Any, step: Floats, tau_max: float
 ) -> tuple[Indices, Indices]:
@@ -231,6 +286,7 @@ def threshold_scan(
     return plain.scan_batch(features, attention, k, step, tau_max, scan)
 
 
+@_for_known
 def patch_entropy(image: Any, patch: int) -> Floats:
     """Entropy of the grey values within each patch, O(H W)."""
     image = plain.checked_image(image)

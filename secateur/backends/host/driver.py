@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 
+from secateur.backends.host.farthest import CosineDistances, GivenDistances, farthest
 from secateur.backends.host.greedy import (
     BLOCK,
     COSINE_ROUNDING,
     EPSILON,
-    PRODUCT,
     Cosine,
     Dense,
     Floats,
@@ -27,10 +26,11 @@ from secateur.backends.host.greedy import (
     Served,
     greedy,
     shifted,
-    spans,
 )
+from secateur.backends.host.volume import determinant_factors
+from secateur.backends.lending import eigenvalues, over_batch, product, weights_at
 from secateur.core.arrays import checked, each_row, is_sparse, widened
-from secateur.core.maximize import Picks
+from secateur.core.maximize import Picks, by_squares
 from secateur.core.measures import check_image, grey_levels
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
 from secateur.core.relevance import Aggregate, sharpest, softmax
@@ -39,8 +39,10 @@ __all__ = [
     "attention_received",
     "cosine_similarity",
     "determinant",
+    "determinant_factors",
     "facility_location",
     "facility_location_features",
+    "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
     "patch_entropy",
@@ -50,8 +52,6 @@ __all__ = [
     "unit",
 ]
 """The operations it offers."""
-
-Solve = Callable[[tuple[int, ...], int], tuple[Indices, Floats, float, float]]
 
 
 def unit(x: Floats) -> Floats:
@@ -68,43 +68,17 @@ def unit(x: Floats) -> Floats:
 def cosine_similarity(features: Floats) -> Floats:
     """Similarities (1 + cos) / 2, shape (..., N, N), with one N x N array and no other."""
     directions = unit(features)
-    return shifted(directions @ np.swapaxes(directions, -1, -2))
-
-
-def over_batch(batch: tuple[int, ...], k: Any, solve: Solve, workers: int = 1) -> Picks:
-    """Answers of `solve(position, budget)` for every row of a batch, padded together."""
-    budgets = np.broadcast_to(np.asarray(k, dtype=np.int64), batch)
-    longest = int(budgets.max())
-    indices = np.full((*batch, longest), -1, dtype=np.int64)
-    gains = np.zeros((*batch, longest))
-    value = np.zeros(batch)
-    bound = np.full(batch, math.inf)
-
-    def one(position: tuple[int, ...]) -> None:
-        budget = int(budgets[position])
-        picks, gained, total, limit = solve(position, budget)
-        indices[position][:budget] = picks
-        gains[position][:budget] = gained
-        value[position] = total
-        bound[position] = limit
-
-    if workers > 1 and len(batch) > 0:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, each_row(batch)))
-    else:
-        for position in each_row(batch):
-            one(position)
-    return Picks(indices, gains, value, bound)
-
-
-def weights_at(weights: Floats | None, position: tuple[int, ...]) -> Floats | None:
-    """The weights of one image."""
-    return None if weights is None else weights[position]
+    return shifted(product(directions, np.swapaxes(directions, -1, -2)))
 
 
 def canonical(matrix: Any) -> Any:
     """A CSR matrix with floating entries, each stored once."""
     matrix = matrix.tocsr()
+    try:
+        # Indices beyond the matrix, in one put together by hand, would be read from anywhere.
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(f"similarity: {error}") from None
     if matrix.dtype not in (np.float32, np.float64):
         matrix = matrix.astype(np.float64)
     if not matrix.has_canonical_format:
@@ -122,8 +96,15 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
     return over_batch(
         similarity.shape[:-2],
         k,
-        lambda at, budget: greedy(Served(Dense(similarity[at]), weights_at(weights, at)), budget),
+        lambda at, budget: greedy(
+            Served(Dense(similarity[at], f.rounding), weights_at(weights, at)), budget
+        ),
     )
+
+
+def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
+    return by_squares(f, k, facility_location)
 
 
 def small_enough(features: Floats) -> bool:
@@ -139,7 +120,7 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
         w = weights_at(weights, at)
         if small_enough(features):
             matrix = cosine_similarity(features[at])
-            return greedy(Served(Dense(matrix, COSINE_ROUNDING), w), budget)
+            return greedy(Served(Dense(matrix, COSINE_ROUNDING, "features"), w), budget)
         return greedy(NearlyServed(Cosine(unit(features[at])), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
@@ -169,7 +150,7 @@ def _explain(kernel: Floats, k: int) -> tuple[Indices, Floats]:
         pick = lowest_of_largest(np.where(left > noise, left, 0.0), opened)
         opened[pick] = False
         picks[step] = pick
-        if left[pick] <= noise[pick]:
+        if not left[pick] > noise[pick]:
             gains[step] = -math.inf
             continue
         gains[step] = math.log(left[pick])
@@ -187,118 +168,6 @@ def lowest_of_largest(left: Floats, opened: np.ndarray[Any, Any]) -> int:
     left = np.where(opened, left, -1.0)
     best = float(left.max())
     return int(np.argmax(left >= best * math.exp(-4.0 * len(left) * EPSILON)))
-
-
-class Distances(Protocol):
-    """Distances d_ij of `size` tokens."""
-
-    size: int
-    margin: float
-    """Distances that differ by less than this count as equal."""
-
-    def to(self, j: int) -> Floats:
-        """Distances (N,) of all tokens to one."""
-
-    def nearest(self) -> Floats:
-        """Distance (N,) of every token to the nearest other one."""
-
-    def among(self, picks: Indices) -> Floats:
-        """Distances (M, M) of the picks to each other."""
-
-
-class GivenDistances:
-    """A matrix (N, N)."""
-
-    margin = 0.0
-
-    def __init__(self, matrix: Floats) -> None:
-        self._matrix = matrix
-        self.size = len(matrix)
-
-    def to(self, j: int) -> Floats:
-        column: Floats = self._matrix[:, j]
-        return column
-
-    def nearest(self) -> Floats:
-        nearest = np.full(self.size, math.inf, dtype=self._matrix.dtype)
-        for part in spans(self.size, self.size):
-            d = self._matrix[part].copy()
-            d[np.arange(len(d)), np.arange(part.start, part.stop)] = math.inf
-            np.minimum(nearest, d.min(axis=0), out=nearest)
-        return nearest
-
-    def among(self, picks: Indices) -> Floats:
-        block: Floats = self._matrix[np.ix_(picks, picks)]
-        return block
-
-
-class CosineDistances:
-    """1 - cos of unit vectors (N, D), in float64: cosines decide picks."""
-
-    margin = 16 * EPSILON
-
-    def __init__(self, directions: Floats) -> None:
-        self._x = directions
-        self.size = len(directions)
-
-    def to(self, j: int) -> Floats:
-        return apart(self._x @ self._x[j])
-
-    def nearest(self) -> Floats:
-        # Half of the products: every block with itself and with what follows. The largest
-        # cosine belongs to the smallest distance.
-        largest = np.full(self.size, -math.inf, dtype=self._x.dtype)
-        for part in spans(self.size, self.size, PRODUCT):
-            cosine = self._x[part] @ self._x[part.start :].T
-            own = np.arange(len(cosine))
-            cosine[own, own] = -math.inf
-            np.maximum(largest[part], cosine.max(axis=1), out=largest[part])
-            rest = largest[part.start :]
-            np.maximum(rest, cosine.max(axis=0), out=rest)
-        return apart(largest)
-
-    def among(self, picks: Indices) -> Floats:
-        return apart(self._x[picks] @ self._x[picks].T)
-
-
-def apart(cosine: Floats) -> Floats:
-    """1 - cos within [0, 2], written over the cosines, rounded as 2 (1 - (1 + cos) / 2)."""
-    s = shifted(cosine)
-    np.subtract(1.0, s, out=s)
-    s *= 2.0
-    return s
-
-
-def farthest(distances: Distances, k: int, start: int | None) -> tuple[Indices, Floats, float]:
-    """Farthest-first: picks, their gains, and the smallest distance between two of them."""
-    picks = np.empty(k, dtype=np.int64)
-    gains = np.empty(k)
-    opened = np.ones(distances.size, dtype=bool)
-    nearest = distances.nearest() if start is None else distances.to(start)
-    for step in range(k):
-        if step == 0 and start is not None:
-            pick = start
-            gains[0] = np.delete(nearest, start).min(initial=math.inf)
-        else:
-            masked = np.where(opened, nearest, -math.inf)
-            best = float(masked.max())
-            least = best if math.isinf(best) else best - distances.margin
-            pick = int(np.argmax(masked >= least))
-            gains[step] = nearest[pick]
-        picks[step] = pick
-        opened[pick] = False
-        d = distances.to(pick)
-        nearest = d if step == 0 else np.minimum(nearest, d)
-    return picks, gains, smallest_between(distances, picks)
-
-
-def smallest_between(distances: Distances, picks: Indices) -> float:
-    """The smallest distance between two picks."""
-    if len(picks) < 2:
-        return math.inf
-    d = distances.among(picks)
-    np.fill_diagonal(d, math.inf)
-    return float(d.min())
 
 
 def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
@@ -362,8 +231,8 @@ def scan(x: Floats, order: Indices, k: int, step: float, tau_max: float) -> Indi
         part = order[start : start + max(32, k - len(kept))]
         start += len(part)
         tau = np.minimum(tau_max, np.arange(1, len(kept) + 1) * step)
-        near = distances_between(x[part], x[kept]) < tau - rounding
-        part = part[~near.any(axis=1)]
+        apart = distances_between(x[part], x[kept]) >= tau - rounding
+        part = part[apart.all(axis=1)]
         among = distances_between(x[part], x[part])
         remains = np.ones(len(part), dtype=bool)
         chosen: list[int] = []
@@ -378,7 +247,7 @@ def scan(x: Floats, order: Indices, k: int, step: float, tau_max: float) -> Indi
 
 def distances_between(x: Floats, y: Floats) -> Floats:
     """1 - cos of unit vectors (N, D) and (M, D), never negative."""
-    cosine = x @ y.T
+    cosine = product(x, y.T)
     np.subtract(1.0, cosine, out=cosine)
     distance: Floats = np.maximum(cosine, 0.0, out=cosine)
     return distance
@@ -427,7 +296,7 @@ def singular_values(features: Floats) -> Floats:
     wide = features.astype(np.float64, copy=False)
     turned = np.swapaxes(wide, -1, -2)
     tall = features.shape[-2] > features.shape[-1]
-    squares = np.linalg.eigvalsh(turned @ wide if tall else wide @ turned)[..., ::-1]
+    squares = eigenvalues(product(turned, wide) if tall else product(wide, turned))[..., ::-1]
     if features.dtype == np.float64 and not np.all(squares[..., -1] >= 1e-6 * squares[..., 0]):
         exact: Floats = np.linalg.svd(features, compute_uv=False)
         return exact
@@ -450,18 +319,20 @@ def text_relevance(
     """Relevance of visual tokens by the "entropy" aggregate; text tokens lie along rows here."""
     if aggregate != "entropy":
         return cast("Floats", NotImplemented)
-    s = text @ np.swapaxes(visual, -1, -2)
+    s = product(text, np.swapaxes(visual, -1, -2))
     if sign < 0:
         np.negative(s, out=s)
     logits = s - s.max(axis=-1, keepdims=True)
     logits *= temperature
     weight = np.exp(logits)
-    total = weight.sum(axis=-1)
-    h = np.log(total) - np.einsum("...n,...n->...", weight, logits) / total
+    # All but the largest, which is 1; see `secateur.core.relevance.text_entropy`.
+    np.put_along_axis(weight, logits.argmax(axis=-1)[..., None], 0.0, axis=-1)
+    rest = weight.sum(axis=-1)
+    h = np.log1p(rest) - np.einsum("...n,...n->...", weight, logits) / (1.0 + rest)
     kept = sharpest(h, mask, keep_ratio)
     share = softmax(np.where(kept, -h / entropy_temperature, -math.inf))
-    dense = (share[..., None, :] @ s)[..., 0, :]
-    whole = (visual @ (sign * text_global)[..., None])[..., 0]
+    dense = product(share[..., None, :], s)[..., 0, :]
+    whole = product(visual, (sign * text_global)[..., None])[..., 0]
     relevance: Floats = alpha * whole + (1.0 - alpha) * dense
     return relevance
 
@@ -491,7 +362,7 @@ def attention_received(
             part = slice(start, min(start + step, count))
             last = None if positions is None else positions[at][part]
             seen = length if last is None else min(length, max(0, int(last.max()) + 1))
-            logits = (factor * queries[at][..., part, :]) @ turned[..., :seen]
+            logits = product(factor * queries[at][..., part, :], turned[..., :seen])
             if last is not None:
                 logits[..., np.arange(seen) > last[:, None]] = -math.inf
             if key_mask is not None:

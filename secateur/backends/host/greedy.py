@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from secateur.backends.lending import product
+from secateur.core.objectives.coverage import refuse_sums
+
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Indices = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
@@ -40,6 +43,10 @@ class Source(Protocol):
     """How far an entry may be off, as far as ties go; 0 for entries that are given."""
     room: int
     """Entries worth asking for at once."""
+    given: Any
+    """What the similarities come from."""
+    name: str
+    """What the user calls it."""
 
     def gains(self, w: Floats) -> Floats:
         """The gains (N,) of all tokens on top of none."""
@@ -57,7 +64,8 @@ class Dense:
     reach = 0.0
     room = BLOCK
 
-    def __init__(self, matrix: Floats, rounding: float = 0.0) -> None:
+    def __init__(self, matrix: Floats, rounding: float = 0.0, name: str = "similarity") -> None:
+        self.given, self.name = matrix, name
         self._matrix = matrix
         self.size = len(matrix)
         self.rounding = rounding
@@ -80,9 +88,10 @@ class Cosine:
 
     room = PRODUCT
     rounding = COSINE_ROUNDING
+    name = "features"
 
     def __init__(self, directions: Floats) -> None:
-        self.directions = directions
+        self.directions = self.given = directions
         self.size = len(directions)
         self.reach = 8 * float(np.finfo(directions.dtype).eps)
 
@@ -98,7 +107,7 @@ class Cosine:
         return gains
 
     def columns(self, j: Indices) -> Floats:
-        return shifted(self.directions[j] @ self.directions.T)
+        return shifted(product(self.directions[j], self.directions.T))
 
     rows = columns
 
@@ -126,13 +135,20 @@ class Served:
         self.source = source
         self.w = np.ones(n) if weights is None else weights.astype(np.float64, copy=False)
         self.m = np.zeros(n)
-        self.g = source.gains(self.w)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.g = source.gains(self.w)
+            # No set is worth more than all gains together, and no bound adds up twice as much.
+            summable = math.isfinite(4.0 * float(self.g.sum()))
+        if not summable:
+            refuse_sums(source.given, weights, source.name)
         # The gains last worked out exactly; one that still equals its g_j needs no second look.
         self._exact = self.g.copy() if source.reach == 0.0 else np.full(n, np.nan)
         self._largest = float(self.g.max())
         self._terms = n
-        self._reach = source.reach * float(self.w.sum())
-        self._rounding = source.rounding * float(self.w.sum())
+        # Where entries are given exactly their weights may add up to more than float64 holds.
+        heavy = float(self.w.sum()) if source.reach or source.rounding else 0.0
+        self._reach = source.reach * heavy
+        self._rounding = source.rounding * heavy
 
     @property
     def slack(self) -> float:
@@ -281,9 +297,10 @@ class Sparse:
     reach = 0.0
     rounding = 0.0
     room = BLOCK
+    name = "similarity"
 
     def __init__(self, matrix: Any) -> None:
-        self._rows = matrix
+        self._rows = self.given = matrix
         self._columns = matrix.tocsc()
         self.size = int(matrix.shape[0])
 

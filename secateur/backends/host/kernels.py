@@ -2,6 +2,11 @@
 
 Each is the inner part of an operation of the NumPy driver. None runs threads of its own: all
 release the interpreter's lock, so that images of a batch run side by side.
+
+Compiled code checks no bounds, and a loop that never ends cannot be interrupted. Every loop here
+is a `for` over a range, or says what bounds it. NaN meets only kernels marked `sees_nan` or
+`exact`, which keep it or count it; those marked `regroup` come after `summable` has let the
+gains pass, and where these are finite no entry with a weight is NaN.
 """
 
 from __future__ import annotations
@@ -18,14 +23,17 @@ TINY = float(np.finfo(np.float64).tiny)
 STRIDE = 64
 """Numbers looked at together, in vector lanes, before one is looked at alone."""
 
-# Sums may be regrouped into vector lanes; NaN is refused before, infinities stay meaningful.
+# Sums may be regrouped into vector lanes; infinities stay meaningful.
+sees_nan = njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
 regroup = njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "nnan", "contract"})
 exact = njit(cache=True, nogil=True)
 
 
-@regroup
+@sees_nan
 def first_gains(s: Any, w: Any, g: Any) -> bool:
     """Set g_j to sum_i w_i r_ij with r = max(0, s); whether r is symmetric but for rounding.
+
+    NaN stays NaN: 0 > NaN is false.
 
     One pass: r is symmetric if r z = r^T z for a random z in [1, 2), unless entries that differ
     cancel to 15 digits.
@@ -46,7 +54,10 @@ def first_gains(s: Any, w: Any, g: Any) -> bool:
         za, zb, zc, zd = z[i], z[i + 1], z[i + 2], z[i + 3]
         ra = rb = rc = rd = 0.0
         for j in range(n):
-            sa, sb, sc, sd = max(a[j], 0.0), max(b[j], 0.0), max(c[j], 0.0), max(d[j], 0.0)
+            sa = 0.0 if 0.0 > a[j] else a[j]
+            sb = 0.0 if 0.0 > b[j] else b[j]
+            sc = 0.0 if 0.0 > c[j] else c[j]
+            sd = 0.0 if 0.0 > d[j] else d[j]
             g[j] += wa * sa + wb * sb + wc * sc + wd * sd
             by_column[j] += za * sa + zb * sb + zc * sc + zd * sd
             ra += sa * z[j]
@@ -57,14 +68,27 @@ def first_gains(s: Any, w: Any, g: Any) -> bool:
     for i in range(whole, n):
         by_row[i] = 0.0
         for j in range(n):
-            r = max(s[i, j], 0.0)
+            r = 0.0 if 0.0 > s[i, j] else s[i, j]
             g[j] += w[i] * r
             by_column[j] += z[i] * r
             by_row[i] += z[j] * r
     differ = 0
     for j in range(n):
-        differ += abs(by_row[j] - by_column[j]) > 64.0 * EPSILON * by_row[j]
+        alike = by_row[j] < math.inf and abs(by_row[j] - by_column[j]) <= 64.0 * EPSILON * by_row[j]
+        differ += not alike
     return differ == 0
+
+
+@exact
+def summable(g: Any) -> bool:
+    """Whether all gains are numbers, and what greedy adds up of them stays within float64.
+
+    No set is worth more than all gains together, and no bound adds up more than twice that.
+    """
+    total = 0.0
+    for j in range(len(g)):
+        total += g[j]
+    return math.isfinite(4.0 * total)
 
 
 @regroup
@@ -185,6 +209,8 @@ def exceeding(x: Any, y: Any, found: Any) -> int:
 def top_sum(g: Any, k: int, level: float, work: Any, places: Any) -> tuple[float, float]:
     """The sum of the k largest positive gains, and a level that at most k gains exceed.
 
+    The gains are finite, or minus infinity.
+
     Gains only shrink, so the level of an earlier call still holds. Going down from there in
     growing steps encloses the k-th, and halving by proportion finds a level that exactly k
     exceed, or leaves a few between two levels, ties for instance, to choose from.
@@ -195,6 +221,8 @@ def top_sum(g: Any, k: int, level: float, work: Any, places: Any) -> tuple[float
         level = best_of(g)
         above, total = 0, 0.0
     step = max(1e-3 * level, TINY)
+    # Six rounds at most: the step begins at a thousandth of the level, or above it, and grows
+    # fourfold, while the level falls.
     while True:
         lower = max(level - step, 0.0)
         count, more = sum_above(g, lower)
@@ -230,7 +258,11 @@ def top_sum(g: Any, k: int, level: float, work: Any, places: Any) -> tuple[float
 
 @exact
 def select(x: Any, n: int, k: int) -> None:
-    """Bring the k largest of the first n numbers to the front, in no order."""
+    """Bring the k largest of the first n numbers, none NaN, to the front, in no order.
+
+    The inner loops stop at the pivot, or at what an earlier swap has put in their way; a round
+    ends with low < i or j < high, so that the stretch low .. high shrinks.
+    """
     low, high = 0, n - 1
     while low < high:
         pivot = x[(low + high) // 2]
@@ -258,7 +290,8 @@ def greedy_dense(
 ) -> tuple[float, float]:
     """Greedy facility location on a matrix: fills picks and gains; value and upper bound.
 
-    Gains closer than `rounding`, what that of the entries can do to a gain, count as equal.
+    Gains closer than `rounding`, what that of the entries can do to a gain, count as equal. Where
+    the gains are not `summable` nothing is picked, and value and bound are NaN.
     """
     n = len(w)
     g = np.empty(n)
@@ -270,6 +303,11 @@ def greedy_dense(
     high = np.empty(n)
     heavy = np.empty(n)
     symmetric = first_gains(s, w, g)
+    if not summable(g):
+        return math.nan, math.nan
+    # From here on gains are finite, but for minus infinity where a token is picked. At pick
+    # step < k <= n an open one is left: the best gain and the levels below it are finite, and
+    # the best one reaches them, so that there is a leader at every pick.
     # The gains last worked out exactly; one that still equals its g_j needs no second look.
     known = g.copy()
     largest = best_of(g)
@@ -300,7 +338,7 @@ def greedy_dense(
             best = max(best, g[j])
         least = best - 4.0 * n * EPSILON * abs(best) - rounding
         place = 0
-        while g[places[place]] < least:
+        while place < hopeful - 1 and g[places[place]] < least:
             place += 1
         pick = places[place]
         picks[step] = pick
@@ -366,16 +404,18 @@ def lower_by_lists(
                 g[near[place]] -= weight * (min(s, hi) - lo)
 
 
-@regroup
+@sees_nan
 def shift(cosine: Any) -> None:
-    """Write (1 + cos) / 2 over cosines, held within [0, 1] against rounding."""
+    """Write (1 + cos) / 2 over cosines, held within [0, 1] against rounding; NaN stays NaN."""
     flat = cosine.reshape(-1)
     half, zero, one = flat.dtype.type(0.5), flat.dtype.type(0.0), flat.dtype.type(1.0)
     for place in range(len(flat)):
-        flat[place] = min(max(half * flat[place] + half, zero), one)
+        entry = half * flat[place] + half
+        entry = zero if zero > entry else entry
+        flat[place] = one if one < entry else entry
 
 
-@regroup
+@sees_nan
 def cosine_of(x: Any, y: Any) -> Any:
     """The product of two unit vectors, in their dtype."""
     total = x.dtype.type(0.0)
@@ -392,9 +432,12 @@ def similarities_to(x: Any, j: int, column: Any) -> None:
         column[i] = min(max(half * cosine_of(x[i], x[j]) + half, zero), one)
 
 
-@regroup
+@sees_nan
 def unit_rows(x: Any, out: Any) -> None:
-    """Rows scaled to length one; zero rows stay zero. Squares are summed in float64."""
+    """Rows scaled to length one; zero rows stay zero, rows with NaN or infinity get NaN.
+
+    Squares are summed in float64.
+    """
     for r in range(len(x)):
         row, to = x[r], out[r]
         squares = 0.0
@@ -420,7 +463,10 @@ def unit_rows(x: Any, out: Any) -> None:
 
 @exact
 def explain(kernel: Any, k: int, epsilon: float, picks: Any, gains: Any) -> None:
-    """Greedy log-determinant by incremental Cholesky, in the order of the reference."""
+    """Greedy log-determinant by incremental Cholesky, in the order of the reference.
+
+    What is left that is not a number counts as spent.
+    """
     n = len(kernel)
     left = np.empty(n)
     noise = np.empty(n)
@@ -436,13 +482,14 @@ def explain(kernel: Any, k: int, epsilon: float, picks: Any, gains: Any) -> None
             if opened[j]:
                 best = max(best, left[j] if left[j] > noise[j] else 0.0)
         least = best * math.exp(-4.0 * n * EPSILON)
+        # Some token is open, as step < k <= n, and the best of them reaches the level.
         pick = 0
         while not opened[pick] or (left[pick] if left[pick] > noise[pick] else 0.0) < least:
             pick += 1
         opened[pick] = False
         picks[step] = pick
         gains[step] = -math.inf
-        if left[pick] <= noise[pick]:
+        if not left[pick] > noise[pick]:
             continue
         gains[step] = math.log(left[pick])
         row = factor[rank]
@@ -466,28 +513,32 @@ def explain(kernel: Any, k: int, epsilon: float, picks: Any, gains: Any) -> None
         rank += 1
 
 
-@regroup
-def nearest_other(distance: Any, nearest: Any) -> None:
-    """The smallest entry of every column but for the diagonal."""
+@sees_nan
+def nearest_other(distance: Any, nearest: Any) -> int:
+    """The smallest entry of every column but for the diagonal; how many entries are NaN."""
     n = len(distance)
     nearest[:] = math.inf
+    lost = 0
     for i in range(n):
         row, own = distance[i], nearest[i]
         for j in range(n):
-            nearest[j] = min(nearest[j], row[j])
+            nearest[j] = row[j] if row[j] < nearest[j] else nearest[j]
+            lost += row[j] != row[j]
         nearest[i] = own
+    return lost
 
 
-@regroup
-def farthest(distance: Any, k: int, start: int, margin: float, picks: Any, gains: Any) -> None:
-    """Farthest-first over a matrix; a negative start stands for none.
+@sees_nan
+def farthest(distance: Any, k: int, start: int, margin: float, picks: Any, gains: Any) -> int:
+    """Farthest-first over a matrix; a negative start stands for none. How much NaN it met.
 
     Distances that differ from the largest by `margin` or less count as equal.
     """
     n = len(distance)
     nearest = np.empty(n, dtype=distance.dtype)
+    lost = 0
     if start < 0:
-        nearest_other(distance, nearest)
+        lost = nearest_other(distance, nearest)
         start = first_largest(nearest, margin)
         gain = nearest[start]
     else:
@@ -504,18 +555,24 @@ def farthest(distance: Any, k: int, start: int, margin: float, picks: Any, gains
         picks[step] = pick
         gains[step] = gain
         for i in range(n):
-            nearest[i] = min(nearest[i], distance[i, pick])
+            away = distance[i, pick]
+            nearest[i] = away if away < nearest[i] else nearest[i]
+            lost += away != away
         for t in range(step + 1):
             nearest[picks[t]] = -math.inf
+    return lost
 
 
-@regroup
+@sees_nan
 def first_largest(x: Any, margin: float) -> int:
     """The lowest place of the largest number, those within `margin` of it included."""
-    best = best_of(x)
+    n = len(x)
+    best = -math.inf
+    for j in range(n):
+        best = x[j] if x[j] > best else best
     least = best if math.isinf(best) else best - margin
     place = 0
-    while x[place] < least:
+    while place < n - 1 and not x[place] >= least:
         place += 1
     return place
 
@@ -524,7 +581,10 @@ def first_largest(x: Any, margin: float) -> int:
 def scan(
     x: Any, order: Any, k: int, step: float, tau_max: float, rounding: float, kept: Any
 ) -> int:
-    """AgilePruner's scan: each token is compared with those kept until one drives it away."""
+    """AgilePruner's scan: each token is compared with those kept until one drives it away.
+
+    A distance that is NaN drives it away.
+    """
     found = 0
     for j in order:
         if found == k:
@@ -533,7 +593,8 @@ def scan(
         for i in range(found):
             tau = min(tau_max, (i + 1) * step)
             distance = x.dtype.type(1.0) - cosine_of(x[j], x[kept[i]])
-            if max(distance, 0.0) < tau - rounding:
+            distance = x.dtype.type(0.0) if distance < 0.0 else distance
+            if not distance >= tau - rounding:
                 near = True
                 break
         if not near:

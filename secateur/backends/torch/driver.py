@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, cast
@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from secateur.backends.lending import Pool, handed, in_parts, worked_on_by
 from secateur.backends.torch import greedy
 from secateur.core import (
     arrays,
@@ -39,8 +40,10 @@ __all__ = [
     "attention_received",
     "cosine_similarity",
     "determinant",
+    "determinant_factors",
     "facility_location",
     "facility_location_features",
+    "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
     "patch_entropy",
@@ -59,9 +62,22 @@ BLOCK = 1 << 24
 """Attention weights held at once."""
 
 
+def _by_pool(step: Callable[..., Tensor]) -> Callable[..., Any]:
+    """A step on tensors, for arrays of NumPy."""
+
+    def run(*arrays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return cast("np.ndarray[Any, Any]", step(*map(torch.from_numpy, arrays)).numpy())
+
+    return run
+
+
+POOL = Pool(_by_pool(torch.matmul), _by_pool(torch.linalg.eigvalsh))
+"""PyTorch's threads: on memory lent by it they take the products."""
+
+
 def _on_host(operation: Operation[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The answer of the drivers of NumPy arrays, brought back to where the first tensor lives."""
-    with backend("auto"):
+    with backend("auto"), worked_on_by(POOL):
         answer = operation(*map(_to_host, args), **{k: _to_host(x) for k, x in kwargs.items()})
     return _to_device(answer, getattr(args[0], "sample", args[0]).device)
 
@@ -76,11 +92,7 @@ def _to_host(x: Any) -> Any:
 
 
 def _to_device(x: Any, device: torch.device) -> Any:
-    if isinstance(x, Picks):
-        return Picks(*(_to_device(each, device) for each in x))
-    if isinstance(x, tuple):
-        return tuple(_to_device(each, device) for each in x)
-    return torch.from_numpy(np.asarray(x)).to(device)
+    return handed(x, lambda each: torch.from_numpy(np.asarray(each)).to(device))
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -122,14 +134,14 @@ def kernels(device: torch.device) -> ModuleType | None:
     """The Triton kernels, once they have agreed with whole-tensor steps on a small problem."""
     if importlib.util.find_spec("triton") is None:
         return None
-    triton_kernels = importlib.import_module("secateur.backends.torch.driver.kernels")
+    launch = importlib.import_module("secateur.backends.torch.launch")
     try:
-        wrong: str | None = triton_kernels.disagreement(device)
+        wrong: str | None = launch.disagreement(device)
     except Exception as error:
         # Whatever a compiler or a driver can raise: the tokens can still be chosen.
         wrong = f"{type(error).__name__}: {error}"
     if wrong is None:
-        return triton_kernels
+        return launch
     warnings.warn(
         f"Triton kernels are not used on {torch.cuda.get_device_name(device)} ({wrong}); "
         "greedy runs in plain PyTorch, correct but slower",
@@ -182,7 +194,7 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location from matrices (..., N, N)."""
     if not _cuda(f.sample):
         return cast(Picks, _on_host(maximize.facility_location, f, k))
-    picks: Picks = _solver(f.sample).facility_location(f.matrix, f.weights, k, 0.0)
+    picks: Picks = _solver(f.sample).facility_location(f.matrix, f.weights, k, f.rounding)
     return picks
 
 
@@ -196,7 +208,7 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
     features: Any = f.features
     if not _cuda(features):
         return cast(Picks, _on_host(maximize.facility_location_features, f, k))
-    if not _fits(features):
+    if not _room(features):
         return cast(Picks, NotImplemented)
 
     def solve(x: Tensor, w: Tensor | None, budget: Any) -> Picks:
@@ -206,11 +218,26 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
         picks: Picks = _solver(x).facility_location(s, w, budget, rounding)
         return picks
 
-    return greedy.in_parts(features, f.weights, k, MATRIX, solve)
+    return in_parts(features, f.weights, k, _room(features), solve)
 
 
-def _fits(features: Tensor) -> bool:
-    return 8 * int(features.shape[-2]) ** 2 <= MATRIX
+def _room(features: Tensor) -> int:
+    """How many images' float64 matrices there may be at once."""
+    return MATRIX // (8 * int(features.shape[-2]) ** 2)
+
+
+def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
+    if not _cuda(f.sample):
+        return cast(Picks, _on_host(maximize.facility_location_rows, f, k))
+    return maximize.by_squares(f, k, facility_location)
+
+
+def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
+    """Greedy log-determinant of I + gamma Y Y^T; on CUDA left to the reference."""
+    if not _cuda(f.sample):
+        return cast(Picks, _on_host(maximize.determinant_factors, f, k))
+    return cast(Picks, NotImplemented)
 
 
 def determinant(f: LogDeterminant, k: Any) -> Picks:
@@ -236,7 +263,7 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
     features: Any = f.features
     if not _cuda(features):
         return cast(Picks, _on_host(maximize.farthest_first_features, f, k, start))
-    if not _fits(features):
+    if not _room(features):
         return greedy.farthest_first_features(_unit(features.double()), k, start)
 
     def solve(x: Tensor, _: None, budget: Any) -> Picks:
@@ -244,7 +271,7 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
         picks: Picks = _solver(x).farthest_first(d, budget, start, greedy.DISTANCE_ROUNDING)
         return picks
 
-    return greedy.in_parts(features, None, k, MATRIX, solve)
+    return in_parts(features, None, k, _room(features), solve)
 
 
 def threshold_scan(
@@ -254,7 +281,7 @@ def threshold_scan(
     if not _cuda(features):
         answer = _on_host(threshold.threshold_scan, features, attention, k, step, tau_max)
         return cast("tuple[Tensor, Tensor]", answer)
-    solver = _solver(features) if _fits(features) else greedy
+    solver = _solver(features) if _room(features) else greedy
     with full_precision():
         answer = solver.threshold_scan(
             _unit(_plain(features)), attention.detach(), k, step, tau_max

@@ -1,9 +1,13 @@
 """Greedy in whole-tensor steps: batched over images, never waiting for the device.
 
 What the PyTorch driver falls back on where Triton is missing, and what the kernels of
-`triton_kernels` are compared with before they are trusted. Every function follows the core's
+`kernels` are compared with before they are trusted. Every function follows the core's
 definition to the letter, on any device with float64: dense gains at each pick, no bookkeeping
 that could drift.
+
+Nothing here asks the device whether it met NaN. An entry that is NaN serves nobody, a gain that
+is NaN comes last, and what is certain of a value that is no number is nothing: the picks are
+always distinct tokens. All loops run over the budget or over blocks of rows.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from secateur.backends import lending
+from secateur.backends.lending import answer, blank, flat
 from secateur.core.maximize import Picks
 
 Tensor = Any
@@ -28,16 +34,10 @@ BLOCK = 1 << 22
 
 def budgets(k: Any, batch: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
     """One budget an image (B,) on the device, and the longest, known to the host."""
-    host = np.broadcast_to(np.asarray(k, dtype=np.int64), batch).reshape(-1)
-    longest = int(np.max(k, initial=0))
+    host, longest = lending.budgets(k, batch)
     if np.ndim(k) == 0:
         return torch.full((host.size,), longest, device=device), longest
     return on_device(host, device), longest
-
-
-def flat(x: Tensor, axes: int) -> Tensor:
-    """The leading axes in one: (B, ...) with `axes` axes kept."""
-    return x.reshape(math.prod(x.shape[:-axes]), *x.shape[x.ndim - axes :])
 
 
 def row_weights(weights: Tensor | None, batch: tuple[int, ...], n: int, like: Tensor) -> Tensor:
@@ -45,44 +45,6 @@ def row_weights(weights: Tensor | None, batch: tuple[int, ...], n: int, like: Te
     if weights is None:
         return torch.ones(math.prod(batch), n, dtype=torch.float64, device=like.device)
     return flat(weights.detach().expand(*batch, n), 1).double()
-
-
-def in_parts(
-    features: Tensor,
-    weights: Tensor | None,
-    k: Any,
-    limit: int,
-    solve: Callable[[Tensor, Tensor | None, Any], Picks],
-) -> Picks:
-    """Answers of `solve` over as many images at a time as have matrices within `limit` bytes."""
-    batch, n = tuple(features.shape[:-2]), int(features.shape[-2])
-    images = math.prod(batch)
-    step = max(1, limit // (8 * n * n))
-    if images <= step:
-        return solve(features, weights, k)
-    features = flat(features, 2)
-    if weights is not None:
-        weights = flat(weights.expand(*batch, n), 1)
-    host = np.broadcast_to(np.asarray(k, dtype=np.int64), batch).reshape(-1)
-    longest = int(host.max())
-    answers = []
-    for start in range(0, images, step):
-        part = slice(start, start + step)
-        w = None if weights is None else weights[part]
-        budget = longest if np.ndim(k) == 0 else host[part]
-        answers.append(solve(features[part], w, budget))
-    return Picks(
-        *(
-            torch.cat([_padded(x, longest, fill) if x.ndim > 1 else x for x in parts]).view(
-                *batch, *([longest] if parts[0].ndim > 1 else [])
-            )
-            for parts, fill in zip(zip(*answers, strict=True), (-1, 0, 0, 0), strict=True)
-        )
-    )
-
-
-def _padded(x: Tensor, width: int, fill: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, width - int(x.shape[-1])), value=fill)
 
 
 class _Record:
@@ -94,15 +56,15 @@ class _Record:
         images = len(self.budget)
         self.places = torch.arange(n, device=device)
         self.taken = torch.zeros(images, n, dtype=torch.bool, device=device)
-        self.indices = torch.full((images, self.longest), -1, device=device)
-        self.gains = torch.zeros(images, self.longest, dtype=torch.float64, device=device)
+        self.indices, self.gains = blank(images, self.longest, self.places)
 
     def leader(self, gains: Tensor, margin: Tensor | float) -> Tensor:
         """The lowest open place (B,) whose gain equals the best but for `margin`."""
-        masked = gains.masked_fill(self.taken, -math.inf)
+        masked = gains.masked_fill(self.taken | gains.isnan(), -math.inf)
         best = masked.amax(-1)
         least = torch.where(best.isinf(), best, best - margin)
-        level = ~self.taken & (masked >= least[:, None])
+        # Not "at least": where the margin is NaN, nobody lies below.
+        level = ~self.taken & ~(masked < least[:, None])
         return self.first(level).clamp(max=len(self.places) - 1)
 
     def first(self, mask: Tensor) -> Tensor:
@@ -120,14 +82,7 @@ class _Record:
         return live
 
     def picks(self, value: Tensor, bound: Tensor | None = None) -> Picks:
-        if bound is None:
-            bound = torch.full_like(value, math.inf)
-        return Picks(
-            self.indices.view(*self.batch, self.longest),
-            self.gains.view(*self.batch, self.longest),
-            value.view(self.batch),
-            bound.view(self.batch),
-        )
+        return answer(self.batch, self.indices, self.gains, value, bound)
 
 
 def largest_sum(gains: Tensor, budget: Tensor, longest: int) -> Tensor:
@@ -145,7 +100,7 @@ def facility_location(similarity: Tensor, weights: Tensor | None, k: Any, roundi
     s = flat(similarity, 2)
     w = row_weights(weights, batch, n, s)
     record = _Record(batch, n, k, s.device)
-    extra = rounding * w.sum(-1)
+    extra = rounding * w.sum(-1) if rounding else torch.zeros_like(w[:, 0])
     m = s.new_zeros(len(s), n)
     value = torch.zeros_like(extra)
     bound = torch.full_like(extra, math.inf)
@@ -156,13 +111,19 @@ def facility_location(similarity: Tensor, weights: Tensor | None, k: Any, roundi
             bound = torch.where(record.budget >= step, torch.minimum(bound, limit), bound)
         if step == record.longest:
             break
-        best = gains.masked_fill(record.taken, -math.inf).amax(-1)
+        best = gains.masked_fill(record.taken | gains.isnan(), -math.inf).amax(-1)
         place = record.leader(gains, 4.0 * n * EPSILON * best.abs() + extra)
         live = record.pick(step, place, gains)
         value = value + record.gains[:, step]
         column = s.gather(2, place[:, None, None].expand(-1, n, 1))[..., 0]
-        m = torch.where(live[:, None], torch.maximum(m, column), m)
-    return record.picks((w * m).sum(-1), bound)
+        m = torch.where(live[:, None], torch.fmax(m, column), m)
+    return record.picks(*certain((w * m).sum(-1), bound))
+
+
+def certain(value: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and bounds (B,); 0 and infinity, which certify nothing, where sums overflowed."""
+    known = value.isfinite() & ~bound.isnan()
+    return torch.where(known, value, 0.0), torch.where(known, bound, math.inf)
 
 
 def _gains(s: Tensor, w: Tensor, m: Tensor) -> Tensor:
@@ -172,6 +133,7 @@ def _gains(s: Tensor, w: Tensor, m: Tensor) -> Tensor:
     for start in range(0, n, step):
         i = slice(start, min(start + step, n))
         rise = (s[:, i].double() - m[:, i, None]).clamp_(min=0.0)
+        rise.nan_to_num_(nan=0.0, posinf=math.inf)
         gains += (w[:, None, i] @ rise)[:, 0]
     return gains
 
@@ -280,7 +242,7 @@ def _smallest(d: Tensor, indices: Tensor) -> Tensor:
     infinity = torch.full((), math.inf, dtype=d.dtype, device=d.device)
     if not indices.shape[1]:
         return infinity.double().expand(len(d))
-    return torch.where(pairs, d, infinity).amin((-2, -1)).double()
+    return torch.where(pairs & ~d.isnan(), d, infinity).amin((-2, -1)).double()
 
 
 def threshold_scan(

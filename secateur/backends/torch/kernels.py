@@ -10,44 +10,25 @@ steps on every run.
 A kernel is compiled anew only for another N divisible by 16 or not, another dtype and another
 set of constants, not for another k.
 
+Every loop is a `for` over a range, or says what bounds it. NaN is not looked for: an entry that
+is NaN compares with nothing, so it serves nobody, and gains that overflow still leave a lowest
+open token to pick. Maxima are written as comparisons where NaN may come: `tl.maximum` leaves
+open what becomes of it.
+
 Sums are in float64. The rule for ties and the second look at all who could be the best are
 those of `secateur.core.maximize.incremental`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import math
-import os
-import sys
-import warnings
-from typing import Any
-
-import numpy as np
-import torch
 import triton
 import triton.language as tl
-
-from secateur.backends.torch import greedy as plain
-from secateur.core.maximize import Picks
-
-Tensor = Any
 
 EPSILON: tl.constexpr = tl.constexpr(2.0**-52)
 MINUS: tl.constexpr = tl.constexpr(float("-inf"))
 PLUS: tl.constexpr = tl.constexpr(float("inf"))
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-"""Whether Triton runs the kernels on the host, one program after the other."""
-SHARED = 128
-"""Columns of a large image that one program looks after."""
-ALONE = 1024
-"""Tokens up to which one program looks after a whole image."""
-HISTORY = 1 << 30
-"""Bytes that the gains noted down for the certificate may take."""
-PATIENCE = 1 << 24
-"""How often a program asks whether the others have come: seconds, where that takes microseconds."""
+LOWEST: tl.constexpr = tl.constexpr(-1.7e308)
+"""Below the gain of every open token, above that of those picked."""
 
 
 @triton.jit
@@ -57,6 +38,23 @@ def _weights(w_ptr, i, mask, WEIGHTED: tl.constexpr):  # type: ignore[no-untyped
     else:
         w = tl.where(mask, 1.0, 0.0).to(tl.float64)
     return w
+
+
+@triton.jit
+def _rise(entry, served):  # type: ignore[no-untyped-def]
+    return tl.where(entry > served, entry - served, 0.0)
+
+
+@triton.jit
+def _number(x):  # type: ignore[no-untyped-def]
+    """0 where x is NaN, the difference of two infinities."""
+    return tl.where(x == x, x, 0.0)
+
+
+@triton.jit
+def _floor(level):  # type: ignore[no-untyped-def]
+    """A level that every open token's gain may reach, should it be NaN or minus infinity."""
+    return tl.where(level > LOWEST, level, LOWEST)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -83,8 +81,8 @@ def first_gains(  # type: ignore[no-untyped-def]
         place = i.to(tl.int64)[:, None] * n + j[None, :]
         s = tl.load(s_ptr + place, mask=there[:, None] & inside[None, :], other=0.0)
         w = _weights(w_ptr, i, there, WEIGHTED)
-        total += w[:, None] * tl.maximum(s, 0.0).to(tl.float64)
-    tl.store(history_ptr + image * rows * n + j, tl.sum(total, 0), mask=inside)
+        total += w[:, None] * tl.where(s > 0.0, s, 0.0).to(tl.float64)
+    tl.store(history_ptr + image * rows * n + j, _number(tl.sum(total, 0)), mask=inside)
 
 
 @triton.jit
@@ -121,8 +119,8 @@ def _exact_gain(  # type: ignore[no-untyped-def]
         s = tl.load(s_ptr + i.to(tl.int64) * n + j, mask=there, other=0.0)
         m = tl.load(m_ptr + i, mask=there, other=0.0)
         w = _weights(w_ptr, i, there, WEIGHTED)
-        total += w * tl.maximum(s.to(tl.float64) - m.to(tl.float64), 0.0)
-    return tl.sum(total, 0)
+        total += w * _rise(s.to(tl.float64), m.to(tl.float64))
+    return _number(tl.sum(total, 0))
 
 
 @triton.jit
@@ -131,6 +129,7 @@ def _alone(counter_ptr, expected, patience):  # type: ignore[no-untyped-def]
     tl.debug_barrier()
     seen = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") + 1
     tries = tl.zeros((), tl.int32)
+    # At most `patience` rounds, whatever became of the others.
     while (seen < expected) & (tries < patience):
         seen = tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu")
         tries += 1
@@ -228,19 +227,20 @@ def greedy_steps(  # type: ignore[no-untyped-def]
         for start in range(0, n, BLOCK):
             row = start + tl.arange(0, BLOCK)
             weight += _weights(w_ptr, row, row < n, WEIGHTED)
-        reach = ROUNDING * EPSILON * tl.sum(weight, 0)
+        reach = _number(tl.sum(weight, 0) * (ROUNDING * EPSILON))
     tl.debug_barrier()
 
     for t in range(begin, tl.minimum(end, budget)):
         now_ptr = history_ptr + (t - origin).to(tl.int64) * n
         slack = 4.0 * EPSILON * terms.to(tl.float64) * largest + reach
         best = _largest(now_ptr, n, BLOCK, CACHE)
-        least = best - 2.0 * slack - (4.0 * EPSILON * n * tl.abs(best) + reach)
+        least = _floor(best - 2.0 * slack - (4.0 * EPSILON * n * tl.abs(best) + reach))
         pick = _next_hopeful(now_ptr, -1, least, n, BLOCK, CACHE)
         rival = _next_hopeful(now_ptr, pick, least, n, BLOCK, CACHE)
         if rival < n:
             rival = pick
             most = tl.full((), MINUS, tl.float64)
+            # At most n rounds: each rival lies past the one before.
             while rival < n:
                 kept = tl.load(now_ptr + rival, cache_modifier=CACHE)
                 gain = tl.load(exact_ptr + rival)
@@ -253,7 +253,7 @@ def greedy_steps(  # type: ignore[no-untyped-def]
                 tl.store(exact_ptr + rival, gain)
                 tl.debug_barrier()
                 rival = _next_hopeful(now_ptr, rival, least, n, BLOCK, CACHE)
-            enough = most - (4.0 * EPSILON * n * tl.abs(most) + reach)
+            enough = _floor(most - (4.0 * EPSILON * n * tl.abs(most) + reach))
             first = tl.zeros((BLOCK,), tl.int32) + n
             for start in range(0, n, BLOCK):
                 column = start + tl.arange(0, BLOCK)
@@ -263,7 +263,8 @@ def greedy_steps(  # type: ignore[no-untyped-def]
                 level = (g >= least) & (worked_out >= enough) & inside
                 first = tl.minimum(first, tl.where(level, column, n))
             pick = tl.min(first, 0)
-        # Gains that are no numbers have no leader; whatever is returned, stay within the matrix.
+        # An open token is left, as t < budget <= n, and it reaches the floor; should it not,
+        # stay within the matrix.
         pick = tl.minimum(pick, n - 1)
 
         count = tl.zeros((), tl.int32)
@@ -308,7 +309,8 @@ def greedy_steps(  # type: ignore[no-untyped-def]
                 entry = i.to(tl.int64)[:, None] * n + j[None, :]
                 s = tl.load(s_ptr + entry, mask=listed[:, None] & own[None, :], other=0.0)
                 # max(0, s - low) - max(0, s - high): what row i no longer gives.
-                held = tl.minimum(tl.maximum(s, low[:, None]), high[:, None])
+                held = tl.where(s > low[:, None], s, low[:, None])
+                held = tl.minimum(held, high[:, None])
                 fall = w[:, None] * (held.to(tl.float64) - low.to(tl.float64)[:, None])
                 # Narrow tiles spread a column over warps, which then add up only once.
                 if PARTS > 1:
@@ -316,7 +318,8 @@ def greedy_steps(  # type: ignore[no-untyped-def]
                 else:
                     lost += tl.sum(fall, 0)[None, :]
             before = tl.load(now_ptr + j, mask=own, other=MINUS, cache_modifier=CACHE)
-            after = tl.where(j == pick, MINUS, before - tl.sum(lost, 0))
+            gone = (j == pick) | (before == MINUS)
+            after = tl.where(gone, MINUS, _number(before - tl.sum(lost, 0)))
             tl.store(now_ptr + n + j, after, mask=own, cache_modifier=CACHE)
         if WAIT:
             # An answer must not pass for one where programs lost each other.
@@ -418,7 +421,8 @@ def nearest_other(  # type: ignore[no-untyped-def]
         i = start + tl.arange(0, ROWS)
         wanted = (i < n)[:, None] & (j < n)[None, :] & (i[:, None] != j[None, :])
         entry = i.to(tl.int64)[:, None] * n + j[None, :]
-        smallest = tl.minimum(smallest, tl.load(d_ptr + entry, mask=wanted, other=PLUS))
+        d = tl.load(d_ptr + entry, mask=wanted, other=PLUS)
+        smallest = tl.where(d < smallest, d, smallest)
     tl.store(nearest_ptr + image * n + j, tl.min(smallest, 0), mask=j < n)
 
 
@@ -437,7 +441,8 @@ def farthest_steps(  # type: ignore[no-untyped-def]
 ):
     """All picks of farthest-first, the first one `forced` unless negative. Grid: images.
 
-    A token that was picked is marked by a distance of minus infinity.
+    A token that was picked is marked by a distance of minus infinity; a distance that is NaN
+    counts as infinite, so that those of open tokens are numbers above it.
     """
     image = tl.program_id(0).to(tl.int64)
     d_ptr += image * n * n
@@ -467,8 +472,10 @@ def farthest_steps(  # type: ignore[no-untyped-def]
             row = start + tl.arange(0, BLOCK)
             there = row < n
             d = tl.load(d_ptr + row.to(tl.int64) * n + pick, mask=there, other=0.0)
+            known = tl.full((BLOCK,), PLUS, d_ptr.dtype.element_ty)
             if t > 0:
-                d = tl.minimum(d, tl.load(nearest_ptr + row, mask=there, other=0.0))
+                known = tl.load(nearest_ptr + row, mask=there, other=0.0)
+            d = tl.where(d < known, d, known)
             tl.store(nearest_ptr + row, tl.where(row == pick, MINUS, d), mask=there)
         tl.debug_barrier()
 
@@ -580,6 +587,7 @@ def scan_steps(  # type: ignore[no-untyped-def]
     rounding = tl.load(limits_ptr + 1)
     count = tl.zeros((), tl.int32)
     place = tl.zeros((), tl.int32)
+    # At most n rounds: the next place lies past this one.
     while (count < budget) & (place < n):
         tl.store(kept_ptr + count, place.to(tl.int64))
         count += 1
@@ -597,331 +605,3 @@ def scan_steps(  # type: ignore[no-untyped-def]
             first = tl.minimum(first, tl.where(remains, column, n))
         place = tl.min(first, 0)
         tl.debug_barrier()
-
-
-def facility_location(
-    similarity: Tensor,
-    weights: Tensor | None,
-    k: Any,
-    rounding: float,
-    parts: int | None = None,
-    shape: tuple[int, int, int] | None = None,
-) -> Picks:
-    """Greedy facility location from matrices (..., N, N), as `torch_greedy.facility_location`.
-
-    Parameters
-    ----------
-    parts
-        Programs that share an image; chosen by its size when absent.
-    shape
-        Sizes (BLOCK, ROWS, COLUMNS) of the kernels' tiles; chosen when absent.
-    """
-    batch, n = tuple(similarity.shape[:-2]), int(similarity.shape[-1])
-    s = plain.flat(similarity, 2).contiguous()
-    images, device = len(s), s.device
-    w = s
-    if weights is not None:
-        w = plain.flat(weights.detach().expand(*batch, n), 1).contiguous()
-    budget, longest = plain.budgets(k, batch, device)
-    wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
-    indices = torch.empty(images, longest, dtype=torch.int64, device=device)
-    gains = torch.empty(images, longest, **wide)
-    if not indices.numel():
-        nothing = torch.zeros(images, **wide)
-        return _answer(batch, indices, gains, nothing, nothing)
-    parts = _parts(images, n, device) if parts is None else parts
-    block, tall, across = _tiles(n, parts, s.element_size()) if shape is None else shape
-    weighted = {"WEIGHTED": weights is not None}
-    constants = {**weighted, "ROUNDING": round(rounding / plain.EPSILON)}
-    room = max(2, min(HISTORY, 4 * images * n * n) // (8 * images * n))
-    rows = min(longest + 1, room)
-    history = torch.empty(images, rows, n, **wide)
-    with _on(device):
-        grid = (images, triton.cdiv(n, 32))
-        first_gains[grid](s, w, history, n, rows, **weighted, ROWS=64, COLUMNS=32)
-        m, low, high = torch.empty(3, images, parts, n, dtype=s.dtype, device=device)
-        heavy, known, exact = torch.empty(3, images, parts, n, **wide)
-        listed = torch.empty(images, parts, n, dtype=torch.int32, device=device)
-        terms = torch.empty(images, longest + 1, dtype=torch.int64, device=device)
-        largest = torch.empty(images, **wide)
-        sums = torch.empty(images, longest + 1, **wide)
-        wait = parts > 1 and not INTERPRETED
-        counters = listed
-        for origin in range(0, longest, rows - 1):
-            end = min(longest, origin + rows - 1)
-            if origin:
-                history[:, 0] = history[:, rows - 1]
-            if wait:
-                counters = torch.zeros(images, dtype=torch.int32, device=device)
-            # Programs that cannot wait for each other make one pick a launch.
-            stride = end - origin if wait or parts == 1 else 1
-            for begin in range(origin, end, stride):
-                greedy_steps[(images, parts)](
-                    s,
-                    w,
-                    budget,
-                    history,
-                    m,
-                    low,
-                    high,
-                    heavy,
-                    known,
-                    exact,
-                    listed,
-                    terms,
-                    largest,
-                    indices,
-                    gains,
-                    counters,
-                    n,
-                    longest,
-                    rows,
-                    origin,
-                    begin,
-                    begin + stride,
-                    triton.cdiv(triton.cdiv(n, parts), 16) * 16,
-                    PATIENCE,
-                    **constants,
-                    PARTS=parts,
-                    WAIT=wait,
-                    BLOCK=block,
-                    ROWS=tall,
-                    COLUMNS=across,
-                    CACHE=".cg" if parts > 1 else "",
-                    **_launch(8, wait),
-                )
-            largest_sums[(images, end - origin + 1)](
-                history,
-                budget,
-                sums,
-                n,
-                longest,
-                rows,
-                origin,
-                BLOCK=triton.next_power_of_2(n),
-                **_launch(4 if n <= 4096 else 16),
-            )
-        value, bound = torch.empty(2, images, **wide)
-        certify[(images,)](
-            w,
-            m,
-            budget,
-            gains,
-            terms,
-            largest,
-            sums,
-            value,
-            bound,
-            n,
-            longest,
-            parts,
-            **constants,
-            BLOCK=min(block, 1024),
-            **_launch(4),
-        )
-    return _answer(batch, indices, gains, value, bound)
-
-
-def farthest_first(distance: Tensor, k: Any, start: int | None, rounding: float = 0.0) -> Picks:
-    """Farthest-first over distances (..., N, N), as `torch_greedy.farthest_first`."""
-    batch, n = tuple(distance.shape[:-2]), int(distance.shape[-1])
-    d = plain.flat(distance, 2).contiguous()
-    budget, longest = plain.budgets(k, batch, d.device)
-    indices, gains = _blank(len(d), longest, d.device)
-    if len(d) and longest:
-        nearest = torch.empty(len(d), n, dtype=d.dtype, device=d.device)
-        with _on(d.device):
-            nearest_other[(len(d), triton.cdiv(n, 32))](d, nearest, n, ROWS=64, COLUMNS=32)
-            farthest_steps[(len(d),)](
-                d,
-                nearest,
-                budget,
-                indices,
-                gains,
-                n,
-                longest,
-                -1 if start is None else start,
-                ROUNDING=round(rounding / plain.EPSILON),
-                BLOCK=_block(n),
-                **_launch(8),
-            )
-    value = plain.smallest_between(d, indices)
-    return _answer(batch, indices, gains, value)
-
-
-def determinant(kernel: Tensor, k: Any) -> Picks:
-    """Greedy log-determinant of kernels (..., N, N), as `torch_greedy.determinant`."""
-    batch, n = tuple(kernel.shape[:-2]), int(kernel.shape[-1])
-    x = plain.flat(kernel, 2).contiguous()
-    budget, longest = plain.budgets(k, batch, x.device)
-    indices, gains = _blank(len(x), longest, x.device)
-    if len(x) and longest:
-        left = x.diagonal(dim1=-2, dim2=-1).double().contiguous()
-        noise = 128 * torch.finfo(x.dtype).eps * left
-        opened = torch.ones(len(x), n, dtype=torch.int8, device=x.device)
-        factor = torch.empty(len(x), longest, n, dtype=torch.float64, device=x.device)
-        with _on(x.device):
-            cholesky_steps[(len(x),)](
-                x,
-                left,
-                noise,
-                opened,
-                factor,
-                budget,
-                indices,
-                gains,
-                n,
-                longest,
-                BLOCK=_block(n),
-                ROWS=8,
-                COLUMNS=min(_block(n), 1024),
-                **_launch(8),
-            )
-    return _answer(batch, indices, gains, gains.sum(-1))
-
-
-def threshold_scan(
-    directions: Tensor, scores: Tensor, k: Any, step: np.ndarray[Any, Any], tau_max: float
-) -> tuple[Tensor, Tensor]:
-    """AgilePruner's scan on unit vectors (..., N, D), as `torch_greedy.threshold_scan`."""
-    batch, n = tuple(directions.shape[:-2]), int(directions.shape[-2])
-    x, order = plain.by_score(directions, scores)
-    budget, longest = plain.budgets(k, batch, x.device)
-    kept = torch.full((len(x), longest), -1, device=x.device)
-    if len(x) and longest:
-        limits = np.asarray([tau_max, 8 * torch.finfo(x.dtype).eps])
-        with _on(x.device):
-            scan_steps[(len(x),)](
-                x @ x.mT,
-                plain.on_device(step, x.device),
-                plain.on_device(limits, x.device),
-                torch.ones(len(x), n, dtype=torch.int8, device=x.device),
-                budget,
-                kept,
-                n,
-                longest,
-                BLOCK=_block(n),
-                **_launch(8),
-            )
-    return plain.filled_up(kept, order, budget, longest, batch)
-
-
-def _blank(images: int, longest: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    indices = torch.full((images, longest), -1, device=device)
-    return indices, torch.zeros(images, longest, dtype=torch.float64, device=device)
-
-
-def _answer(
-    batch: tuple[int, ...],
-    indices: Tensor,
-    gains: Tensor,
-    value: Tensor,
-    bound: Tensor | None = None,
-) -> Picks:
-    if bound is None:
-        bound = torch.full_like(value, math.inf)
-    longest = indices.shape[1]
-    return Picks(
-        indices.view(*batch, longest),
-        gains.view(*batch, longest),
-        value.view(batch),
-        bound.view(batch),
-    )
-
-
-def _block(n: int) -> int:
-    """Numbers of a row that a program holds at once."""
-    return max(32, min(4096, int(triton.next_power_of_2(n))))
-
-
-def _tiles(n: int, parts: int, width: int) -> tuple[int, int, int]:
-    """BLOCK, ROWS and COLUMNS of `greedy_steps` for entries of `width` bytes, in eight warps."""
-    if parts == 1:
-        # As many rows in flight as registers hold.
-        return _block(n), 64 // width, min(_block(n), 1024)
-    return _block(n), 32, SHARED
-
-
-def _on(device: torch.device) -> Any:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _launch(warps: int, together: bool = False) -> dict[str, Any]:
-    """Options of a launch; `together` asks the device to run all its programs at once."""
-    options: dict[str, Any] = {"num_warps": warps}
-    if together:
-        options["launch_cooperative_grid"] = True
-    return options
-
-
-def _parts(images: int, n: int, device: torch.device) -> int:
-    """How many programs share an image: several where images are large and few."""
-    if device.type != "cuda" or n <= ALONE:
-        return 1
-    parts = min(triton.cdiv(n, SHARED), _processors(device) // images)
-    return int(parts) if parts > 1 and _share(device) else 1
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-@functools.cache
-def _share(device: torch.device) -> bool:
-    """Whether programs that wait for each other at every pick give the right answer here."""
-    try:
-        return _wrong_facility(device, 5) is None
-    except Exception as error:
-        warnings.warn(
-            f"one program looks after each image, however large: {type(error).__name__}: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-
-
-def _wrong_facility(device: torch.device, parts: int) -> str | None:
-    """What is wrong with facility location on a small problem full of ties, if anything is."""
-    i = torch.arange(4 * 97 * 97, device=device, dtype=torch.float64)
-    s = (1.0 + torch.sin(i * i).view(4, 97, 97)) / 2.0
-    s[1] = torch.round(3.0 * s[1])
-    s[2, 50:] = s[2, :47]
-    s[3] = 0.7
-    w = (i[: 4 * 97].view(4, 97) % 5.0) / 4.0
-    k = np.asarray([40, 97, 33, 5])
-    for matrix in (s, s.float()):
-        fast = facility_location(matrix, w, k, 0.0, parts)
-        slow = plain.facility_location(matrix, w, k, 0.0)
-        for name, x, y in zip(Picks._fields, fast, slow, strict=True):
-            if not torch.allclose(x.double(), y.double(), rtol=1e-9, atol=1e-9):
-                return f"facility location with {parts} programs an image: wrong {name}"
-    return None
-
-
-def disagreement(device: torch.device) -> str | None:
-    """What the kernels get wrong on small problems on this device; None if nothing."""
-    wrong = _wrong_facility(device, 1)
-    if wrong is not None:
-        return wrong
-    i = torch.arange(2 * 61 * 5, device=device, dtype=torch.float64)
-    x = torch.nn.functional.normalize(torch.sin(i * i).view(2, 61, 5), dim=-1)
-    x[1, 40:50] = x[1, 3]
-    k = np.asarray([61, 20])
-    both = (sys.modules[__name__], plain)
-    cosine = x @ x.mT
-    # Far from singular: nothing hangs on how an error of rounding falls.
-    kernel = cosine + 0.1 * torch.eye(61, dtype=torch.float64, device=device)
-    step = np.asarray([0.01, 0.05])
-    pairs = {
-        "farthest-first": [each.farthest_first(1.0 - cosine, k, None) for each in both],
-        "determinant": [each.determinant(kernel, k) for each in both],
-        "threshold scan": [
-            each.threshold_scan(x, i[: 2 * 61].view(2, 61) % 7.0, k, step, 0.5) for each in both
-        ],
-    }
-    for name, (fast, slow) in pairs.items():
-        for a, b in zip(fast, slow, strict=True):
-            if not torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-9):
-                return f"wrong picks of {name}"
-    return None

@@ -1,101 +1,126 @@
 """The methods, one file each, and how to find them by name.
 
-A method of this library is one file and one line below; a method of another package registers
-its class under the entry-point group ``secateur.methods``.
+A method of this library is one file and a line in `OWN`, with its twin for type checkers; a method
+of another package registers its class under the entry-point group ``secateur.methods``.
 """
 
 from __future__ import annotations
 
+import sys
+from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from secateur.core.acts import Cut, Cuts, Shrinks
-from secateur.core.methods.agile import AgilePruner
-from secateur.core.methods.apet import ApET
-from secateur.core.methods.base import InsideMethod, Method
-from secateur.core.methods.cdpruner import CDPruner
-from secateur.core.methods.dart import DART
-from secateur.core.methods.divprune import DivPrune
-from secateur.core.methods.downsample import Downsample
-from secateur.core.methods.duet import DUET
-from secateur.core.methods.dycoke import DyCoke
-from secateur.core.methods.eadp import EADP
-from secateur.core.methods.erase import ERASE
-from secateur.core.methods.evs import EVS
-from secateur.core.methods.fastv import FastV
-from secateur.core.methods.fastvid import FastVID
-from secateur.core.methods.flashvid import FlashVID
-from secateur.core.methods.floc import FLoC
-from secateur.core.methods.fps import FPS
-from secateur.core.methods.hiprune import HiPrune
-from secateur.core.methods.holitom import HoliTom
-from secateur.core.methods.idpruner import IDPruner
-from secateur.core.methods.ivcprune import IVCPrune
-from secateur.core.methods.mixture import Mixture
-from secateur.core.methods.mmtok import MMTok
-from secateur.core.methods.otprune import OTPrune
-from secateur.core.methods.pixelprune import PixelPrune
-from secateur.core.methods.pool import Pool
-from secateur.core.methods.prumerge import PruMerge, PruMergePlus
-from secateur.core.methods.prunesid import PruneSID
-from secateur.core.methods.pyramiddrop import PyramidDrop
-from secateur.core.methods.random import Random
-from secateur.core.methods.scope import SCOPE
-from secateur.core.methods.sparsevlm import SparseVLM
-from secateur.core.methods.topk import TopK
-from secateur.core.methods.uniform import UniformGrid
-from secateur.core.methods.vidcom2 import VidCom2
-from secateur.core.methods.visionselector import VisionSelector
-from secateur.core.methods.visionzip import VisionZip
-from secateur.core.methods.vispruner import VisPruner
-from secateur.core.methods.vitcop import ViTCoP
-from secateur.core.methods.vscan import VScan
+from secateur.core.acts import Cut as Cut
+from secateur.core.acts import Cuts, Shrinks
+from secateur.core.methods.base import InsideMethod as InsideMethod
+from secateur.core.methods.base import Method as Method
+
+if TYPE_CHECKING:
+    from secateur.core.methods.agile import AgilePruner as AgilePruner
+    from secateur.core.methods.apet import ApET as ApET
+    from secateur.core.methods.cdpruner import CDPruner as CDPruner
+    from secateur.core.methods.dart import DART as DART
+    from secateur.core.methods.divprune import DivPrune as DivPrune
+    from secateur.core.methods.downsample import Downsample as Downsample
+    from secateur.core.methods.duet import DUET as DUET
+    from secateur.core.methods.dycoke import DyCoke as DyCoke
+    from secateur.core.methods.eadp import EADP as EADP
+    from secateur.core.methods.erase import ERASE as ERASE
+    from secateur.core.methods.evs import EVS as EVS
+    from secateur.core.methods.fastv import FastV as FastV
+    from secateur.core.methods.fastvid import FastVID as FastVID
+    from secateur.core.methods.flashvid import FlashVID as FlashVID
+    from secateur.core.methods.floc import FLoC as FLoC
+    from secateur.core.methods.fps import FPS as FPS
+    from secateur.core.methods.hiprune import HiPrune as HiPrune
+    from secateur.core.methods.holitom import HoliTom as HoliTom
+    from secateur.core.methods.idpruner import IDPruner as IDPruner
+    from secateur.core.methods.ivcprune import IVCPrune as IVCPrune
+    from secateur.core.methods.mixture import Mixture as Mixture
+    from secateur.core.methods.mmtok import MMTok as MMTok
+    from secateur.core.methods.otprune import OTPrune as OTPrune
+    from secateur.core.methods.pixelprune import PixelPrune as PixelPrune
+    from secateur.core.methods.pool import Pool as Pool
+    from secateur.core.methods.prumerge import PruMerge as PruMerge
+    from secateur.core.methods.prumerge import PruMergePlus as PruMergePlus
+    from secateur.core.methods.prunesid import PruneSID as PruneSID
+    from secateur.core.methods.pyramiddrop import PyramidDrop as PyramidDrop
+    from secateur.core.methods.random import Random as Random
+    from secateur.core.methods.scope import SCOPE as SCOPE
+    from secateur.core.methods.sparsevlm import SparseVLM as SparseVLM
+    from secateur.core.methods.topk import TopK as TopK
+    from secateur.core.methods.uniform import UniformGrid as UniformGrid
+    from secateur.core.methods.vidcom2 import VidCom2 as VidCom2
+    from secateur.core.methods.visionselector import VisionSelector as VisionSelector
+    from secateur.core.methods.visionzip import VisionZip as VisionZip
+    from secateur.core.methods.vispruner import VisPruner as VisPruner
+    from secateur.core.methods.vitcop import ViTCoP as ViTCoP
+    from secateur.core.methods.vscan import VScan as VScan
 
 GROUP = "secateur.methods"
 """The entry-point group of methods that other packages bring."""
 
-_OWN: tuple[type[Method], ...] = (
-    EADP,
-    AgilePruner,
-    ERASE,
-    Random,
-    UniformGrid,
-    Pool,
-    Downsample,
-    TopK,
-    FPS,
-    DivPrune,
-    CDPruner,
-    MMTok,
-    OTPrune,
-    SCOPE,
-    IDPruner,
-    HiPrune,
-    VisPruner,
-    VisionZip,
-    PruMerge,
-    PruMergePlus,
-    DART,
-    ApET,
-    VScan,
-    PixelPrune,
-    PruneSID,
-    VisionSelector,
-    DUET,
-    ViTCoP,
-    FLoC,
-    Mixture,
-    EVS,
-    VidCom2,
-    DyCoke,
-    FastVID,
-    HoliTom,
-    FlashVID,
-    FastV,
-    PyramidDrop,
-    SparseVLM,
-    IVCPrune,
-)
+OWN = {
+    "EADP": "eadp",
+    "AgilePruner": "agile",
+    "ERASE": "erase",
+    "Random": "random",
+    "UniformGrid": "uniform",
+    "Pool": "pool",
+    "Downsample": "downsample",
+    "TopK": "topk",
+    "FPS": "fps",
+    "DivPrune": "divprune",
+    "CDPruner": "cdpruner",
+    "MMTok": "mmtok",
+    "OTPrune": "otprune",
+    "SCOPE": "scope",
+    "IDPruner": "idpruner",
+    "HiPrune": "hiprune",
+    "VisPruner": "vispruner",
+    "VisionZip": "visionzip",
+    "PruMerge": "prumerge",
+    "PruMergePlus": "prumerge",
+    "DART": "dart",
+    "ApET": "apet",
+    "VScan": "vscan",
+    "PixelPrune": "pixelprune",
+    "PruneSID": "prunesid",
+    "VisionSelector": "visionselector",
+    "DUET": "duet",
+    "ViTCoP": "vitcop",
+    "FLoC": "floc",
+    "Mixture": "mixture",
+    "EVS": "evs",
+    "VidCom2": "vidcom2",
+    "DyCoke": "dycoke",
+    "FastVID": "fastvid",
+    "HoliTom": "holitom",
+    "FlashVID": "flashvid",
+    "FastV": "fastv",
+    "PyramidDrop": "pyramiddrop",
+    "SparseVLM": "sparsevlm",
+    "IVCPrune": "ivcprune",
+}
+"""This library's methods in the order of the table: the class, and the file here that has it.
+
+A file is imported when its method is first asked for.
+"""
+
+
+def __getattr__(name: str) -> Any:
+    if name in OWN:
+        return getattr(import_module(f"{__name__}.{OWN[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def own() -> tuple[type[Method], ...]:
+    """This library's methods."""
+    here = sys.modules[__name__]
+    return tuple(getattr(here, name) for name in OWN)
 
 
 def methods() -> dict[str, type[Method]]:
@@ -105,7 +130,7 @@ def methods() -> dict[str, type[Method]]:
     >>> sc.methods()["eadp"]
     <class 'secateur.core.methods.eadp.EADP'>
     """
-    known = {each.name: each for each in _OWN}
+    known = {each.name: each for each in own()}
     for point in entry_points(group=GROUP):
         if point.name in known:
             continue
@@ -178,7 +203,7 @@ def table() -> list[Row]:
     ('eadp', 'features, text')
     """
     rows = []
-    for kind in _OWN:
+    for kind in own():
         inside = issubclass(kind, Cuts)
         stages = ["before the encoder"] * issubclass(kind, Shrinks)
         stages += ["before the language model"] * kind.prunes_before + ["inside it"] * inside
@@ -195,55 +220,3 @@ def table() -> list[Row]:
             )
         )
     return rows
-
-
-__all__ = [
-    "DART",
-    "DUET",
-    "EADP",
-    "ERASE",
-    "EVS",
-    "FPS",
-    "SCOPE",
-    "AgilePruner",
-    "ApET",
-    "CDPruner",
-    "Cut",
-    "DivPrune",
-    "Downsample",
-    "DyCoke",
-    "FLoC",
-    "FastV",
-    "FastVID",
-    "FlashVID",
-    "HiPrune",
-    "HoliTom",
-    "IDPruner",
-    "IVCPrune",
-    "InsideMethod",
-    "MMTok",
-    "Method",
-    "Mixture",
-    "OTPrune",
-    "PixelPrune",
-    "Pool",
-    "PruMerge",
-    "PruMergePlus",
-    "PruneSID",
-    "PyramidDrop",
-    "Random",
-    "Row",
-    "SparseVLM",
-    "TopK",
-    "UniformGrid",
-    "VScan",
-    "ViTCoP",
-    "VidCom2",
-    "VisPruner",
-    "VisionSelector",
-    "VisionZip",
-    "method",
-    "methods",
-    "published",
-    "table",
-]

@@ -142,7 +142,9 @@ class ApET(Method):
         basis = farthest_tokens(x, min(self.basis, size), self.first)
         errors = approximation_errors(x, basis, self.ridge)
         xp = namespace(errors)
-        scale = xp.max(errors, axis=-1, keepdims=True)
+        # Rounding is as large as the tokens are, not as their errors.
+        wide_x = xp.astype(x, errors.dtype)
+        scale = xp.sqrt(xp.max(xp.sum(wide_x * wide_x, axis=-1), axis=-1, keepdims=True))
         order = top(settled(errors / xp.where(scale > 0, scale, xp.ones_like(scale))), size)
         order = xp.astype(order, index_dtype(xp))
         if k == size:

@@ -75,9 +75,9 @@ class IDPruner(Method):
         return frozenset({"features", "importance"})
 
     def budget(self, size: int, frames: int = 1) -> int:
-        """A share is rounded down; to the nearest count as published."""
+        """A share is rounded down, as published to the nearest count; see `Method.budget`."""
         if self.published and isinstance(self.keep, float):
-            return max(1, round(self.keep * size))
+            return frames * max(1, round(self.keep * (size // frames)))
         return super().budget(size, frames)
 
     def choose(self, tokens: Tokens, k: int) -> Selection:

@@ -221,7 +221,10 @@ class IVCPrune(Method, Cuts):
     The program asks with all text from the second position behind its one image on; ours with
     all behind the last image, and takes the images of a prompt together. Counts are rounded
     down; with ``published=True`` to the nearest, as there. Position numbers and rotary tables of
-    the kept stay, and the layers before forget the others too, both as there.
+    the kept stay, and the layers before forget the others too, both as there. Models with
+    positions on three axes hand their layers one table that mixes them, so that attached to
+    one the mean goes over that table; on arrays, `value_and_place` takes the three tables, as the
+    program does.
 
     References
     ----------

@@ -56,8 +56,7 @@ class MMTok(Method):
 
     References
     ----------
-    S. Dong, J. Hu, M. Zhang, M. Yin, Y. Fu and Q. Qian, "MMTok: Multimodal Coverage
-    Maximization for Efficient Inference of VLMs", ICLR 2026, arXiv 2508.18264.
+    Dong et al., MMTok, ICLR 2026, arXiv 2508.18264.
 
     Examples
     --------

@@ -48,8 +48,8 @@ class OTPrune(Method):
 
     References
     ----------
-    X. Chen et al., "OTPrune: Distribution-Aligned Visual Token Pruning via Optimal Transport",
-    CVPR 2026, arXiv 2602.20205. L. Chen, G. Zhang and E. Zhou, "Fast greedy MAP inference for
+    Chen et al., OTPrune, CVPR 2026, arXiv 2602.20205.
+    L. Chen, G. Zhang and E. Zhou, "Fast greedy MAP inference for
     determinantal point process to improve recommendation diversity", NeurIPS 2018.
 
     Examples
@@ -83,9 +83,9 @@ class OTPrune(Method):
         return frozenset({"features"})
 
     def budget(self, size: int, frames: int = 1) -> int:
-        """A share is rounded down; to the nearest count as published."""
+        """A share is rounded down, as published to the nearest count; see `Method.budget`."""
         if self.published and isinstance(self.keep, float):
-            return max(1, round(self.keep * size))
+            return frames * max(1, round(self.keep * (size // frames)))
         return super().budget(size, frames)
 
     def objective(self, tokens: Tokens) -> LogDeterminant:

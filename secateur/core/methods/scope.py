@@ -47,8 +47,7 @@ class SCOPE(Method):
 
     References
     ----------
-    J. Deng, W. Li, J. Zhou and Y. He, "SCOPE: Saliency-Coverage Oriented Token Pruning for
-    Efficient Multimodal LLMs", NeurIPS 2025, arXiv 2510.24214.
+    Deng, Li, Zhou and He, SCOPE, NeurIPS 2025, arXiv 2510.24214.
 
     Examples
     --------

@@ -37,12 +37,15 @@ class Form(NamedTuple):
 
 
 FORMS = {
-    "llava": Form(6, Request("attention", layer=5), Request("attention", layer="features")),
+    "llava": Form(6, Request("attention", layer=6 / 24), Request("attention", layer="features")),
     "qwen": Form(
-        4, Request("attention", layer=7, by="all"), Request("attention", layer="last", by="all")
+        4,
+        Request("attention", layer=8 / 32, by="all"),
+        Request("attention", layer="last", by="all"),
     ),
 }
-"""LLaVA with CLIP at 24 x 24 patches, and Qwen2.5-VL with a tower of 32 blocks."""
+"""LLaVA with CLIP: the sixth of 24 layers, and the one of the features. Qwen2.5-VL: the eighth of
+32 blocks, and the last. Towers of other depths are looked at in the same share of their layers."""
 
 
 @dataclass(frozen=True)

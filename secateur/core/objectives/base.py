@@ -155,14 +155,22 @@ ASKED = ("value", "gain", "coverage", "gains_over", "_value", "_gain")
 """What a subclass may answer in its own way, so that a tracker it inherits no longer knows."""
 
 
-def tracker_of(f: Objective) -> Tracker:
-    """An objective's tracker, unless a subclass changed what a gain is and brought none along."""
+def keeps_track(f: Objective) -> bool:
+    """Whether it brings a tracker that knows what its gains are.
+
+    A subclass that changed what a gain is, and brought no tracker along, does not.
+    """
     for kind in type(f).__mro__:
         if "tracker" in vars(kind):
-            return f.tracker()
+            return kind is not Objective
         if any(name in vars(kind) for name in ASKED):
-            return _AskAgain(f)
-    return f.tracker()
+            return False
+    return False
+
+
+def tracker_of(f: Objective) -> Tracker:
+    """An objective's own tracker where it knows the gains, else one that asks for them."""
+    return f.tracker() if keeps_track(f) else Objective.tracker(f)
 
 
 class ByRow(Objective):

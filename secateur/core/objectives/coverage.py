@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from secateur.core.arrays import (
     Array,
     checked,
     constant,
+    device,
     epsilon,
     is_sparse,
     like,
@@ -214,6 +216,8 @@ class FacilityLocation(ByRow):
         self.blocks = blocks
         """The blocks of rows given; none from a matrix or features."""
         self.batch_shape = shape[:-2]
+        self.rounding = 0.0
+        """How far the entries of a matrix are known to be off, as far as ties go."""
         self.height, self.size = shape[-2:]
         """How many rows there are to stand for, H, and tokens to pick from, N."""
         self._settle()
@@ -319,6 +323,8 @@ class FacilityLocation(ByRow):
         """How far a gain of one image may be off because its entries are; 0 from a matrix."""
         if self._noise is None:
             self._noise = 0.0
+            if self.rounding:
+                self._noise = self.rounding * float(to_numpy(self.row_weights()).sum())
             if self.features is not None or self.blocks:
                 w = to_numpy(self.row_weights())
                 eps = COSINE * self._rounding
@@ -335,6 +341,31 @@ class FacilityLocation(ByRow):
     def margin(self, best: float) -> float:
         """From features, entries also carry the rounding of a cosine, whatever the gain."""
         return super().margin(best) + self.noise
+
+    def squared(self) -> tuple[FacilityLocation, Array]:
+        """The same for one image from a square matrix, and which token each column stands for.
+
+        Columns are the selectable tokens in their order, then ones that serve nobody; rows of
+        weight 0 fill up the rest. Greedy picks the same: what adds nothing comes last.
+        """
+        xp = namespace(self.sample)
+        places = np.flatnonzero(self.open())
+        entries = self.similarity.columns(like(places, self.sample, dtype=at(0, self.sample).dtype))
+        w = self.row_weights()
+        side = max(self.height, len(places))
+        right, below = side - len(places), side - self.height
+        where = device(entries)
+        if right:
+            blank = xp.zeros((self.height, right), dtype=entries.dtype, device=where)
+            entries = xp.concat([entries, blank], axis=1)
+        if below:
+            blank = xp.zeros((below, side), dtype=entries.dtype, device=where)
+            entries = xp.concat([entries, blank])
+            w = xp.concat([w, xp.zeros((below,), dtype=w.dtype, device=where)])
+        one = FacilityLocation(entries, w, check_finite=False)
+        total = float(xp.sum(w))
+        one.rounding = self.noise / total if total > 0 else 0.0
+        return one, like(np.pad(places, (0, right)), self.sample, dtype=at(0, self.sample).dtype)
 
     def coverage(self, picks: Array) -> Array:
         """How well each row is served: m_i = max(0, max over S of s_ij), shape (H,)."""
@@ -359,7 +390,12 @@ class FacilityLocation(ByRow):
         for start, stop in blocks(self.similarity, int(candidates.shape[0])):
             s = xp.astype(self.similarity.columns(candidates[start:stop]), m.dtype)
             parts.append(xp.sum(w * xp.clip(s - m, 0.0, None), axis=0))
-        return xp.concat(parts)
+        gains = xp.concat(parts)
+        # No set is worth more than all gains together, and no bound adds up twice as much.
+        if not math.isfinite(4.0 * float(xp.sum(gains))):
+            given = self.matrix if self.features is None else self.features
+            refuse_sums(given, self.weights, "similarity" if self.features is None else "features")
+        return gains
 
     def tracker(self) -> Tracker:
         """Every candidate's gain, by touching only the rows that a pick improves.
@@ -368,6 +404,23 @@ class FacilityLocation(ByRow):
         change any gain. Over all picks that is a few times N rows where recomputing takes k N.
         """
         return _Served(self)
+
+
+def refuse_sums(given: Any, weights: Array | None, name: str) -> NoReturn:
+    """Say why gains, the sums of columns of `name` times the weights, are no usable numbers."""
+    given = given.data if is_sparse(given) else given
+    xp = namespace(given)
+    if not bool(xp.all(xp.isfinite(given))):
+        raise ValueError(f"{name}: contains NaN or infinity, so that no token can be chosen")
+    if weights is not None and not bool(xp.all(xp.isfinite(weights))):
+        raise ValueError("weights: contain NaN or infinity, so that no token can be chosen")
+    largest = str(wide(xp)).rpartition(".")[2].strip("'<>")
+    heavy = weights is not None and float(xp.max(weights)) > 1.0
+    culprit = "weights" if heavy and float(xp.max(xp.abs(given))) <= 1.0 else name
+    raise ValueError(
+        f"{culprit}: sums of similarities times weights leave the range of {largest}; "
+        f"scale {culprit} down, which changes no pick"
+    )
 
 
 class _Served:

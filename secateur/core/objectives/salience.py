@@ -54,8 +54,7 @@ class SalientCoverage(ByRow):
 
     References
     ----------
-    J. Deng, W. Li, J. Zhou and Y. He, "SCOPE: Saliency-Coverage Oriented Token Pruning for
-    Efficient Multimodal LLMs", NeurIPS 2025, arXiv 2510.24214.
+    Deng, Li, Zhou and He, SCOPE, NeurIPS 2025, arXiv 2510.24214.
 
     Examples
     --------

@@ -1,131 +1,87 @@
-"""Putting a method inside a vision-language model of transformers, and taking it out again."""
+"""Putting a method inside a vision-language model of transformers, and taking it out again.
+
+Modules are shared by all threads, calls are not: what belongs to one call goes with its arguments,
+with the context it runs in, or with the cache it fills; hooks see calls of their own thread only.
+"""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
+from uuid import uuid4
 
 import numpy as np
 import torch
 
 from secateur.core.acts import Cuts
 from secateur.core.methods.base import Method
-from secateur.integrations.choosing import wanted
-from secateur.integrations.encoded import Positions, Tensor
-from secateur.integrations.pixels import Pixels
+from secateur.integrations.choosing import choose_each, wanted
+from secateur.integrations.encoded import Positions
+from secateur.integrations.observing import requests_of, watching
 from secateur.integrations.report import Report
-from secateur.integrations.text import Flags, Guidance, TextEncoder
+from secateur.integrations.transformers import cache
+from secateur.integrations.transformers.cache import Trace, lengths_as_new_tokens, trace_in
+from secateur.integrations.transformers.encode import PIXELS, Reader, Stopwatch, has_visuals
 from secateur.integrations.transformers.internals import (
     cache_in,
     cache_name,
     cached_length,
-    check_release,
+    compiled_part,
     has_sliding_layers,
-    is_compiled,
     naming_the_cache,
 )
 from secateur.integrations.transformers.layers import Cutter, Stretch, continuing
-from secateur.integrations.transformers.models import Adapter, UnsupportedModelError, family_of
-from secateur.integrations.transformers.shorten import Prompt, compact, has_visuals
+from secateur.integrations.transformers.models import UnsupportedModelError
+from secateur.integrations.transformers.shorten import Prompt, as_arguments, shorten
 
 MARK = "_secateur_attachment"
 """The attribute of an attached model that holds its attachment."""
 
-WRAPPED = ("forward", "generate", "prepare_inputs_for_generation")
+CALL = "secateur_call"
+"""The argument of `forward` by which `generate` hands on a `Prompt`, and True at later steps."""
+
+WRAPPED = ("forward", "generate", "prepare_inputs_for_generation", "__reduce_ex__")
 """The methods of the model that an attachment stands in front of."""
 
 _UNSPLITTABLE = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """What a cache filled by an attachment holds of its prompts.
+@dataclass(eq=False)
+class _Generating:
+    """A `generate` on its way, and the prompt that its first step takes."""
 
-    Attributes
-    ----------
-    before
-        Lengths the prompts had: unpruned, and as the language model started them.
-    mask
-        1 (B, T) at the entries that are real tokens, None when all are.
-    length
-        T.
-    following
-        Position (P, B) that the next token of each prompt gets.
-    stretches
-        Layers whose caches hold fewer tokens of the prompts than those before.
-    """
+    owner: str
+    prompt: Prompt | None
 
-    before: tuple[int, int]
-    mask: Tensor
-    length: int
-    following: Tensor
-    stretches: tuple[Stretch, ...] = ()
 
-    @classmethod
-    def of(
-        cls, prompt: Prompt, mask: Flags, times: int, stretches: Sequence[Stretch] = ()
-    ) -> Trace:
-        """What the cache of a prompt holds, each row `times` times, where `mask` is left."""
-        device = prompt.embeds.device
-        left = None if mask.all() else torch.from_numpy(mask).to(device).long()
-        last = prompt.positions.amax(dim=-1) + 1
-        following = last.repeat_interleave(times, dim=-1)
-        lengths = (prompt.before, prompt.length)
-        return cls(lengths, left, mask.shape[1], following, tuple(stretches))
-
-    def fitted(self, held: int, new: int, mask: Any) -> Any:
-        """A mask over the `held` tokens of the cache and `new` ones, from one over the prompt."""
-        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
-            return mask
-        grown = held + new - self.length
-        if mask is None:
-            if self.mask is None:
-                return None
-            return torch.cat([self.mask, self.mask.new_ones((len(self.mask), grown))], dim=1)
-        for before in (self.length, *self.before):
-            if mask.shape[1] == before + grown:
-                rest = mask[:, before:]
-                start = self.mask
-                if start is None:
-                    start = rest.new_ones((len(rest), self.length))
-                return torch.cat([start.to(rest), rest], dim=1)
-        return mask
+_GENERATING: ContextVar[_Generating | None] = ContextVar("secateur_generating", default=None)
 
 
 class Attachment:
     """A method at work inside a model, from `attach` to `detach`.
 
-    Also a context manager: leaving the block detaches.
+    Also a context manager: leaving the block detaches. Copies and pickles of the model are
+    detached; an attachment itself can be neither copied nor pickled.
 
     Attributes
     ----------
     model, method
         What is attached to what.
     last
-        `Report` of the last prompt with images; None before the first.
+        `Report` of the last prompt with images, of whichever thread; None before the first.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        method: Method,
-        family: Adapter,
-        guidance: Guidance,
-        pixels: Pixels,
-        positions: Positions,
-    ) -> None:
-        self.model, self.method, self.family = model, method, family
+    def __init__(self, model: Any, method: Method, reader: Reader, positions: Positions) -> None:
+        self.model, self.method, self.family = model, method, reader.family
         self.last: Report | None = None
-        self._guidance, self._pixels, self._positions = guidance, pixels, positions
-        self._traces: WeakKeyDictionary[Any, Trace] = WeakKeyDictionary()
-        self._pending = threading.local()
+        self._reader, self._positions = reader, positions
+        self._wants = wanted(method, reader.family.family, reader.guidance.encoder)
+        self._name = uuid4().hex
         self._before: dict[str, Any] = {}
         self._install()
 
@@ -136,8 +92,14 @@ class Attachment:
         self.detach()
 
     def __repr__(self) -> str:
-        state = "" if getattr(self.model, MARK, None) is self else ", detached"
+        state = "" if self.attached else ", detached"
         return f"Attachment({self.method!r} in {type(self.model).__name__}{state})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "an attachment belongs to its model and can be neither copied nor pickled; copy the "
+            "model, whose copy is detached, and attach that"
+        )
 
     @property
     def attached(self) -> bool:
@@ -154,63 +116,51 @@ class Attachment:
                 raise RuntimeError(
                     f"{name} of the model was replaced after attaching; undo that first"
                 )
+        self._restore(own)
+
+    def _restore(self, own: dict[str, Any]) -> None:
+        """Take what is ours out of the attributes of the model, or of a copy of it."""
         for name in WRAPPED:
+            own.pop(name, None)
             if name in self._before:
                 own[name] = self._before[name]
-            else:
-                del own[name]
-        del own[MARK]
-        self._traces.clear()
+        own.pop(MARK, None)
 
     def _install(self) -> None:
         own = self.model.__dict__
         self._ours: dict[str, Any] = {}
+        self._arguments = list(inspect.signature(self.model.forward).parameters)
         for name in WRAPPED:
             if name in own:
                 self._before[name] = own[name]
             stock = getattr(self.model, name)
-            ours = functools.partial(getattr(self, f"_{name}"), stock)
+            ours = functools.partial(getattr(self, f"_{name.strip('_')}"), stock)
             functools.update_wrapper(ours, stock)
             self._ours[name] = own[name] = ours
         own[MARK] = self
 
-    def _compact(self, inputs: Mapping[str, Any], *, generating: bool) -> Prompt:
-        cache = cache_in(inputs)
-        if cache is not None and cached_length(cache) > 0:
+    def _reduce_ex(self, stock: Callable[..., Any], protocol: Any) -> Any:
+        """How `copy`, `deepcopy` and `pickle` take the model apart: without the attachment."""
+        kind, arguments, state, *rest = stock(protocol)
+        state = dict(state)
+        self._restore(state)
+        return (kind, arguments, state, *rest)
+
+    def _shortened(self, inputs: Mapping[str, Any], *, generating: bool) -> Prompt:
+        held = cache_in(inputs)
+        if held is not None and cached_length(held) > 0:
             raise ValueError(
-                f"{cache_name()}: holds {cached_length(cache)} tokens already; a prompt with "
+                f"{cache_name()}: holds {cached_length(held)} tokens already; a prompt with "
                 "images starts from an empty cache when it is pruned"
             )
-        prompt = compact(
-            self.model,
-            self.family,
-            self.method,
-            inputs,
-            guidance=self._guidance,
-            pixels=self._pixels,
-            positions=self._positions,
-            generating=generating,
+        prompt = _pruned(
+            self._reader, self.method, self._wants, inputs, self._positions, generating=generating
         )
         self.last = prompt.report
         return prompt
 
-    def _arguments(self, prompt: Prompt, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call with the compacted prompt in place of the given one."""
-        dropped = {"mm_token_type_ids", "token_type_ids", *self.family.visual_inputs}
-        kept = {name: x for name, x in given.items() if name not in dropped}
-        device = prompt.embeds.device
-        kept["inputs_embeds"] = prompt.embeds
-        kept["attention_mask"] = torch.from_numpy(prompt.mask).to(device).long()
-        kept["position_ids"] = prompt.positions
-        labels = kept.get("labels")
-        if labels is not None:
-            columns = torch.from_numpy(prompt.columns).to(labels.device)
-            shortened = labels.gather(1, columns.clamp(min=0))
-            kept["labels"] = shortened.masked_fill(columns < 0, -100)
-        return kept
-
     def _run(self, stock: Callable[..., Any], prompt: Prompt, call: dict[str, Any]) -> Any:
-        """One forward of the language model over a compacted prompt."""
+        """One forward of the language model over a shortened prompt."""
         rows = call["inputs_embeds"].shape[0]
         decoder = self.family.language_model(self.model)
         cutter = None
@@ -230,10 +180,10 @@ class Attachment:
             stretches = cutter.stretches
             mask = mask if stretches else cutter.mask
             self._tell(prompt, cutter)
-        cache = cache_in(call)
-        cache = cache_in(outputs) if cache is None else cache
-        if cache is not None:
-            self._traces[cache] = Trace.of(prompt, mask, times, stretches)
+        filled = cache_in(call)
+        filled = cache_in(outputs) if filled is None else filled
+        if filled is not None:
+            setattr(filled, cache.MARK, Trace.of(self._name, prompt, mask, times, stretches))
         return outputs
 
     def _tell(self, prompt: Prompt, cutter: Cutter) -> None:
@@ -246,102 +196,105 @@ class Attachment:
         )
 
     def _forward(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return stock(*args, **kwargs)  # a decoding step of generate(), which needs nothing
-        kwargs = naming_the_cache(kwargs)
-        if getattr(self._pending, "generating", False):
-            prompt, self._pending.prompt = self._pending.prompt, None
-            if prompt is None:
-                return self._step(stock, args, kwargs)
-            return self._run(stock, prompt, kwargs)
-        given = _bound(stock, args, kwargs)
-        if has_visuals(self.family, given):
-            if given.get("labels") is not None and isinstance(self.method, Cuts):
-                raise ValueError(
-                    f"labels: {type(self.method).__name__} drops tokens between layers, so logits "
-                    "do not line up with labels; compute the loss from the logits"
-                )
-            return_dict = given.pop("return_dict", None)
-            prompt = self._compact(given, generating=False)
-            call = self._arguments(prompt, given)
-            call.pop("input_ids", None)
-            outputs = self._run(stock, prompt, {**call, "return_dict": True})
-            tuples = return_dict is False or (
-                return_dict is None and not self.model.config.return_dict
-            )
-            return outputs.to_tuple() if tuples else outputs
-        cache = cache_in(kwargs)
-        if cache is not None and cache in self._traces and len(args) == 0:
-            kwargs = self._continued(self._traces[cache], cache, kwargs)
-        return self._step(stock, args, kwargs)
+        step = kwargs.pop(CALL, None)
+        if torch.compiler.is_compiling() and not self._concerned(step, args, kwargs):
+            return stock(*args, **kwargs)
+        return self._called(stock, step, args, kwargs)
 
-    def _step(self, stock: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        """A forward without images, on a cache whose layers may differ in length."""
-        cache = cache_in(kwargs)
-        trace = None if cache is None else self._traces.get(cache)
+    def _concerned(self, step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call that is being compiled needs more than the stock model."""
+        if isinstance(step, Prompt):
+            return True
+        given = dict(zip(self._arguments, args, strict=False))
+        given.update(kwargs)
+        for name in PIXELS:
+            if given.get(name) is not None:
+                return True
+        trace = trace_in(given, self._name)
+        if trace is None:
+            return False
+        return step is None or len(trace.stretches) > 0
+
+    @torch.compiler.disable(reason="secateur chooses visual tokens outside compiled graphs")
+    def _called(
+        self, stock: Callable[..., Any], step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        given = naming_the_cache({**dict(zip(self._arguments, args, strict=False)), **kwargs})
+        if isinstance(step, Prompt):
+            return self._run(stock, step, given)
+        if step is None and has_visuals(given):
+            return self._whole(stock, given)
+        trace = trace_in(given, self._name)
+        if trace is not None and step is None:
+            # A cache that was emptied since holds less than its trace says.
+            known = cached_length(cache_in(given)) >= trace.length
+            trace = trace if known else None
+            given = given if trace is None else trace.continued(given)
         if trace is None or not trace.stretches:
-            return stock(*args, **kwargs)
-        with continuing(self.family.language_model(self.model), trace.stretches, cache):
-            return stock(*args, **kwargs)
+            return stock(**given)
+        decoder = self.family.language_model(self.model)
+        with continuing(decoder, trace.stretches, cache_in(given)):
+            return stock(**given)
 
-    def _continued(self, trace: Trace, cache: Any, given: dict[str, Any]) -> dict[str, Any]:
-        """A step after a pruned prompt, with a mask and positions that know what was dropped."""
-        shown = given.get("input_ids")
-        shown = given.get("inputs_embeds") if shown is None else shown
-        if shown is None:
-            return given
-        held, new = cached_length(cache), int(shown.shape[1])
-        call = {**given, "attention_mask": trace.fitted(held, new, given.get("attention_mask"))}
-        if given.get("position_ids") is None:
-            steps = torch.arange(held - trace.length, held - trace.length + new)
-            steps = steps.to(shown.device)
-            call["position_ids"] = trace.following.to(shown.device)[..., None] + steps
-        return call
+    def _whole(self, stock: Callable[..., Any], given: dict[str, Any]) -> Any:
+        """A forward over a prompt with images that nobody has shortened yet."""
+        if given.get("labels") is not None and isinstance(self.method, Cuts):
+            raise ValueError(
+                f"labels: {type(self.method).__name__} drops tokens between layers, so logits "
+                "do not line up with labels; compute the loss from the logits"
+            )
+        return_dict = given.pop("return_dict", None)
+        prompt = self._shortened(given, generating=False)
+        call = {**as_arguments(self.family, prompt, given), "inputs_embeds": prompt.embeds}
+        call.pop("input_ids", None)
+        outputs = self._run(stock, prompt, {**call, "return_dict": True})
+        tuples = return_dict is False or (return_dict is None and not self.model.config.return_dict)
+        return outputs.to_tuple() if tuples else outputs
 
     def _prepare_inputs_for_generation(
         self, stock: Callable[..., Any], input_ids: Any, *args: Any, **kwargs: Any
     ) -> Any:
         kwargs = naming_the_cache(kwargs)
-        cache = cache_in(kwargs)
-        trace = None if cache is None else self._traces.get(cache)
+        trace = trace_in(kwargs, self._name)
         if trace is not None and trace.length != trace.before[1]:
             new = kwargs.get("next_sequence_length") or 1
-            mask = kwargs.get("attention_mask")
-            kwargs["attention_mask"] = trace.fitted(cached_length(cache), new, mask)
-        return stock(input_ids, *args, **kwargs)
+            held = cached_length(cache_in(kwargs))
+            kwargs["attention_mask"] = trace.fitted(held, new, kwargs.get("attention_mask"))
+        made = stock(input_ids, *args, **kwargs)
+        generating = _GENERATING.get()
+        if generating is None or generating.owner != self._name:
+            return made
+        prompt, generating.prompt = generating.prompt, None
+        return {**made, CALL: True if prompt is None else prompt}
 
     def _generate(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         names = list(inspect.signature(stock).parameters)
         kwargs = naming_the_cache({**dict(zip(names, args, strict=False)), **kwargs})
         if kwargs.get("inputs") is not None and "input_ids" not in kwargs:
             kwargs["input_ids"] = kwargs.pop("inputs")
-        cache = cache_in(kwargs)
-        if not has_visuals(self.family, kwargs):
-            if cache is not None and cache in self._traces:
+        if not has_visuals(kwargs):
+            if trace_in(kwargs, self._name) is not None:
                 raise ValueError(
                     f"{cache_name()}: holds a pruned prompt, which generate() cannot line up with "
                     "input_ids; start from an empty cache, or decode step by step with forward()"
                 )
             return stock(**kwargs)
-        self._refuse(kwargs)
-        prompt = self._compact(kwargs, generating=True)
-        call = self._arguments(prompt, kwargs)
-        call = _lengths(self.model, prompt, call)
-        self._pending.prompt, self._pending.generating = prompt, True
+        _refuse(kwargs)
+        prompt = self._shortened(kwargs, generating=True)
+        call = {**as_arguments(self.family, prompt, kwargs), "inputs_embeds": prompt.embeds}
+        call = lengths_as_new_tokens(self.model, prompt, call)
+        generating = _Generating(self._name, prompt)
+        token = _GENERATING.set(generating)
         try:
-            return stock(**call)
+            out = stock(**call)
         finally:
-            self._pending.prompt, self._pending.generating = None, False
-
-    def _refuse(self, given: Mapping[str, Any]) -> None:
-        config = given.get("generation_config")
-        for name in _UNSPLITTABLE:
-            value = given.get(name)
-            value = getattr(config, name, None) if value is None else value
-            if value is not None:
-                raise ValueError(f"{name}: not possible with a pruned prompt; leave it out")
-        if given.get("assistant_model") is not None:
-            raise ValueError("assistant_model: not possible with a pruned prompt; leave it out")
+            _GENERATING.reset(token)
+        if generating.prompt is not None:
+            raise RuntimeError(
+                "generate() of this model did not ask prepare_inputs_for_generation(), through "
+                "which an attachment reaches its first step; was either replaced?"
+            )
+        return out
 
 
 def attach(
@@ -409,9 +362,13 @@ def attach(
         raise ValueError(
             f"model: {present.method!r} is attached already; call detach() on its attachment first"
         )
-    return Attachment(
-        model, method, *_prepared(model, method, processor, text_encoder, positions, instruction)
-    )
+    reader, chosen = _checked(model, method, processor, text_encoder, positions, instruction)
+    part = compiled_part(model)
+    if part is not None:
+        raise UnsupportedModelError(
+            model, f"{part or 'it'} was compiled; attach first, then compile"
+        )
+    return Attachment(model, method, reader, chosen)
 
 
 def prune_inputs(
@@ -450,63 +407,68 @@ def prune_inputs(
         raise ValueError(
             f"{type(method).__name__} prunes inside the language model; use attach() for it"
         )
-    family, guidance, pixels, chosen = _prepared(
-        model, method, processor, text_encoder, positions, instruction
-    )
-    if not has_visuals(family, inputs):
+    reader, chosen = _checked(model, method, processor, text_encoder, positions, instruction)
+    wants = wanted(method, reader.family.family, reader.guidance.encoder)
+    if not has_visuals(inputs):
         return dict(inputs)
-    prompt = compact(
-        model,
-        family,
-        method,
-        inputs,
-        guidance=guidance,
-        pixels=pixels,
-        positions=chosen,
-        generating=True,
-    )
-    dropped = {"mm_token_type_ids", "token_type_ids", *family.visual_inputs}
-    small = {name: x for name, x in inputs.items() if name not in dropped}
-    device = prompt.embeds.device
-    small["attention_mask"] = torch.from_numpy(prompt.mask).to(device).long()
-    small["position_ids"] = prompt.positions
+    prompt = _pruned(reader, method, wants, inputs, chosen, generating=True)
+    small = as_arguments(reader.family, prompt, inputs)
     if not prompt.planes:
         return {**small, "inputs_embeds": prompt.embeds}
-    return {**small, **family.encoded(model, inputs["input_ids"], prompt)}
+    return {**small, **reader.family.encoded(model, inputs["input_ids"], prompt)}
 
 
-def _prepared(
+def _checked(
     model: Any,
     method: Method,
     processor: Any,
     text_encoder: Any,
     positions: Positions | None,
     instruction: Any,
-) -> tuple[Adapter, Guidance, Pixels, Positions]:
+) -> tuple[Reader, Positions]:
     if not isinstance(method, Method):
         raise ValueError(f"method: expected a method such as EADP(keep=64), got {method!r}")
-    family = family_of(model)
-    check_release()
-    if is_compiled(model):
-        raise UnsupportedModelError(model, "it was compiled; attach first, then compile")
     if positions not in (None, "original", "compact"):
         raise ValueError(f"positions: expected original, compact or None, got {positions!r}")
-    encoder = TextEncoder.of(text_encoder, method.reads)
-    if encoder is not None:
-        encoder.check(family.tower(model), family.family.name)
-    wanted(method, family.family, encoder)
-    decoder = family.language_model(model)
-    if isinstance(method, Cuts) and has_sliding_layers(decoder.config):
+    reader = Reader.of(model, processor, text_encoder, instruction, method.reads)
+    family = reader.family
+    wanted(method, family.family, reader.guidance.encoder)
+    if isinstance(method, Cuts) and has_sliding_layers(family.language_model(model).config):
         raise UnsupportedModelError(
             model, f"{type(method).__name__} cannot drop tokens from sliding-window layers"
         )
-    guidance = Guidance(model, family, processor, encoder, instruction)
-    return (
-        family,
-        guidance,
-        Pixels.of(family.family, processor),
-        positions or method.positions or family.family.positions,
-    )
+    return reader, positions or method.positions or family.family.positions
+
+
+def _pruned(
+    reader: Reader,
+    method: Method,
+    wants: frozenset[str],
+    inputs: Mapping[str, Any],
+    positions: Positions,
+    *,
+    generating: bool,
+) -> Prompt:
+    """Encode, choose, shorten."""
+    encoded = reader.read(inputs, wants, requests_of(method))
+    watch = Stopwatch(reader.model.get_input_embeddings().weight.device)
+    chosen = choose_each(method, encoded)
+    watch.lap("choose")
+    spent = {**encoded.milliseconds}
+    spent["choose"] += watch.spent["choose"]
+    encoded = replace(encoded, milliseconds=spent)
+    return shorten(reader.model, inputs, encoded, chosen, positions, generating=generating)
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    config = given.get("generation_config")
+    for name in _UNSPLITTABLE:
+        value = given.get(name)
+        value = getattr(config, name, None) if value is None else value
+        if value is not None:
+            raise ValueError(f"{name}: not possible with a pruned prompt; leave it out")
+    if given.get("assistant_model") is not None:
+        raise ValueError("assistant_model: not possible with a pruned prompt; leave it out")
 
 
 @contextmanager
@@ -528,62 +490,6 @@ def _adding(decoder: Any, prompt: Prompt, rows: int) -> Iterator[None]:
         }
         return args, kwargs
 
-    handle = decoder.register_forward_pre_hook(add, with_kwargs=True)
-    try:
+    with watching() as watch:
+        watch.before(decoder, add)
         yield
-    finally:
-        handle.remove()
-
-
-def _bound(stock: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The arguments of a call by name."""
-    names = list(inspect.signature(stock).parameters)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _lengths(model: Any, prompt: Prompt, call: dict[str, Any]) -> dict[str, Any]:
-    """Limits on the whole sequence as limits on new tokens, and a static cache of the right size.
-
-    `generate` subtracts the length of `inputs_embeds` from `max_length` and adds it to the size of
-    static caches when `input_ids` are of another length. What the user said in a
-    `generation_config` is changed in a copy of it, everything else in the arguments.
-    """
-    if prompt.length == prompt.before:
-        return call
-    call = dict(call)
-    config = call.get("generation_config")
-    if config is not None:
-        config = call["generation_config"] = copy.deepcopy(config)
-    said: dict[str, Any] = {}
-    for name in ("max_length", "max_new_tokens", "min_length", "min_new_tokens"):
-        stored = (getattr(x, name, None) for x in (config, model.generation_config))
-        said[name] = next((x for x in (call.get(name), *stored) if x is not None), None)
-    for most, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if said[new] is None and said[most]:
-            said[new] = max(int(said[most]) - prompt.before, 0)
-            _say(call, config, most, None)
-            _say(call, config, new, said[new])
-    if said["max_new_tokens"] == 0:
-        raise ValueError(
-            f"max_length: the prompt has {prompt.before} tokens already, raise it or use "
-            "max_new_tokens"
-        )
-    kinds = (call.get("cache_implementation"), getattr(config, "cache_implementation", None))
-    if "static" in kinds and cache_in(call) is None:
-        from transformers import StaticCache
-
-        _say(call, config, "cache_implementation", None)
-        call[cache_name()] = StaticCache(
-            config=model.config.get_text_config(decoder=True),
-            max_cache_len=prompt.length + (said["max_new_tokens"] or 20),
-        )
-    return call
-
-
-def _say(call: dict[str, Any], config: Any, name: str, value: Any) -> None:
-    """Set a generation parameter where the user sets them."""
-    call.pop(name, None)
-    if config is not None:
-        setattr(config, name, value)
-    elif value is not None:
-        call[name] = value

@@ -204,9 +204,20 @@ def causal_mask(config: Any, hidden: Tensor, mask: Tensor, cache: Any, layer: in
     )
 
 
-def is_compiled(model: Any) -> bool:
-    """Whether `model.compile()` was called: its compiled forward would not see the attachment."""
-    return getattr(model, "_compiled_call_impl", None) is not None
+def compiled_part(model: Any, *, itself: bool = True) -> str | None:
+    """The name of a module of the model that was compiled, "" for the model `itself`.
+
+    Compiled code sees no hooks. `_compiled_call_impl` and `_torchdynamo_orig_callable` are
+    PyTorch's (2.4 to 2.13): what `module.compile()` and `torch.compile(function)` leave behind.
+    """
+    for name, module in model.named_modules():
+        if not name and not itself:
+            continue
+        own = vars(module)
+        forward = getattr(own.get("forward"), "_torchdynamo_orig_callable", None)
+        if own.get("_compiled_call_impl") is not None or forward is not None:
+            return str(name)
+    return None
 
 
 def has_sliding_layers(config: Any) -> bool:

@@ -179,17 +179,13 @@ class Cutter:
             self.milliseconds += 1000.0 * (perf_counter() - start)
             return args, kwargs
 
-        watch.handles.append(
-            self.model.layers[after].register_forward_pre_hook(cut, with_kwargs=True)
-        )
+        watch.before(self.model.layers[after], cut)
 
     def _follow(self, watch: Watch, number: int) -> None:
         def hand_over(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return args, {**kwargs, **self.shorter}
 
-        watch.handles.append(
-            self.model.layers[number].register_forward_pre_hook(hand_over, with_kwargs=True)
-        )
+        watch.before(self.model.layers[number], hand_over)
 
     def _visual(self, row: int) -> Indices:
         return np.flatnonzero(self.choosable[row] & self.mask[row])
@@ -347,7 +343,7 @@ def _hand_over(watch: Watch, model: Any, stretch: Stretch, stop: int, cache: Any
         return args, {**kwargs, **own}
 
     for number in range(stretch.first, stop):
-        watch.handles.append(model.layers[number].register_forward_pre_hook(hook, with_kwargs=True))
+        watch.before(model.layers[number], hook)
 
 
 def _turned(projected: Tensor, size: int, angles: Any) -> Tensor:

@@ -102,9 +102,6 @@ class Adapter(ABC):
             return counted.masked_fill(mask == 0, 0)
         return torch.arange(ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
 
-    def remember(self, model: Any, positions: Tensor, mask: Tensor) -> None:
-        """Tell the model where decoding goes on, if it keeps such a thing."""
-
     def tower(self, model: Any) -> Any:
         """The vision tower, where it is one half of a CLIP or SigLIP pair; None elsewhere."""
         return None

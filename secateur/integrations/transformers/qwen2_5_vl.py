@@ -89,11 +89,6 @@ class Qwen25VL(Adapter):
             placed = counted.expand(3, *counted.shape)
         return torch.cat([counted[None].to(placed.device), placed]) if generating else placed
 
-    def remember(self, model: Any, positions: Tensor, mask: Tensor) -> None:
-        """How much further the positions are than the count of cached tokens."""
-        reached = positions[-3:].amax(dim=(0, 2)) + 1
-        model.model.rope_deltas = (reached - mask.sum(dim=-1))[:, None]
-
     def _watch(
         self, watch: Watch, tower: Any, wants: frozenset[str], requests: Mapping[str, Request]
     ) -> dict[str, Any]:

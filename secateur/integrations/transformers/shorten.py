@@ -1,24 +1,21 @@
-"""Shortening a prompt: encode once, choose, and drop the rest from all that is as long as it."""
+"""The last stage: dropping what was not chosen from all that is as long as the prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 
-from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
-from secateur.integrations.choosing import Chosen, choose, keep_all, wanted
-from secateur.integrations.encoded import TEXT, Indices, Modality, Positions, Tensor, Visual, split
-from secateur.integrations.observing import requests_of
-from secateur.integrations.pixels import Pixels
+from secateur.integrations.choosing import Chosen
+from secateur.integrations.encoded import Encoded, Indices, Positions, Tensor, Visual
 from secateur.integrations.report import Report, scores_of
-from secateur.integrations.text import Flags, Guidance
-from secateur.integrations.transformers.models import Adapter
+from secateur.integrations.text import Flags
+from secateur.integrations.transformers.encode import Stopwatch
+from secateur.integrations.transformers.models import Adapter, family_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,179 +73,147 @@ class Prompt:
         return int(self.mask.shape[1])
 
 
-class Stopwatch:
-    """Wall time by stage; waits for the device, so that a stage is charged for its own work."""
-
-    def __init__(self, device: Any) -> None:
-        self.device = device
-        self.spent: dict[str, float] = {}
-        self._last = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Charge the time since the last lap to a stage."""
-        now = self._now()
-        self.spent[stage] = self.spent.get(stage, 0.0) + 1000.0 * (now - self._last)
-        self._last = now
-
-
-def has_visuals(family: Adapter, inputs: Mapping[str, Any]) -> bool:
-    """Whether images or videos come with these inputs."""
-    return any(
-        inputs.get(name) is not None and len(inputs[name]) > 0
-        for name in ("pixel_values", "pixel_values_videos")
-    )
-
-
-def compact(
+def shorten(
     model: Any,
-    family: Adapter,
-    method: Method,
     inputs: Mapping[str, Any],
+    encoded: Encoded,
+    chosen: Sequence[Chosen],
+    positions: Positions | None = None,
     *,
-    guidance: Guidance,
-    pixels: Pixels,
-    positions: Positions,
-    generating: bool,
+    generating: bool = True,
 ) -> Prompt:
-    """Encode the images and videos of a batch of prompts, choose, and shorten the prompts."""
-    ids = inputs.get("input_ids")
-    if ids is None:
-        raise ValueError(
-            "input_ids: expected beside pixel_values, because their placeholders tell where "
-            "visual tokens stand; inputs_embeds alone cannot be pruned"
-        )
+    """Drop from prompts what was not chosen, from all that is as long as they are.
+
+    Nothing is written into the model: decoding goes on from the positions that are returned.
+
+    Parameters
+    ----------
+    model, positions
+        As in `attach`.
+    inputs
+        What the processor returned.
+    encoded
+        These inputs, encoded.
+    chosen
+        What to keep of each image and video, as `choose_each` says.
+    generating
+        Number tokens as `generate` does, which does not count padding; else as `forward` does.
+    """
+    family = family_of(model)
+    ids = inputs["input_ids"]
     embedding = model.get_input_embeddings()
     watch = Stopwatch(embedding.weight.device)
-    wants = wanted(method, family.family, guidance.encoder)
-    requests = requests_of(method)
-    visuals = family.encode(model, inputs, wants - TEXT, guidance.encoder, pixels, requests)
-    watch.lap("encode")
-
-    shown = ids.detach().cpu().numpy()
-    given_mask = inputs.get("attention_mask")
-    if given_mask is None:
-        real = np.ones(shown.shape, dtype=bool)
-    elif given_mask.ndim == 2:
-        real = given_mask.detach().cpu().numpy().astype(bool)
-    else:
-        raise ValueError(f"attention_mask: expected shape (B, T), got {tuple(given_mask.shape)}")
-    placed = _place(shown, visuals, family.placeholders(model))
-    visual = np.zeros(shown.shape, dtype=bool)
-    for row, columns in placed:
-        visual[row, columns] = True
-    text = guidance.find(shown, real, visual)
-    guides = guidance.texts(ids, text) if wants & TEXT else None
-    chosen = [
-        choose(method, each, wants, guides[row] if guides is not None else None)
-        if method.prunes_before
-        else keep_all(each)
-        for each, (row, _) in zip(visuals, placed, strict=True)
-    ]
-    watch.lap("choose")
-
-    keep = np.ones(shown.shape, dtype=bool)
-    choosable = np.zeros(shown.shape, dtype=bool)
-    image, place = (np.full(shown.shape, -1, dtype=np.int64) for _ in range(2))
-    images: list[list[int]] = [[] for _ in shown]
-    selections: list[list[Selection]] = [[] for _ in shown]
-    for each, picks, (row, columns) in zip(visuals, chosen, placed, strict=True):
-        keep[row, columns] = False
-        keep[row, columns[picks.places]] = True
-        image[row, columns] = len(images[row])
-        for part in each.parts:
-            choosable[row, columns[part.index]] = True
-            place[row, columns[part.index]] = place[row].max() + 1 + np.arange(len(part.index))
-        images[row].append(sum(len(part.index) for part in each.parts))
-        selections[row] += picks.selections
-    given_columns, right = _layout(keep, real)
-    device = embedding.weight.device
-    gather = torch.from_numpy(given_columns).to(device)
+    marks = _Marks.of(encoded, chosen, tuple(ids.shape))
+    columns, right = _layout(marks.keep, encoded.real)
+    gather = torch.from_numpy(columns).to(embedding.weight.device)
     safe, padding = gather.clamp(min=0), gather < 0
 
-    embeds = embedding(ids.to(device))
-    for name in family.family.modalities:
-        features = [
-            picks.features
-            for each, picks in zip(visuals, chosen, strict=True)
-            if each.modality == name
-        ]
-        if features:
-            where = torch.zeros(shown.shape, dtype=torch.bool)
-            for each, (row, columns) in zip(visuals, placed, strict=True):
-                if each.modality == name:
-                    where[row, torch.from_numpy(columns)] = True
-            filled = torch.cat(features, dim=0).to(device, embeds.dtype)
-            embeds = embeds.masked_scatter(where.to(device)[..., None], filled)
-    planes = _planes(visuals, chosen, placed, len(shown))
-    shortened = embeds.gather(1, safe[..., None].expand(-1, -1, embeds.shape[-1]))
-    if bool((given_columns < 0).any()):
-        shortened = shortened.masked_fill(padding[..., None], 0.0)
+    embeds = _embedded(embedding, ids, encoded, chosen)
+    embeds = embeds.gather(1, safe[..., None].expand(-1, -1, embeds.shape[-1]))
+    if bool((columns < 0).any()):
+        embeds = embeds.masked_fill(padding[..., None], 0.0)
 
-    there = given_columns >= 0
-    rows = np.arange(len(shown))[:, None]
-    at = np.where(there, given_columns, 0)
-    mask = there & real[rows, at]
-    numbered = family.position_ids(model, inputs, given_mask, generating=generating).to(device)
-    numbered = numbered.expand(*numbered.shape[:-2], len(shown), -1)
-    places = safe.expand((*numbered.shape[:-1], safe.shape[1]))
-    numbered = numbered.gather(-1, places).masked_fill(padding, 0)
-    there_now = torch.from_numpy(mask).to(device)
-    if positions == "compact":
-        shorter = torch.from_numpy(~keep.all(axis=1, keepdims=True)).to(device)
-        numbered = torch.where(shorter, _counted(there_now), numbered)
-    family.remember(model, numbered, there_now)
+    there = columns >= 0
+    rows = np.arange(len(columns))[:, None]
+    at = np.where(there, columns, 0)
+    mask = there & encoded.real[rows, at]
+    numbered = family.position_ids(
+        model, inputs, inputs.get("attention_mask"), generating=generating
+    ).to(gather.device)
+    numbered = numbered.expand(*numbered.shape[:-2], len(columns), -1)
+    numbered = numbered.gather(-1, safe.expand((*numbered.shape[:-1], safe.shape[1])))
+    numbered = numbered.masked_fill(padding, 0)
+    if (positions or family.family.positions) == "compact":
+        shorter = torch.from_numpy(~marks.keep.all(axis=1, keepdims=True)).to(gather.device)
+        counted = _counted(torch.from_numpy(mask).to(gather.device))
+        numbered = torch.where(shorter, counted, numbered)
+    planes = _planes(encoded.visuals, chosen, encoded.places, len(columns))
     watch.lap("compact")
-    report = _report(visuals, chosen, placed, given_columns, mask, real, watch.spent)
+    spent = {**encoded.milliseconds, **watch.spent}
     return Prompt(
-        embeds=shortened,
+        embeds=embeds,
         mask=mask,
         positions=numbered,
-        columns=given_columns,
-        visual=visual[rows, at] & there,
-        text=text[rows, at] & there,
-        choosable=choosable[rows, at] & there,
-        images=images,
-        image=np.where(there, image[rows, at], -1),
-        place=np.where(there, place[rows, at], -1),
-        chosen=selections,
+        columns=columns,
+        visual=marks.visual[rows, at] & there,
+        text=encoded.text[rows, at] & there,
+        choosable=marks.choosable[rows, at] & there,
+        images=marks.images,
+        image=np.where(there, marks.image[rows, at], -1),
+        place=np.where(there, marks.place[rows, at], -1),
+        chosen=marks.chosen,
         planes=planes,
-        before=shown.shape[1],
+        before=int(ids.shape[1]),
         right=right,
-        report=report,
+        report=_report(encoded, chosen, columns, mask, spent),
     )
 
 
-def _place(
-    ids: Indices, visuals: Sequence[Visual], placeholders: Mapping[Modality, int]
-) -> list[tuple[int, Indices]]:
-    """The prompt and the columns of each image or video, by its placeholders."""
-    found: dict[int, tuple[int, Indices]] = {}
-    for name, token in placeholders.items():
-        rows, columns = np.nonzero(ids == token)
-        own = list(split(visuals, name))
-        expected = sum(each.size for each in own)
-        if own and expected != len(rows):
-            raise ValueError(
-                f"{name} placeholders and features disagree: the prompts have {len(rows)} "
-                f"placeholder tokens, the {len(own)} {name}s {expected} features "
-                f"({', '.join(str(each.size) for each in own[:8])}{', ...' if own[8:] else ''})"
-            )
-        start = 0
-        for each in own:
-            stop = start + each.size
-            if rows[start] != rows[stop - 1]:
-                raise ValueError(
-                    f"{name} placeholders and features disagree: an {name} of {each.size} features "
-                    f"would begin in prompt {rows[start]} and end in prompt {rows[stop - 1]}"
-                )
-            found[id(each)] = (int(rows[start]), columns[start:stop])
-            start = stop
-    return [found[id(each)] for each in visuals]
+def as_arguments(family: Adapter, prompt: Prompt, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call as long as the shortened prompt, without what only images need."""
+    dropped = {"mm_token_type_ids", "token_type_ids", *family.visual_inputs}
+    kept = {name: x for name, x in given.items() if name not in dropped}
+    device = prompt.embeds.device
+    kept["attention_mask"] = torch.from_numpy(prompt.mask).to(device).long()
+    kept["position_ids"] = prompt.positions
+    labels = kept.get("labels")
+    if labels is not None:
+        columns = torch.from_numpy(prompt.columns).to(labels.device)
+        shortened = labels.gather(1, columns.clamp(min=0))
+        kept["labels"] = shortened.masked_fill(columns < 0, -100)
+    return kept
+
+
+@dataclass(frozen=True, eq=False)
+class _Marks:
+    """What each token (B, T) of the unpruned prompts is; see `Prompt`."""
+
+    keep: Flags
+    visual: Flags
+    choosable: Flags
+    image: Indices
+    place: Indices
+    images: list[list[int]]
+    chosen: list[list[Selection]]
+
+    @classmethod
+    def of(cls, encoded: Encoded, chosen: Sequence[Chosen], shape: tuple[int, ...]) -> _Marks:
+        keep = np.ones(shape, dtype=bool)
+        visual, choosable = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        image, place = (np.full(shape, -1, dtype=np.int64) for _ in range(2))
+        images: list[list[int]] = [[] for _ in range(shape[0])]
+        selections: list[list[Selection]] = [[] for _ in range(shape[0])]
+        for each, picks, (row, columns) in zip(
+            encoded.visuals, chosen, encoded.places, strict=True
+        ):
+            visual[row, columns] = True
+            keep[row, columns] = False
+            keep[row, columns[picks.places]] = True
+            image[row, columns] = len(images[row])
+            for part in each.parts:
+                choosable[row, columns[part.index]] = True
+                counted = place[row].max() + 1 + np.arange(len(part.index))
+                place[row, columns[part.index]] = counted
+            images[row].append(sum(len(part.index) for part in each.parts))
+            selections[row] += picks.selections
+        return cls(keep, visual, choosable, image, place, images, selections)
+
+
+def _embedded(embedding: Any, ids: Tensor, encoded: Encoded, chosen: Sequence[Chosen]) -> Tensor:
+    """Embeddings (B, T, D) of the unpruned prompts, features in their places."""
+    embeds = embedding(ids.to(embedding.weight.device))
+    for name in dict.fromkeys(each.modality for each in encoded.visuals):
+        features = []
+        where = torch.zeros(ids.shape, dtype=torch.bool)
+        for each, picks, (row, columns) in zip(
+            encoded.visuals, chosen, encoded.places, strict=True
+        ):
+            if each.modality == name:
+                features.append(picks.features)
+                where[row, torch.from_numpy(columns)] = True
+        filled = torch.cat(features, dim=0).to(embeds.device, embeds.dtype)
+        embeds = embeds.masked_scatter(where.to(embeds.device)[..., None], filled)
+    return embeds
 
 
 def _layout(keep: Flags, real: Flags) -> tuple[Indices, bool]:
@@ -308,14 +273,13 @@ def _counted(mask: Tensor) -> Tensor:
 
 
 def _report(
-    visuals: Sequence[Visual],
+    encoded: Encoded,
     chosen: Sequence[Chosen],
-    placed: Sequence[tuple[int, Indices]],
     columns: Indices,
     mask: Flags,
-    real: Flags,
     spent: dict[str, float],
 ) -> Report:
+    visuals, placed = encoded.visuals, encoded.places
     order = sorted(range(len(visuals)), key=lambda n: (placed[n][0], int(placed[n][1][0])))
     after = int(mask.sum(axis=1).max())
     return Report(
@@ -326,7 +290,7 @@ def _report(
         rows=[placed[n][0] for n in order],
         modalities=[visuals[n].modality for n in order],
         positions=np.where(mask, columns, -1),
-        prompt_length=(int(real.sum(axis=1).max()), after),
+        prompt_length=(int(encoded.real.sum(axis=1).max()), after),
         milliseconds=spent,
         final_length=after,
     )

@@ -76,7 +76,7 @@ def overrides(
     >>> import json, secateur as sc
     >>> from secateur.integrations.vllm import overrides
     >>> json.dumps(overrides(sc.TopK(keep=64)))
-    '{"architectures": ["SecateurLlavaForConditionalGeneration"], "secateur": {"method": "topk", "keep": 64}}'
+    '{"architectures": ["SecateurLlavaForConditionalGeneration"], "secateur": {"method": "topk", "keep": 64, ...}}'
     """  # noqa: E501
     if model_type not in SUPPORTED:
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.core.acts import Cuts
 from secateur.core.complexity import RunningCalibration
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method, methods
@@ -116,7 +117,10 @@ def _tried(method: Method, wants: frozenset[str]) -> None:
     }
     given: dict[str, Any] = {"features": dice.random(shapes["features"])}
     given |= {name: dice.random(shape) for name, shape in shapes.items() if name in wants}
-    method.select(Tokens(grid=(side, side), **given), backend="reference")
+    chosen = method.select(Tokens(grid=(side, side), **given), backend="reference")
+    count, said = int(chosen.count), method.budget(side * side)
+    if method.counted_from == "size" and count != said:
+        raise ValueError(f"{method.name} kept {count} tokens of noise where it says {said}")
 
 
 def sees_sizes_alone(method: Method) -> bool:
@@ -210,6 +214,16 @@ def refused(model_config: Any) -> str | None:
         return f"{asked} without images; vLLM was told to serve text alone"
     if multimodal.video_pruning_rate not in (None, RATE):
         return "--video-pruning-rate prunes videos a second time; leave it out, keep says how many"
+    if (
+        ROWS[asked].told_apart
+        and method.over != "frame"
+        and multimodal.get_limit_per_prompt("video") > 0
+    ):
+        return (
+            f"{type(method).__name__} shares one budget over a video, and {asked} has text between "
+            "frames, each of which needs a count beforehand; take a method with over='frame', or "
+            "serve images alone: --limit-mm-per-prompt '{\"video\": 0}'"
+        )
     gone = missing(ROWS[asked].within)
     if gone:
         return f"this vLLM lacks {', '.join(gone)}; take one of {', '.join(CHECKED)}"
@@ -259,6 +273,8 @@ def _announce(method: Method, model_type: str) -> None:
     ran = f"run with {', '.join(CHECKED)}"
     if theirs not in CHECKED:
         ran += f"; {theirs} " + ("only read" if theirs in READ else "not known to us")
+    if isinstance(method, Cuts):
+        ran += "; without its stage inside the language model"
     init_logger("vllm.secateur").info(
         "secateur %s: %r on %s (%s), vLLM %s (%s)",
         identity.release("secateur"),

@@ -149,9 +149,9 @@ class OneVisionInfo(Cut, llava_onevision.LlavaOnevisionProcessingInfo):
         return image_visual(features, layout, most_crops(config), side, Seen(), 0, lambda x: x)
 
     def get_num_video_tokens(self, *, image_width: int, image_height: int, num_frames: int) -> int:
-        """Kept tokens of every frame, and the newline."""
+        """Kept tokens of all frames, and the newline."""
         size = self._get_num_frame_tokens(image_width=image_width, image_height=image_height)
-        return num_frames * self.method.budget(size) + 1
+        return self.method.budget(num_frames * size, num_frames) + 1
 
 
 class LlavaDummies(llava.LlavaDummyInputsBuilder):

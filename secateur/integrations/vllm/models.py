@@ -27,6 +27,8 @@ class Row:
         The modules of `vllm` it rests on.
     placed
         Whether kept tokens keep positions in time, row and column.
+    told_apart
+        Whether text stands between the frames of a video, so that each needs a count of its own.
     """
 
     served: str
@@ -34,6 +36,7 @@ class Row:
     module: str
     within: tuple[str, ...]
     placed: bool = False
+    told_apart: bool = False
 
     @property
     def architecture(self) -> str:
@@ -76,6 +79,7 @@ ROWS: dict[str, Row] = {
         "qwen",
         (f"{_MODELS}qwen2_5_vl", f"{_MODELS}qwen3_vl"),
         placed=True,
+        told_apart=True,
     ),
 }
 

@@ -53,6 +53,9 @@ class Info(Sized):
         values = "pixel_values" if modality == "image" else "pixel_values_videos"
         if values not in item:
             return [grid[0] * grid[1]] * frames
+        if modality == "video" and self.method.over != "frame":
+            # Only how many of all frames together is known; see `checking` for who needs more.
+            return [self.method.budget(frames * grid[0] * grid[1], frames)]
         if self.method.counted_from != "pixels":
             return [self.method.budget(grid[0] * grid[1])] * frames
         channels = unpatched(item[values].data, (frames, height, width), vision)

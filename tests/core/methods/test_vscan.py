@@ -91,7 +91,7 @@ def test_no_token_is_picked_twice_where_attention_is_zero(image):
 
 
 def test_what_is_observed_depends_on_the_model():
-    assert sc.VScan().requests["attention_shallow"].layer == 5
+    assert sc.VScan().requests["attention_shallow"].layer == 0.25
     assert sc.VScan(model="qwen").requests["attention"].by == "all"
 
 

@@ -1,0 +1,65 @@
+"""`encode`, `choose_each` and `shorten`: what an attachment consists of."""
+
+import numpy as np
+import pytest
+import torch
+
+import secateur as sc
+from secateur.integrations.attach import attach, choose_each, encode, shorten
+from secateur.integrations.choosing import tokens_of
+
+MANY = {"words": ("compare both", "how many red dog and cat does this show ?"), "images": (2, 1)}
+
+
+def test_the_stages_make_what_an_attachment_makes(case, model, by_norm, calls):
+    inputs = case.inputs(**MANY)
+    encoded = encode(model, inputs)
+    assert [row for row, _ in encoded.places] == [0, 0, 1]
+    for visual, (row, columns) in zip(encoded.visuals, encoded.places, strict=True):
+        placeholders = inputs["input_ids"][row, torch.from_numpy(columns)]
+        assert visual.size == len(columns)
+        assert (placeholders == model.config.image_token_id).all()
+    chosen = choose_each(by_norm(keep=0.4), encoded)
+    prompt = shorten(model, inputs, encoded, chosen, generating=False)
+    with attach(model, by_norm(keep=0.4)) as att, calls(model) as seen:
+        model(**inputs)
+    assert torch.equal(prompt.embeds, seen[0]["inputs_embeds"])
+    assert torch.equal(prompt.positions, seen[0]["position_ids"])
+    for ours, theirs in zip(prompt.report.kept, att.last.kept, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_encoding_gathers_what_is_wanted(case, model):
+    inputs, processor = case.inputs(**MANY), case.processor()
+    method = sc.TopK(keep=3)
+    with attach(model, method) as att:
+        model(**inputs)
+    encoded = encode(model, inputs, processor, wants=method.needs | {"text"})
+    assert len(encoded.texts) == 2
+    scores = [part.scores for pictures in att.last.pictures for part in pictures]
+    for tokens, own in zip(tokens_of(encoded), scores, strict=True):
+        assert tokens.keys is None
+        assert tokens.text is not None
+        np.testing.assert_allclose(method.select(tokens).scores.numpy(), own, rtol=1e-5)
+
+
+def test_what_a_family_does_not_have_is_refused(model, case):
+    with pytest.raises(ValueError, match=r"wants: .* does not have embeds \(it offers"):
+        encode(model, case.inputs(), wants={"embeds"})
+    with pytest.raises(ValueError, match="inputs: expected pixel_values or pixel_values_videos"):
+        encode(model, case.inputs(images=(0,)))
+
+
+def test_shortening_writes_nothing_into_the_model(case, by_norm):
+    """Beyond what transformers writes at a model's first call."""
+    model, inputs = case.model(), case.inputs()
+    model(**inputs)
+    modules = {name: dict(vars(module)) for name, module in model.named_modules()}
+    with attach(model, by_norm(keep=3)):
+        own = dict(vars(model))
+        model(**inputs)
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        for name, module in model.named_modules():
+            before = modules[name] if name else own
+            assert vars(module).keys() == before.keys()
+            assert all(value is before[key] for key, value in vars(module).items())
