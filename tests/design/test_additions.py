@@ -5,17 +5,14 @@ from __future__ import annotations
 METHODS = "secateur/core/methods/__init__.py"
 
 
-def register(house, module, name):
-    """One line to import it, one that lists it."""
-    house.below(
-        METHODS, "from secateur.core.methods.topk import TopK", f"from {module} import {name}"
-    )
-    house.below(METHODS, "_OWN: tuple[type[Method], ...] = (", f"    {name},")
-
-
 def registered(house, file, name):
+    """What is touched by a file of its own, the line that lists it, and its twin for mypy."""
     house.add(file, f"secateur/core/methods/{file}")
-    register(house, f"secateur.core.methods.{file[:-3]}", name)
+    module = file.removesuffix(".py")
+    house.below(METHODS, "OWN = {", f'    "{name}": "{module}",')
+    twin = "    from secateur.core.methods.{} import {} as {}"
+    last = twin.format("vscan", "VScan", "VScan")
+    house.below(METHODS, last, twin.format(module, name, name))
     return house.touched()
 
 
