@@ -12,13 +12,14 @@ from pathlib import Path
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from tables import api_pages, site_methods
+from tables import api_pages, readme_models, site_methods
 
 import secateur
 from secateur import lab
 
 TABLE = "<!-- table of methods -->"
 PAGES = "<!-- every method -->"
+MODELS = "<!-- table of models -->"
 
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<latex>.*?)\\[)\]]</(?P=tag)>',
@@ -28,7 +29,7 @@ FORMULA = re.compile(
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Put the table of methods, and what describes each, where a page asks for it."""
-    for mark, written in ((TABLE, site_methods), (PAGES, api_pages)):
+    for mark, written in ((TABLE, site_methods), (MODELS, readme_models), (PAGES, api_pages)):
         if mark in markdown:
             markdown = markdown.replace(mark, written())
     return markdown

@@ -60,11 +60,7 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
         )
     if not method.prunes_before:
         return frozenset()
-    if getattr(method, "crops", None) not in (None, "importance"):
-        raise ValueError(
-            f"{type(method).__name__}: crops={method.crops!r} needs crops of equal grids, which a "  # type: ignore[attr-defined]
-            "model does not keep once it removes padding; crops share by importance here"
-        )
+    method.check_attached()
     offers = family.offers | TEXT | ({"embeds"} if encoder is not None else frozenset())
     if isinstance(method, Makes) and method.makes and not family.projects:
         raise ValueError(
@@ -114,9 +110,6 @@ def choose(
     text: Text | Sequence[Text] | None,
 ) -> Chosen:
     """Let a method choose from the parts of an image or video, by one text or by one a part."""
-    if getattr(method, "crops", None) is not None:
-        # Crops are parts here, of differing grids, so the method sees them one by one.
-        method = replace(method, crops=None)  # type: ignore[call-arg]
     texts: Sequence[Text | None]
     if isinstance(text, Sequence):
         texts = text
@@ -170,8 +163,8 @@ def _groups(method: Method, visual: Visual, tokens: Sequence[Tokens]) -> list[Gr
     if visual.modality == "video" and alike and same and first.pixels is None:
         video = _joined(tokens)
         return [(visual.parts, video, method.select(video, check_finite=False).row())]
-    if visual.crops and isinstance(method, ChoosesParts):
-        selections = method.select_parts(tokens, visual.crops)
+    if visual.modality == "image" and isinstance(method, ChoosesParts):
+        selections = method.select_parts(tokens, max(1, visual.crops))
     elif visual.crops:
         selections = _crops(method, tokens, visual.crops)
     elif alike and len(tokens) > 1:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secateur.core.acts import Cut as Cut
 from secateur.core.acts import Cuts, Shrinks
-from secateur.core.methods.base import InsideMethod as InsideMethod
 from secateur.core.methods.base import Method as Method
+from secateur.core.methods.inside import InsideMethod as InsideMethod
 
 if TYPE_CHECKING:
     from secateur.core.methods.agile import AgilePruner as AgilePruner

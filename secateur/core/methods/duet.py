@@ -18,14 +18,8 @@ from secateur.core.arrays import (
 )
 from secateur.core.attention import attention_received, best, check_attention
 from secateur.core.inputs import Request, Tokens
-from secateur.core.methods.base import (
-    Method,
-    Program,
-    descending_cuts,
-    require_one_of,
-    require_share,
-    require_whole,
-)
+from secateur.core.methods.base import Method, Program, require_one_of, require_share, require_whole
+from secateur.core.methods.inside import descending_cuts
 from secateur.core.methods.visionzip import mean_shares
 from secateur.core.order import nearest, ranks
 from secateur.core.selection import Selection, folding

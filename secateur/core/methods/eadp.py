@@ -206,6 +206,20 @@ class EADP(Method, ChoosesParts):
         video = {"frames", "states"} if self.published else set()
         return frozenset({"embeds", "grid", "text_global", "text_mask", *video})
 
+    def check_attached(self) -> None:
+        """Crops share by importance there; see `Method.check_attached`."""
+        if self.crops not in (None, "importance"):
+            raise ValueError(
+                f"EADP: crops={self.crops!r} needs crops of equal grids, which a model does not "
+                "keep once it removes padding; crops share by importance here"
+            )
+
+    def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
+        """Frames are no crops, whatever `crops` says of the axis before the tokens."""
+        if self.crops is not None and any(each.frames is not None for each in images):
+            return replace(self, crops=None)._choose_in_time(images)
+        return super()._choose_in_time(images)
+
     @property
     def reads(self) -> Reading:
         """As published, every position of the text encoder's windows."""

@@ -24,14 +24,8 @@ from secateur.core.arrays import (
 from secateur.core.attention import best, text_attention
 from secateur.core.inputs import Tokens
 from secateur.core.measures import median, patch_entropy
-from secateur.core.methods.base import (
-    CountedFrom,
-    InsideMethod,
-    Program,
-    descending_cuts,
-    require_share,
-    require_whole,
-)
+from secateur.core.methods.base import CountedFrom, Program, require_share, require_whole
+from secateur.core.methods.inside import InsideMethod, descending_cuts
 from secateur.core.selection import Selection
 
 

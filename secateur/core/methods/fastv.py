@@ -12,12 +12,8 @@ from secateur.core.arrays import (
     namespace,
 )
 from secateur.core.attention import best, real, text_attention
-from secateur.core.methods.base import (
-    InsideMethod,
-    Program,
-    descending_cuts,
-    require_whole,
-)
+from secateur.core.methods.base import Program, require_whole
+from secateur.core.methods.inside import InsideMethod, descending_cuts
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from secateur.core.arrays import (
 )
 from secateur.core.attention import attention_rows
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Method, Program, descending_cuts, require_share
+from secateur.core.methods.base import Method, Program, require_share
+from secateur.core.methods.inside import descending_cuts
 from secateur.core.order import settled
 from secateur.core.selection import Selection
 

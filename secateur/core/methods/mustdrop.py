@@ -32,11 +32,11 @@ from secateur.core.merging import Merged
 from secateur.core.methods.base import (
     Method,
     Program,
-    descending_cuts,
     require_positive,
     require_share,
     require_whole,
 )
+from secateur.core.methods.inside import descending_cuts
 from secateur.core.order import first_of, settled
 from secateur.core.relevance import checked_grid
 from secateur.core.selection import Selection

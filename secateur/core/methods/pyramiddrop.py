@@ -10,12 +10,8 @@ import numpy as np
 from secateur.core.acts import Cut, Layout, Sight, Stay
 from secateur.core.arrays import Array, like, namespace, resolve_keep, to_numpy
 from secateur.core.attention import best, real, text_attention
-from secateur.core.methods.base import (
-    InsideMethod,
-    Program,
-    descending_cuts,
-    require_share,
-)
+from secateur.core.methods.base import Program, require_share
+from secateur.core.methods.inside import InsideMethod, descending_cuts
 
 
 @dataclass(frozen=True)

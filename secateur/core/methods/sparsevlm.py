@@ -25,13 +25,12 @@ from secateur.core.density import density_clusters
 from secateur.core.measures import singular_values
 from secateur.core.methods.base import (
     CountedFrom,
-    InsideMethod,
     Program,
-    descending_cuts,
     require_one_of,
     require_positive,
     require_whole,
 )
+from secateur.core.methods.inside import InsideMethod, descending_cuts
 from secateur.core.order import others
 from secateur.core.relevance import softmax
 

@@ -26,13 +26,8 @@ from secateur.core.arrays import (
 )
 from secateur.core.attention import best
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import (
-    Method,
-    Program,
-    descending_cuts,
-    require_positive,
-    require_share,
-)
+from secateur.core.methods.base import Method, Program, require_positive, require_share
+from secateur.core.methods.inside import descending_cuts
 from secateur.core.order import settled
 from secateur.core.selection import Selection
 
