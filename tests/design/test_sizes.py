@@ -27,11 +27,10 @@ OPEN = {
         "secateur/lab/findings.py:plots",
     },
     "file": {
-        "secateur/core/methods/base.py",
         "secateur/core/relevance.py",
     },
     "circle": set(),
-    "guess": {"secateur/integrations/choosing.py:crops"},
+    "guess": set(),
 }
 
 
