@@ -26,6 +26,7 @@ from secateur.core.methods.video import VideoMethod
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PUBLISHED = ROOT / "docs" / "methods" / "published.md"
+DRIVERS = ROOT / "docs" / "howto" / "new-backend.md"
 ATTACHED = ROOT / "tests" / "parity" / "data" / "attached"
 
 
@@ -228,6 +229,20 @@ def programs() -> str:
     return markdown("method | program | compared | published sets | of the program", iter(rows))
 
 
+def operations() -> str:
+    """The table of operations: what a driver may offer, and where the reference is."""
+    found: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "secateur" / "core").rglob("*.py")):
+        for node in ast.parse(file.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(each).split("(")[0] == "operation" for each in node.decorator_list
+            ):
+                module = file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+                found.setdefault(module, []).append(f"`{node.name}`")
+    rows = ([", ".join(names), f"`{module}`"] for module, names in found.items())
+    return markdown("operation | where", rows)
+
+
 def parts() -> list[tuple[Path, str, str]]:
     """Every written table: the file, the name between whose marks it stands, its text."""
     return [
@@ -235,6 +250,7 @@ def parts() -> list[tuple[Path, str, str]]:
         (README, "models", readme_models()),
         (PUBLISHED, "in models", in_models()),
         (PUBLISHED, "programs", programs()),
+        (DRIVERS, "operations", operations()),
     ]
 
 
