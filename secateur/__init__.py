@@ -15,6 +15,7 @@ from secateur.core.density import density_clusters, density_peaks
 from secateur.core.dispatch import backend
 from secateur.core.frames import allocate_in_time
 from secateur.core.inputs import MissingInputError, Tokens
+from secateur.core.maps import min_max, polarize, smooth
 from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
 from secateur.core.methods import OWN, Cut, InsideMethod, Method, method, methods, published
@@ -27,7 +28,7 @@ from secateur.core.objectives import (
     SalientCoverage,
     SoftmaxBlock,
 )
-from secateur.core.relevance import dense_relevance, min_max, polarize, smooth
+from secateur.core.relevance import dense_relevance
 from secateur.core.selection import Selection
 from secateur.core.threshold import greedy_threshold
 

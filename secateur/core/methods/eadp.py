@@ -23,6 +23,7 @@ from secateur.core.arrays import (
 )
 from secateur.core.budget import Rounding, allocate
 from secateur.core.inputs import Tokens
+from secateur.core.maps import min_max, polarize, smooth
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import (
     Method,
@@ -34,14 +35,7 @@ from secateur.core.methods.base import (
     require_whole,
 )
 from secateur.core.objectives import FacilityLocation
-from secateur.core.relevance import (
-    AGGREGATES,
-    Aggregate,
-    dense_relevance,
-    min_max,
-    polarize,
-    smooth,
-)
+from secateur.core.relevance import AGGREGATES, Aggregate, dense_relevance
 from secateur.core.selection import Selection
 from secateur.core.similarity import cosine_similarity
 
