@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import secateur.backends  # noqa: F401  (registers the drivers, loads none)
 from secateur.backends.warming import warm_up
-from secateur.calibration.search import calibrate
 from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
 from secateur.core.density import density_clusters, density_peaks
 from secateur.core.dispatch import backend
 from secateur.core.frames import allocate_in_time
 from secateur.core.inputs import MissingInputError, Tokens
+from secateur.core.maps import min_max, polarize, smooth
 from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
 from secateur.core.methods import OWN, Cut, InsideMethod, Method, method, methods, published
@@ -28,11 +28,12 @@ from secateur.core.objectives import (
     SalientCoverage,
     SoftmaxBlock,
 )
-from secateur.core.relevance import dense_relevance, min_max, polarize, smooth
+from secateur.core.relevance import dense_relevance
 from secateur.core.selection import Selection
 from secateur.core.threshold import greedy_threshold
 
 if TYPE_CHECKING:
+    from secateur.calibration.search import calibrate as calibrate
     from secateur.core.methods import *  # noqa: F403
     from secateur.integrations.attach import attach as attach
     from secateur.integrations.attach import prune_inputs as prune_inputs
@@ -82,17 +83,21 @@ __all__ = [
 __all__ += sorted(OWN)
 
 
-_NEED_A_MODEL = ("UnsupportedModelError", "attach", "prune_inputs")
-"""Names that bring PyTorch and Transformers with them: imported when first asked for."""
+_LATER = {
+    "calibrate": "secateur.calibration.search",
+    **dict.fromkeys(OWN, "secateur.core.methods"),
+    **dict.fromkeys(
+        ("UnsupportedModelError", "attach", "prune_inputs"), "secateur.integrations.attach"
+    ),
+}
+"""Names that are imported when first asked for, and where from: some bring PyTorch with them."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in OWN:
-        return getattr(import_module("secateur.core.methods"), name)
-    if name in _NEED_A_MODEL:
-        return getattr(import_module("secateur.integrations.attach"), name)
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_NEED_A_MODEL])
+    return sorted({*__all__, *_LATER})
