@@ -440,7 +440,7 @@ def corpus(
         f"{report['done_before']} of {report['shards']} shards were done before"
     )
     if report["bad"]:
-        typer.echo(f"bad rows and their reasons: {target / 'bad'}")
+        typer.echo(f"bad rows and their reasons: {target / '_bad'}")
 
 
 if __name__ == "__main__":
