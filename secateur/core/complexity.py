@@ -70,7 +70,7 @@ class Calibration:
             mean = getattr(self, name)
             if not (mean is None and name == "entropy") and not _is_mean(mean):
                 raise ValueError(f"{name}: expected a mean above 0, got {mean!r}")
-        count = self.images
+        count: Any = self.images
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
             raise ValueError(f"images: expected a count of at least 1, got {count!r}")
 
@@ -118,7 +118,7 @@ class Calibration:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Calibration:
+    def from_dict(cls, stored: Any) -> Calibration:
         """The calibration that `to_dict` wrote."""
         if not isinstance(stored, Mapping) or "erank" not in stored:
             raise ValueError(f"erank: expected a record with a mean of this name, got {stored!r}")

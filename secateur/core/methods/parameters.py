@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -31,13 +31,13 @@ def check_types(method: Any) -> None:
 
 
 @cache
-def _declared(kind: type) -> dict[str, Any]:
+def _declared(kind: Hashable) -> dict[str, Any]:
     try:
-        known = get_type_hints(kind)
+        known = get_type_hints(cast("type[Any]", kind))
     except NameError:
         # A method of somebody's own, with names that its module imports for type checkers alone.
         return {}
-    return {item.name: known[item.name] for item in fields(kind)}
+    return {item.name: known[item.name] for item in fields(cast("type[Any]", kind))}
 
 
 def _fits(given: Any, declared: Any) -> bool:
