@@ -14,6 +14,7 @@ from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
 from secateur.core.density import density_clusters, density_peaks
 from secateur.core.dispatch import backend
+from secateur.core.extras import extra
 from secateur.core.frames import allocate_in_time
 from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.maximize import maximize
@@ -90,7 +91,8 @@ def __getattr__(name: str) -> Any:
     if name in OWN:
         return getattr(import_module("secateur.core.methods"), name)
     if name in _NEED_A_MODEL:
-        return getattr(import_module("secateur.integrations.attach"), name)
+        with extra("transformers", f"secateur.{name}"):
+            return getattr(import_module("secateur.integrations.attach"), name)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")
 
 

@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
 
 from secateur.core.arrays import to_numpy
+from secateur.core.extras import extra
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
 from secateur.core.selection import Selection
+
+with extra("ray", "secateur.integrations.corpus"):
+    import pyarrow as pa
+    import pyarrow.compute
+    import pyarrow.parquet as pq
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray
-import ray.data
 
+from secateur.core.extras import extra
 from secateur.core.maximize import maximize as maximize_here
 from secateur.core.methods import Method
 from secateur.core.objectives import FacilityLocation
@@ -33,6 +31,11 @@ from secateur.integrations.corpus import (
     split,
     write_bad,
 )
+
+with extra("ray", "secateur.integrations.ray"):
+    import pyarrow as pa
+    import ray
+    import ray.data
 
 GREEDY_FACTOR = 1.0 - 1.0 / math.e
 
