@@ -20,10 +20,10 @@ OPTIONAL = ("numba", "torch", "cupy", "jax", "transformers", "triton", "optuna",
 CHECKED = {
     "numpy": "2.4",
     "scipy": "1.17",
-    "numba": "0.66",
+    "numba": "0.68",
     "torch": "2.13",
-    "transformers": "5.17",
-    "vllm": "0.33",
+    "transformers": "5.23",
+    "vllm": "0.32",
 }
 """The newest version that the tests ran with."""
 

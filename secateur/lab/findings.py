@@ -50,7 +50,7 @@ def rows(cells: Cells) -> list[Row]:
             row[name] = float(np.mean(values)) if values else None
         row["prompt"] = cell["prompt"]
         row["spent"] = spent = cell.get("spent")
-        row["frugal"] = None not in (spent, keep) and spent < 0.95 * keep
+        row["frugal"] = spent is not None and keep is not None and spent < 0.95 * keep
         row["megaflops"] = cell["megaflops"]
         row["seconds"] = cell["seconds"]
         found.append(row)

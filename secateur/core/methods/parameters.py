@@ -22,7 +22,7 @@ def check_types(method: Any) -> None:
     takes a record (another method, a calibration), what `to_dict` made of it passes: its owner
     reads it.
     """
-    for name, declared in _declared(type(method)).items():
+    for name, declared in _declared(type(method)).items():  # type: ignore[arg-type]
         given = getattr(method, name)
         if not _fits(given, declared):
             words = spelt(declared)
