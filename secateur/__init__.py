@@ -13,6 +13,7 @@ from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
 from secateur.core.density import density_clusters, density_peaks
 from secateur.core.dispatch import backend
+from secateur.core.extras import extra
 from secateur.core.frames import allocate_in_time
 from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.maps import min_max, polarize, smooth
@@ -94,9 +95,12 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
+    if name not in _LATER:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    if name in OWN or name == "calibrate":
         return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    with extra("transformers", f"secateur.{name}"):
+        return getattr(import_module(_LATER[name]), name)
 
 
 def __dir__() -> list[str]:

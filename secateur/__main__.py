@@ -5,14 +5,13 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command line, or say what it needs."""
+    from secateur.core.extras import extra
+
     try:
-        from secateur.app.cli import app
+        with extra("cli", "the command line"):
+            from secateur.app.cli import app
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "secateur":
-            raise
-        raise SystemExit(
-            f"secateur: the command line needs {error.name}: pip install 'secateur[cli]'"
-        ) from None
+        raise SystemExit(f"secateur: {error}") from None
     app(prog_name="secateur")
 
 

@@ -29,13 +29,16 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
 
 from secateur.core.arrays import each_row, to_numpy
+from secateur.core.extras import extra
 from secateur.core.maximize import Algorithm, maximize
 from secateur.core.objectives import FacilityLocation, Objective
 from secateur.core.objectives.base import tracker_of
 from secateur.core.selection import Selection
+
+with extra("test", "secateur.testing"):
+    from hypothesis import strategies as st
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from secateur.app.pictures import opened
 from secateur.app.sheets import Panel, heat, sheet
 from secateur.core.methods import Method
 from secateur.integrations.attach import attach
@@ -70,24 +72,84 @@ class Answer:
         }
 
 
-def loaded(model: str | None, text_encoder: str | None) -> tuple[Any, Any, Any]:
-    """Model, processor and text encoder: the lab's without names, else by `from_pretrained`."""
+Loaded = tuple[Any, Any, Any]
+"""Model, processor and text encoder."""
+
+
+def loaded(
+    model: str | None,
+    text_encoder: str | None,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> Loaded:
+    """Model, processor and text encoder: the lab's without names, else by `from_pretrained`.
+
+    A checkpoint that leaves weights of its class unset is refused: these would be random.
+    """
     from transformers.utils import logging
 
+    _check_placing(device, dtype)
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     if model is None:
         from secateur import lab
 
-        return (*lab.load(), lab.text_encoder())
-    from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPModel
+        logging.disable_progress_bar()
+        where = None if device == "auto" else device
+        kind = "float32" if dtype == "auto" else dtype
+        return (*lab.load(kind, where), lab.text_encoder(kind, where))
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    found = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").eval()
-    pair = None
-    if text_encoder is not None:
-        clip = CLIPModel.from_pretrained(text_encoder).eval()
-        pair = (clip, AutoTokenizer.from_pretrained(text_encoder))
-    return found, AutoProcessor.from_pretrained(model), pair
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision or "main"}
+    if device is not None:
+        options["device_map"] = device
+    found = _whole(AutoModelForImageTextToText, model, options)
+    pair = None if text_encoder is None else _pair(text_encoder, device, dtype)
+    return found, AutoProcessor.from_pretrained(model, revision=options["revision"]), pair
+
+
+def _check_placing(device: str | None, dtype: str) -> None:
+    kinds = ("auto", "float32", "bfloat16", "float16")
+    if dtype not in kinds:
+        raise ValueError(f"--dtype: expected one of {', '.join(kinds)}; got {dtype!r}")
+    if device in (None, "auto"):
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"--device: expected cpu, cuda, cuda:1 or auto, got {device!r}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device: {device}, but PyTorch sees no GPU")
+
+
+def _whole(kind: Any, name: str, options: dict[str, Any]) -> Any:
+    """A checkpoint as `kind`, all of whose weights it has."""
+    found, told = kind.from_pretrained(name, output_loading_info=True, **options)
+    lacks = sorted([*told["missing_keys"], *map(str, told.get("mismatched_keys", ()))])
+    if lacks:
+        more = f" and {len(lacks) - 3} more" if len(lacks) > 3 else ""
+        raise ValueError(
+            f"{name}: no checkpoint of {type(found).__name__}, it lacks "
+            f"{', '.join(lacks[:3])}{more}, which would be random"
+        )
+    return found.eval()
+
+
+def _pair(name: str, device: str | None, dtype: str) -> tuple[Any, Any]:
+    """A text encoder and its tokenizer, of whatever class its checkpoint says."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(name)
+    if not (hasattr(config, "text_config") and config.model_type.startswith(("clip", "siglip"))):
+        raise ValueError(
+            f"--text-encoder: expected a CLIP or SigLIP checkpoint with both sides, {name} is a "
+            f"{config.model_type}"
+        )
+    options: dict[str, Any] = {"dtype": dtype}
+    if device is not None:
+        options["device_map"] = device
+    return _whole(AutoModel, name, options), AutoTokenizer.from_pretrained(name)
 
 
 def ask(
@@ -97,22 +159,34 @@ def ask(
     *,
     model: str | None = None,
     text_encoder: str | None = None,
+    network: Loaded | None = None,
+    own: bool | None = None,
     tokens: int = 64,
 ) -> list[Answer]:
-    """Ask one question of one picture: with all tokens, then with those each method keeps."""
+    """Ask one question of one picture: with all tokens, then with those each method keeps.
+
+    `network` is what `loaded` made, to load once for several calls; `own` says that it is the
+    lab's. Times are without what a first call starts: kernels, caches.
+    """
     picture = opened(image)
-    network, processor, pair = loaded(model, text_encoder)
-    inputs = inputs_of(processor, picture, question, own=model is None).to(network.device)
+    own = model is None and network is None if own is None else own
+    net, processor, pair = loaded(model, text_encoder) if network is None else network
+    inputs = inputs_of(processor, picture, question, own=own).to(net.device)
     if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
-    lab = Lab(network, processor, pair) if model is None else None
-    if lab is not None:
-        _answer(network, processor, inputs, None, None, tokens)  # Off the clock: what starts once.
-    answers = [_answer(network, processor, inputs, None, None, tokens)]
+        inputs["pixel_values"] = inputs["pixel_values"].to(net.dtype)
+    lab = Lab(net, processor, pair) if own else None
+    _answer(net, processor, inputs, None, None, 1)
+    answers = [_answer(net, processor, inputs, None, None, tokens)]
+    started: set[type[Method]] = set()
     for method in methods:
         suited = _fitted(method, lab)
-        with attach(network, suited, processor, pair, instruction=question) as attachment:
-            answers.append(_answer(network, processor, inputs, suited, attachment, tokens))
+        if type(method) not in started:
+            started.add(type(method))
+            # Apart from what is measured, which may remember what it saw.
+            with attach(net, deepcopy(suited), processor, pair, instruction=question) as attached:
+                _answer(net, processor, inputs, suited, attached, 1)
+        with attach(net, suited, processor, pair, instruction=question) as attachment:
+            answers.append(_answer(net, processor, inputs, suited, attachment, tokens))
     return answers
 
 
@@ -145,11 +219,6 @@ def _answer(
     told = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     report = None if attachment is None else attachment.last
     return Answer(method, told[0].strip(), spent, report)
-
-
-def opened(image: Path | Image.Image) -> Image.Image:
-    """A picture in colour."""
-    return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")
 
 
 def drawn(image: Path | Image.Image, answers: Sequence[Answer]) -> Image.Image:

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 import secateur
-from secateur.app.ask import Answer, ask, opened
+from secateur.app.ask import Answer, Loaded, ask, loaded
+from secateur.app.pictures import opened
 from secateur.core.methods import Method
 
 SHARES = (1 / 36, 1 / 18, 1 / 12, 1 / 9, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3)
@@ -32,6 +33,8 @@ def explored(
     *,
     model: str | None = None,
     text_encoder: str | None = None,
+    network: Loaded | None = None,
+    own: bool | None = None,
 ) -> str:
     """The page: a question asked with every method at nine budgets, and with all tokens.
 
@@ -41,7 +44,7 @@ def explored(
         What is asked.
     methods
         Each appears once; its own budget is where the slider starts.
-    model, text_encoder
+    model, text_encoder, network, own
         As for `secateur.app.ask.ask`.
 
     Returns
@@ -51,14 +54,16 @@ def explored(
         shows the first of its grids.
     """
     picture = opened(image)
-    first = ask(picture, question, methods[:1], model=model, text_encoder=text_encoder)[1]
+    if network is None:
+        own, network = model is None, loaded(model, text_encoder)
+    first = ask(picture, question, methods[:1], network=network, own=own)[1]
     part = _part(first)
     total = part.kept.size
     budgets = sorted(
         {max(1, round(total * share)) for share in SHARES} | {methods[0].budget(total)}
     )
     every = [replace(method, keep=keep) for method in methods for keep in budgets]
-    whole, *answers = ask(picture, question, every, model=model, text_encoder=text_encoder)
+    whole, *answers = ask(picture, question, every, network=network, own=own)
     found: dict[str, list[dict[str, Any]]] = {}
     for answer in answers:
         found.setdefault(answer.title, []).append(_step(answer))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from secateur.core.arrays import to_numpy
-from secateur.core.complexity import Calibration, RunningCalibration
+from secateur.core.complexity import Calibration, RunningCalibration, one_picture
 from secateur.core.measures import median, patch_entropy
 from secateur.core.methods.erase import ERASE
 from secateur.integrations.attach import encode
@@ -83,7 +83,7 @@ def calibrate_on(
             picture = opened.convert("RGB")
         inputs = prompt(picture).to(network.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
-        with torch.inference_mode():
+        with torch.inference_mode(), one_picture():
             encoded = encode(network, inputs, processor, wants={"attention", "pixels"})
             for tokens in tokens_of(encoded):
                 running.see(tokens)

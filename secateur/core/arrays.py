@@ -271,7 +271,7 @@ def resolve_budget(k: Any, n: int, batch: tuple[int, ...], name: str = "k") -> A
     """One budget for all rows (an int) or one a row (an int64 NumPy array of shape `batch`)."""
     if not isinstance(k, (list, tuple)) and np.ndim(k) == 0:
         return resolve_keep(to_numpy(k).item() if compat.is_array_api_obj(k) else k, n, name)
-    budgets = to_numpy(k)
+    budgets = to_numpy(k) if compat.is_array_api_obj(k) else np.asarray(k)
     shape = budgets.shape
     if shape != batch:
         raise ValueError(

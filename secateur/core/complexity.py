@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -66,10 +68,11 @@ class Calibration:
     def __post_init__(self) -> None:
         for name in ("erank", "entropy"):
             mean = getattr(self, name)
-            if mean is not None and not (mean > 0 and math.isfinite(mean)):
+            if not (mean is None and name == "entropy") and not _is_mean(mean):
                 raise ValueError(f"{name}: expected a mean above 0, got {mean!r}")
-        if self.images < 1:
-            raise ValueError(f"images: expected a count of at least 1, got {self.images!r}")
+        count: Any = self.images
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+            raise ValueError(f"images: expected a count of at least 1, got {count!r}")
 
     @classmethod
     def of(cls, images: Iterable[Tokens]) -> Calibration:
@@ -97,14 +100,17 @@ class Calibration:
 
     def including(self, tokens: Tokens) -> Calibration:
         """The means with the images of `tokens` counted in."""
-        erank = complexity(tokens, "erank")
-        more = erank.size
-        together = self.images + more
-        entropy = None
-        if self.entropy is not None and tokens.attention is not None:
-            added = float(complexity(tokens, "entropy").sum())
-            entropy = (self.images * self.entropy + added) / together
-        mean = (self.images * self.erank + float(erank.sum())) / together
+        return self._joined(*_means(tokens))
+
+    def _joined(self, erank: float, entropy: float | None, images: int) -> Calibration:
+        if images == 0:
+            return self
+        together = self.images + images
+        if self.entropy is not None and entropy is not None:
+            entropy = (self.images * self.entropy + images * entropy) / together
+        else:
+            entropy = None
+        mean = (self.images * self.erank + images * erank) / together
         return Calibration(mean, entropy, together)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,8 +118,16 @@ class Calibration:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Calibration:
+    def from_dict(cls, stored: Any) -> Calibration:
         """The calibration that `to_dict` wrote."""
+        if not isinstance(stored, Mapping) or "erank" not in stored:
+            raise ValueError(f"erank: expected a record with a mean of this name, got {stored!r}")
+        known = {item.name for item in fields(cls)}
+        if unknown := sorted(str(name) for name in stored if name not in known):
+            raise ValueError(
+                f"{unknown[0]}: expected the fields {', '.join(sorted(known))} alone, "
+                f"got {unknown[0]!r}"
+            )
         return cls(**stored)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -123,7 +137,41 @@ class Calibration:
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Calibration:
         """Read what `save` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is no calibration: {error}") from None
+
+
+def _means(tokens: Tokens) -> tuple[float, float | None, int]:
+    """Mean effective rank, mean entropy where there is attention, and of how many images."""
+    erank = complexity(tokens, "erank")
+    if erank.size == 0:
+        return 0.0, None, 0
+    entropy = None
+    if tokens.attention is not None:
+        entropy = float(complexity(tokens, "entropy").mean())
+    return float(erank.mean()), entropy, erank.size
+
+
+_PICTURE: ContextVar[dict[int, tuple[Calibration | None, Calibration | None]] | None] = ContextVar(
+    "_PICTURE", default=None
+)
+"""By the `RunningCalibration`: what it was before the picture that is looked at, and the mean over
+that picture's parts."""
+
+
+@contextmanager
+def one_picture() -> Iterator[None]:
+    """What any `RunningCalibration` sees within are the parts of one picture, such as its crops.
+
+    Together they count as one image, of the complexity that they have on average.
+    """
+    token = _PICTURE.set({})
+    try:
+        yield
+    finally:
+        _PICTURE.reset(token)
 
 
 class RunningCalibration:
@@ -148,14 +196,22 @@ class RunningCalibration:
 
     def see(self, tokens: Tokens) -> None:
         """Count in the images of `tokens`."""
-        if self.so_far is not None:
-            self.so_far = self.so_far.including(tokens)
+        erank, entropy, count = _means(tokens)
+        if count == 0:
             return
-        erank = complexity(tokens, "erank")
-        entropy = None
-        if tokens.attention is not None:
-            entropy = float(complexity(tokens, "entropy").mean()) or None
-        self.so_far = Calibration(float(erank.mean()), entropy, erank.size)
+        pictures = _PICTURE.get()
+        before = self.so_far
+        if pictures is not None:
+            # All parts so far are the one image, however often a method looks at them.
+            before, parts = pictures.get(id(self), (before, None))
+            more = (erank, entropy or None, count)
+            parts = Calibration(*more) if parts is None else parts._joined(*more)
+            pictures[id(self)] = before, parts
+            erank, entropy, count = parts.erank, parts.entropy, 1
+        if before is None:
+            self.so_far = Calibration(erank, entropy or None, count)
+        else:
+            self.so_far = before._joined(erank, entropy, count)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
@@ -170,6 +226,16 @@ class RunningCalibration:
         return f"RunningCalibration({self.so_far or ''})"
 
 
+def _is_mean(given: Any) -> bool:
+    """A finite number above 0; neither a flag nor more than a float can hold."""
+    if isinstance(given, bool) or not isinstance(given, (int, float, np.integer, np.floating)):
+        return False
+    try:
+        return 0 < float(given) < math.inf
+    except OverflowError:
+        return False
+
+
 Mean = float | Calibration | RunningCalibration
 """What a method may take as the mean complexity: a number, or what measured it."""
 
@@ -179,11 +245,13 @@ def as_mean(given: Any) -> Mean | None:
     if isinstance(given, Mapping):
         if "running" in given:
             before = given["running"]
+            if len(given) > 1:
+                raise ValueError(f"mean_erank: expected 'running' alone, got {given!r}")
             return RunningCalibration(None if before is None else Calibration.from_dict(before))
         return Calibration.from_dict(given)
     if given is None or isinstance(given, (Calibration, RunningCalibration)):
         return given
-    if isinstance(given, bool) or not (float(given) > 0 and math.isfinite(given)):
+    if not _is_mean(given):
         raise ValueError(
             f"mean_erank: expected a mean above 0, a Calibration or a RunningCalibration, "
             f"got {given!r}"

@@ -232,7 +232,7 @@ def stochastic(f: Objective, k: int, dice: np.random.Generator, share: float = 0
     certificate = _Certificate(k, f)
     certificate.see(0.0, f.gain([], everyone))
     everybody = np.flatnonzero(f.open())
-    sample_size = math.ceil(len(everybody) / k * math.log(1.0 / share))
+    sample_size = math.ceil(len(everybody) / k * -math.log(share))
     picks: list[int] = []
     gains: list[float] = []
     for _ in range(k):

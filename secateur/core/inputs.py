@@ -443,5 +443,7 @@ def _image(pixels: Any) -> None:
 
 def _spelt(x: Any) -> str:
     if isinstance(x, (list, tuple)):
+        if not any(hasattr(each, "shape") or isinstance(each, (list, tuple)) for each in x):
+            return spell((len(x),))
         return "[" + ", ".join(_spelt(each) for each in x) + "]"
     return spell(shape_of(x)) if hasattr(x, "shape") else type(x).__name__

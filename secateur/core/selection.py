@@ -18,6 +18,7 @@ from secateur.core.arrays import (
     shape_of,
     spell,
     to_numpy,
+    whole,
     wide,
     widened,
 )
@@ -178,6 +179,10 @@ class Selection:
             `x` with K in place of N; padding is filled with zeros.
         """
         xp = namespace(x)
+        if whole(axis) != axis or not -x.ndim <= axis < x.ndim:
+            raise ValueError(
+                f"axis: expected one that runs over the tokens of x {spell(x.shape)}, got {axis!r}"
+            )
         axis = axis % x.ndim
         if int(x.shape[axis]) != self.size:
             raise ValueError(
@@ -276,6 +281,12 @@ class Selection:
                 f"position: expected one index for each of {spell(self.batch_shape)}, "
                 f"got {spell(position)}"
             )
+        for place, length in zip(position, self.batch_shape, strict=True):
+            if whole(place) != place or not -length <= place < length:
+                raise ValueError(
+                    f"position: expected one of the rows {spell(self.batch_shape)}, "
+                    f"got {spell(position)}"
+                )
         count = int(self.count[position]) if position else int(self.count)
         cut: dict[str, Any] = {}
         for name in ("indices", "gains"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from secateur.core.acts import ChoosesParts, Makes, Shrinks
 from secateur.core.arrays import to_numpy
 from secateur.core.budget import allocate
+from secateur.core.complexity import one_picture
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
@@ -118,7 +120,8 @@ def choose(
     tokens = [
         _tokens(visual, part, wants, own) for part, own in zip(visual.parts, texts, strict=True)
     ]
-    groups = _groups(method, visual, tokens)
+    with one_picture() if visual.modality == "image" else nullcontext():
+        groups = _groups(method, visual, tokens)
     kept = np.zeros(visual.size, dtype=bool)
     goes_on = np.zeros(visual.size, dtype=bool)
     features = visual.features

@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
 
 from secateur.core.arrays import to_numpy
+from secateur.core.extras import extra
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
 from secateur.core.selection import Selection
+
+with extra("ray", "secateur.integrations.corpus"):
+    import pyarrow as pa
+    import pyarrow.compute
+    import pyarrow.parquet as pq
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -82,6 +85,11 @@ class Pruner:
         unknown = set(self.columns) - {*FIELDS, "grid"}
         if unknown:
             raise ValueError(f"columns: expected inputs of a method, got {sorted(unknown)}")
+        if not self.method.prunes_before:
+            raise ValueError(
+                f"method: {type(self.method).__name__} prunes inside a language model, of which a "
+                "table knows nothing; take one that acts before it"
+            )
 
     def column(self, name: str) -> str:
         """The column that holds an input."""
@@ -91,6 +99,22 @@ class Pruner:
         """The inputs this method reads where a table has them."""
         wanted = self.method.needs | self.method.optional | {"features", "grid"}
         return [name for name in (*FIELDS, "grid") if name in wanted]
+
+    def check(self, schema: pa.Schema) -> None:
+        """Refuse a table without the columns the method needs, or with other things in them."""
+        for name in sorted(self.method.needs):
+            if self.column(name) not in schema.names:
+                raise ValueError(
+                    f"{type(self.method).__name__} needs a column {self.column(name)!r}, "
+                    f"the table has {', '.join(schema.names)}"
+                )
+        for name in self.inputs():
+            column = self.column(name)
+            if column in schema.names and not _holds_numbers(schema.field(column).type):
+                raise ValueError(
+                    f"{name}: expected nested lists of numbers or tensors in the column "
+                    f"{column!r}, which holds {schema.field(column).type}"
+                )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Results of a batch of rows, in their order; a row that cannot be pruned says why.
@@ -119,17 +143,12 @@ class Pruner:
 
     def _read(self, table: pa.Table) -> list[Any]:
         """For every row its inputs as arrays by name, or the reason why there are none."""
+        self.check(table.schema)
         columns = {
             name: table.column(self.column(name))
             for name in self.inputs()
             if self.column(name) in table.column_names
         }
-        missing = [name for name in sorted(self.method.needs) if name not in columns]
-        if missing:
-            raise ValueError(
-                f"{type(self.method).__name__} needs a column {self.column(missing[0])!r}, "
-                f"the table has {', '.join(table.column_names)}"
-            )
         rows: list[Any] = []
         for place in range(table.num_rows):
             try:
@@ -188,6 +207,8 @@ def _array(value: pa.Scalar) -> Numbers | None:
     if not hasattr(value, "values"):
         return np.asarray(value.as_py())
     level, shape = value.values, [len(value.values)]
+    if not len(level):
+        raise ValueError("the list is empty")
     while _is_list(level.type):
         lengths = pa.compute.unique(pa.compute.list_value_length(level)).to_pylist()
         if len(lengths) != 1 or lengths[0] is None:
@@ -198,6 +219,16 @@ def _array(value: pa.Scalar) -> Numbers | None:
         raise ValueError("a number is missing")
     x: Numbers = level.to_numpy(zero_copy_only=False).reshape(shape)
     return x
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    """Whether a column can hold an array; of one of nulls alone, the rows say what is missing."""
+    while _is_list(kind):
+        kind = kind.value_type
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(number or pa.types.is_boolean(kind) or pa.types.is_null(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -242,6 +273,8 @@ class Shard:
     row_groups: tuple[int, ...]
     target: str
     bad: str
+    rows: int
+    """How many images it holds."""
 
 
 @dataclass(frozen=True)
@@ -254,25 +287,66 @@ class Done:
     seconds: float
 
 
+RECORD = "_secateur.json"
+BAD = "_bad"
+"""What lies beside the results, under names that readers of Parquet folders pass over."""
+
+
 def shards(source: str | Path, target: str | Path) -> list[Shard]:
     """The shards of a corpus: every row group of every Parquet file below `source`.
 
-    A shard's results go to a file of its own below `target`, named after its source, and its
-    bad rows to one below ``target/bad``. Names depend on nothing else, so a run that was
-    interrupted finds what it has finished.
+    A shard's results go to a file of its own below `target`, in the folder and under the name of
+    its source, and its bad rows to one below ``target/_bad``. Names depend on nothing else, so a
+    run that was interrupted finds what it has finished.
     """
     root, out = Path(source), Path(target)
+    found = []
+    for file in _files(root):
+        name = _place(file, root)
+        metadata = _opened(file).metadata
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group).num_rows
+            if rows:
+                own = f"{name}-{group:05d}.parquet"
+                found.append(Shard(str(file), (group,), str(out / own), str(out / BAD / own), rows))
+    return found
+
+
+def _files(root: Path) -> list[Path]:
     files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
     if not files or not files[0].exists():
-        raise FileNotFoundError(f"{source}: no Parquet file there")
-    found = []
-    for file in files:
-        stem = "-".join((file.relative_to(root) if root.is_dir() else Path(file.name)).parts)
-        stem = stem.removesuffix(".parquet")
-        for group in range(pq.ParquetFile(file).metadata.num_row_groups):
-            name = f"{stem}-{group:05d}.parquet"
-            found.append(Shard(str(file), (group,), str(out / name), str(out / "bad" / name)))
-    return found
+        raise FileNotFoundError(f"{root}: no Parquet file there")
+    return files
+
+
+def _place(file: Path, root: Path) -> str:
+    """Where the results of a file go: its relative path, no part of it hidden from readers."""
+    relative = file.relative_to(root) if root.is_dir() else Path(file.name)
+    shown = []
+    for part in relative.with_suffix("").parts:
+        part = part.replace("%", "%25")
+        if part[0] in "_.":
+            part = f"%{ord(part[0]):02X}{part[1:]}"
+        shown.append(part)
+    return "/".join(shown)
+
+
+def _opened(file: str | Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet: {error}") from None
+
+
+def _fingerprint(file: Path) -> str:
+    """What tells a file from others: its size, and its footer with all counts and statistics."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        opened.seek(max(0, size - 8))
+        length = int.from_bytes(opened.read(4), "little")
+        opened.seek(max(0, size - 8 - length))
+        footer = opened.read()
+    return f"{size}:{hashlib.sha256(footer).hexdigest()[:24]}"
 
 
 def open_corpus(
@@ -280,29 +354,71 @@ def open_corpus(
 ) -> tuple[list[Shard], list[Shard]]:
     """All shards of a corpus, and those still to do.
 
-    The settings are kept beside the results: going on with others is refused, since it would
-    mix results of different methods.
+    The settings and the files they were used on are kept beside the results: going on with
+    others is refused, since it would mix results. Files may be added to a corpus. What a run
+    that was killed had half written is removed.
     """
-    out = Path(target)
-    (out / "bad").mkdir(parents=True, exist_ok=True)
-    settings = {
+    root, out = Path(source), Path(target)
+    inner, outer = out.resolve(), root.resolve()
+    if root.is_dir() and (inner.is_relative_to(outer) or outer.is_relative_to(inner)):
+        raise ValueError(f"target: expected a folder apart from the source {root}, got {out}")
+    every = shards(source, target)
+    for file in dict.fromkeys(shard.source for shard in every):
+        try:
+            pruner.check(_opened(file).schema_arrow)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    settings: dict[str, Any] = {
         "method": pruner.method.to_dict(),
         "columns": dict(pruner.columns),
         "keep_features": pruner.keep_features,
     }
-    every = shards(source, target)
-    todo = [shard for shard in every if not Path(shard.target).exists()]
-    record = out / "secateur.json"
-    written = json.dumps(settings, indent=1)
-    if record.exists() and len(todo) < len(every):
-        earlier = record.read_text(encoding="utf-8")
-        if earlier != written:
+    prints = {_place(file, root): _fingerprint(file) for file in _files(root)}
+    _refuse_others(out, settings, prints)
+    (out / BAD).mkdir(parents=True, exist_ok=True)
+    for draft in out.rglob("*.part"):
+        draft.unlink(missing_ok=True)
+    written = {**settings, "source": str(outer), "files": prints}
+    _write_text(out / RECORD, json.dumps(written, indent=1))
+    return every, [shard for shard in every if not Path(shard.target).exists()]
+
+
+def _refuse_others(out: Path, settings: Mapping[str, Any], prints: Mapping[str, str]) -> None:
+    """Refuse a target that holds what other settings or another source left there."""
+    record = out / RECORD
+    if not any(out.rglob("*.parquet")):
+        return
+    if not record.exists():
+        raise ValueError(f"{out}: holds Parquet files of another origin; choose an empty folder")
+    try:
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        before, files = earlier.pop("source"), earlier.pop("files")
+        changed = [name for name in files if prints.get(name) != files[name]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{record}: cannot be read; choose an empty folder") from None
+    if earlier != json.loads(json.dumps(settings)):
+        raise ValueError(
+            f"{out}: holds results of other settings, {json.dumps(earlier)}; choose an empty folder"
+        )
+    if changed:
+        raise ValueError(
+            f"{out}: holds results of another source, {before}, whose {changed[0]}.parquet is not "
+            "the one here; choose an empty folder"
+        )
+
+
+def check_counts(every: Sequence[Shard]) -> None:
+    """Refuse a finished corpus that holds other than one result or one reason for each image."""
+    for shard in every:
+        there = 0
+        for path in (shard.target, shard.bad):
+            if Path(path).exists():
+                there += _opened(path).metadata.num_rows
+        if there != shard.rows:
             raise ValueError(
-                f"{out}: holds results of other settings, {json.dumps(json.loads(earlier))}; "
-                "choose an empty folder"
+                f"{shard.target}: {shard.rows} images went in from {shard.source}, {there} came "
+                "out; remove the file and start again"
             )
-    _write_text(record, written)
-    return every, todo
 
 
 def prune_shard(shard: Shard, pruner: Pruner, batch_size: int = 64) -> Done:
@@ -314,15 +430,18 @@ def prune_shard(shard: Shard, pruner: Pruner, batch_size: int = 64) -> Done:
     """
     from time import perf_counter
 
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1 image, got {batch_size}")
     start = perf_counter()
     images = bad = 0
+    for path in (shard.target, shard.bad):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     good_path, bad_path = _draft(shard.target), _draft(shard.bad)
     good_file: pq.ParquetWriter | None = None
     bad_file: pq.ParquetWriter | None = None
     try:
-        reader = pq.ParquetFile(shard.source)
-        for batch in reader.iter_batches(batch_size=batch_size, row_groups=list(shard.row_groups)):
-            results = pruner(pa.Table.from_batches([batch]))
+        for table in _tables(shard, batch_size):
+            results = pruner(table)
             good, failed = split(results)
             good_file = good_file or pq.ParquetWriter(good_path, good.schema)
             good_file.write_table(good)
@@ -335,12 +454,31 @@ def prune_shard(shard: Shard, pruner: Pruner, batch_size: int = 64) -> Done:
         for file in (good_file, bad_file):
             if file is not None:
                 file.close()
+    if images + bad != shard.rows:
+        raise ValueError(
+            f"{shard.source}: {shard.rows} images went in, {images + bad} came out of "
+            f"{type(pruner.method).__name__}"
+        )
     # Bad rows first: once the results are there the shard is done.
     if bad_file is not None:
         os.replace(bad_path, shard.bad)
     if good_file is not None:
         os.replace(good_path, shard.target)
     return Done(shard.target, images, bad, perf_counter() - start)
+
+
+def _tables(shard: Shard, batch_size: int) -> Iterator[pa.Table]:
+    """The rows of a shard, `batch_size` at a time."""
+    reader = _opened(shard.source)
+    batches = reader.iter_batches(batch_size=batch_size, row_groups=list(shard.row_groups))
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{shard.source} cannot be read as Parquet: {error}") from None
+        if batch is None:
+            return
+        yield pa.Table.from_batches([batch])
 
 
 def split(results: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -370,10 +508,14 @@ def write_bad(rows: pa.Table, folder: str | Path) -> None:
 def prune_corpus(
     source: str | Path, target: str | Path, pruner: Pruner, batch_size: int = 64
 ) -> Iterator[Done]:
-    """Prune what is left to do of a corpus in this process, shard by shard."""
-    _, todo = open_corpus(source, target, pruner)
+    """Prune what is left to do of a corpus in this process, shard by shard.
+
+    The folder can then be read as one table, by ``pyarrow.parquet.read_table(target)``.
+    """
+    every, todo = open_corpus(source, target, pruner)
     for shard in todo:
         yield prune_shard(shard, pruner, batch_size)
+    check_counts(every)
 
 
 def _draft(path: str) -> str:

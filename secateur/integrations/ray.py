@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray
-import ray.data
 
+from secateur.core.extras import extra
 from secateur.core.maximize import maximize as maximize_here
 from secateur.core.methods import Method
 from secateur.core.objectives import FacilityLocation
@@ -27,11 +25,17 @@ from secateur.integrations.corpus import (
     Numbers,
     Pruner,
     Shard,
+    check_counts,
     open_corpus,
     prune_shard,
     split,
     write_bad,
 )
+
+with extra("ray", "secateur.integrations.ray"):
+    import pyarrow as pa
+    import ray
+    import ray.data
 
 GREEDY_FACTOR = 1.0 - 1.0 / math.e
 
@@ -130,7 +134,11 @@ class _PruneShard:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = Shard(
-            row["source"], tuple(int(g) for g in row["row_groups"]), row["target"], row["bad"]
+            row["source"],
+            tuple(int(g) for g in row["row_groups"]),
+            row["target"],
+            row["bad"],
+            int(row["rows"]),
         )
         return asdict(prune_shard(shard, self._pruner, self._batch_size))
 
@@ -151,14 +159,16 @@ def prune_corpus(
     `secateur.integrations.corpus.prune_corpus` writes. A shard whose worker dies is taken up by
     another; a finished one is not redone when the run is started again.
     """
-    _, todo = open_corpus(source, target, pruner)
+    pool = _pool(workers)
+    every, todo = open_corpus(source, target, pruner)
     if not todo:
+        check_counts(every)
         return
     items = [{**asdict(shard), "row_groups": list(shard.row_groups)} for shard in todo]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _PruneShard,
         fn_constructor_args=(pruner, batch_size),
-        compute=_pool(workers),
+        compute=pool,
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         max_restarts=-1,
@@ -166,9 +176,13 @@ def prune_corpus(
     )
     for row in done.iter_rows():
         yield Done(row["target"], int(row["images"]), int(row["bad"]), float(row["seconds"]))
+    check_counts(every)
 
 
 def _pool(workers: int | tuple[int, int]) -> Any:
+    least = workers[0] if isinstance(workers, tuple) else workers
+    if least < 1 or (isinstance(workers, tuple) and workers[1] < least):
+        raise ValueError(f"workers: expected at least 1, or the least and the most, got {workers}")
     if isinstance(workers, tuple):
         return ray.data.ActorPoolStrategy(min_size=workers[0], max_size=workers[1])
     return ray.data.ActorPoolStrategy(size=workers)

@@ -238,6 +238,7 @@ def run_cell(lab: Lab, cell: Cell, drawn: Sequence[Scene]) -> dict[str, Any]:
     if spied is not None and spied.prunes_before:
         spied = seen.spy(spied)
     lengths: list[int] = []
+    spent: list[int] = []
     with attached(spied) as attachment:
         for first in range(0, len(drawn), 20):
             part = drawn[first : first + 20]
@@ -245,6 +246,7 @@ def run_cell(lab: Lab, cell: Cell, drawn: Sequence[Scene]) -> dict[str, Any]:
             _prefill(lab, images)
             if attachment is not None:
                 lengths.append(attachment.last.final_length)
+                spent.extend(_left(attachment.last))
         with FlopCounterMode(display=False) as counter:
             _prefill(lab, [drawn[0].image])
     for n, image in enumerate(seen.images[: len(drawn)]):
@@ -254,6 +256,7 @@ def run_cell(lab: Lab, cell: Cell, drawn: Sequence[Scene]) -> dict[str, Any]:
         "keep": cell.keep,
         "method": None if cell.method is None else cell.method.to_dict(),
         "prompt": float(np.mean(lengths)) if lengths else None,
+        "spent": float(np.mean(spent)) if spent else None,
         "megaflops": counter.get_total_flops() / 1e6,
         "seconds": seconds,
         "scenes": [
@@ -261,6 +264,15 @@ def run_cell(lab: Lab, cell: Cell, drawn: Sequence[Scene]) -> dict[str, Any]:
             for scene, each in zip(drawn, told, strict=True)
         ],
     }
+
+
+def _left(report: Any) -> list[int]:
+    """How many visual tokens each prompt of one image had in the end."""
+    counts = [len(kept) for kept in report.kept]
+    for prompt_number, cuts in enumerate(report.inside):
+        for _, columns in cuts:
+            counts[prompt_number] = min(counts[prompt_number], len(columns))
+    return counts
 
 
 def _prefill(lab: Lab, images: Sequence[Any]) -> None:

@@ -49,6 +49,8 @@ def rows(cells: Cells) -> list[Row]:
             values = [scene[name] for scene in cell["scenes"] if name in scene]
             row[name] = float(np.mean(values)) if values else None
         row["prompt"] = cell["prompt"]
+        row["spent"] = spent = cell.get("spent")
+        row["frugal"] = spent is not None and keep is not None and spent < 0.95 * keep
         row["megaflops"] = cell["megaflops"]
         row["seconds"] = cell["seconds"]
         found.append(row)
@@ -83,7 +85,10 @@ def answers_table(table: Sequence[Row], keep: int) -> list[str]:
     for row in [r for r in table if r["keep"] is None] + here:
         kinds = " | ".join(_percent(row[kind]) for kind in KINDS)
         spread = f"{_percent(row['low'])} to {_percent(row['high'])}"
-        lines.append(f"| {row['method']} | {_percent(row['relative'])} | {spread} | {kinds} |")
+        name = row["method"]
+        if row.get("frugal"):
+            name += f" (spent {row['spent']:.0f})"
+        lines.append(f"| {name} | {_percent(row['relative'])} | {spread} | {kinds} |")
     return lines
 
 

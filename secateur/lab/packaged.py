@@ -6,6 +6,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+from secateur.core.extras import extra
+
 WEIGHTS = "weights"
 TEXT = "clip"
 
@@ -59,7 +61,9 @@ def load(dtype: Any = "float32", device: Any = None) -> tuple[Any, Any]:
     >>> scene = next(scenes(1, seed=1, kind="colour"))
     >>> said = answer(model, processor, scene.image, scene.questions[0].text)
     """
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    with extra("transformers", "secateur.lab.load"):
+        import torch  # noqa: F401  (transformers imports without it, and its models then do not)
+        from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
     folder = _folder()
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
@@ -86,7 +90,9 @@ def text_encoder(dtype: Any = "float32", device: Any = None) -> tuple[Any, Any]:
     tokenizer : transformers.PreTrainedTokenizerFast
         The pair that ``secateur.attach(..., text_encoder=)`` takes.
     """
-    from transformers import CLIPModel, PreTrainedTokenizerFast
+    with extra("transformers", "secateur.lab.text_encoder"):
+        import torch  # noqa: F401  (as above)
+        from transformers import CLIPModel, PreTrainedTokenizerFast
 
     folder = _folder() / TEXT
     model = CLIPModel.from_pretrained(folder, dtype=dtype)

@@ -120,7 +120,7 @@ def test_a_corpus_is_pruned_shard_by_shard(tmp_path):
     assert sum(d.bad for d in done) == 1
     got = results(tmp_path / "out")
     assert set(got) == {f"image-{i}" for i in range(22) if i != 5}
-    bad = results(tmp_path / "out" / "bad")
+    bad = results(tmp_path / "out" / "_bad")
     assert list(bad) == ["image-5"]
     assert "unlike length" in str(bad["image-5"]["error"])
     for i in (0, 1, 21):
@@ -173,7 +173,7 @@ def test_a_shard_whose_rows_are_all_bad_is_done(tmp_path):
 def test_other_settings_on_the_same_results_are_refused(tmp_path):
     source = corpus(tmp_path / "in", images(4), files=1)
     list(prune_corpus(source, tmp_path / "out", Pruner(sc.method("divprune", keep=3))))
-    assert json.loads((tmp_path / "out" / "secateur.json").read_text())["method"]["keep"] == 3
+    assert json.loads((tmp_path / "out" / "_secateur.json").read_text())["method"]["keep"] == 3
     with pytest.raises(ValueError, match="other settings"):
         list(prune_corpus(source, tmp_path / "out", Pruner(sc.method("divprune", keep=4))))
 
@@ -190,3 +190,100 @@ def test_bad_rows_written_twice_are_there_once(tmp_path):
     assert [pq.read_table(p).to_pylist() for p in tmp_path.glob("*.parquet")] == [
         [{"id": "a", "error": "because"}]
     ]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def test_files_whose_paths_look_alike_do_not_overwrite_each_other(tmp_path):
+    rows = images(40)
+    names = ["a/b", "a-b", "_a/b", "%5Fa/b", ".a", "_bad/a"]
+    for number, name in enumerate(names):
+        write(tmp_path / "in" / f"{name}.parquet", rows[6 * number : 6 * number + 6])
+    done = list(prune_corpus(tmp_path / "in", tmp_path / "out", Pruner(sc.DivPrune(keep=3))))
+    assert len({each.target for each in done}) == len(names)
+    table = pq.read_table(tmp_path / "out")
+    assert sorted(table["id"].to_pylist()) == sorted(row["id"] for row in rows[:36])
+
+
+def test_results_are_one_table_without_the_bad_rows(tmp_path):
+    rows = images(8)
+    rows[3]["features"] = None
+    source = corpus(tmp_path / "in", rows)
+    list(prune_corpus(source, tmp_path / "out", Pruner(sc.DivPrune(keep=3))))
+    table = pq.read_table(tmp_path / "out")
+    assert table.num_rows == 7
+    assert table["kept"].null_count == 0
+
+
+def test_another_source_into_the_same_target_is_refused(tmp_path):
+    pruner = Pruner(sc.DivPrune(keep=3))
+    first = corpus(tmp_path / "in", images(8))
+    list(prune_corpus(first, tmp_path / "out", pruner))
+    record = json.loads((tmp_path / "out" / "_secateur.json").read_text())
+    assert record["source"] == str(first)
+    assert set(record["files"]) == {"part0", "part1"}
+    other = corpus(tmp_path / "other", images(8, seed=1))
+    with pytest.raises(ValueError, match="another source"):
+        list(prune_corpus(other, tmp_path / "out", pruner))
+    write(tmp_path / "named" / "z.parquet", images(4))
+    with pytest.raises(ValueError, match="another source"):
+        list(prune_corpus(tmp_path / "named", tmp_path / "out", pruner))
+    with pytest.raises(ValueError, match="other settings"):
+        list(prune_corpus(first, tmp_path / "out", Pruner(sc.DivPrune(keep=3), {"text": "id"})))
+    write(first / "more.parquet", images(4, seed=2))
+    assert sum(each.images for each in prune_corpus(first, tmp_path / "out", pruner)) == 4
+
+
+def test_a_target_within_its_source_is_refused(tmp_path):
+    source = corpus(tmp_path / "in", images(4))
+    for target in (source, source / "out", tmp_path):
+        with pytest.raises(ValueError, match="target: expected a folder apart"):
+            list(prune_corpus(source, target, Pruner(sc.DivPrune(keep=3))))
+
+
+def test_what_a_killed_run_half_wrote_is_removed(tmp_path):
+    source = corpus(tmp_path / "in", images(4))
+    stale = tmp_path / "out" / "part0-00000.parquet.77.part"
+    stale.parent.mkdir()
+    stale.write_bytes(b"half")
+    list(prune_corpus(source, tmp_path / "out", Pruner(sc.DivPrune(keep=3))))
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_a_shortfall_is_an_error(tmp_path, monkeypatch):
+    source = corpus(tmp_path / "in", images(8))
+    pruner = Pruner(sc.DivPrune(keep=3))
+    done = list(prune_corpus(source, tmp_path / "out", pruner))
+    pq.write_table(pq.read_table(done[0].target).slice(1), done[0].target)
+    with pytest.raises(ValueError, match=r"4 images went in from .*, 3 came out"):
+        list(prune_corpus(source, tmp_path / "out", pruner))
+    original = Pruner.__call__
+    monkeypatch.setattr(Pruner, "__call__", lambda self, table: original(self, table).slice(1))
+    with pytest.raises(ValueError, match="4 images went in, 3 came out"):
+        list(prune_corpus(source, tmp_path / "again", pruner))
+
+
+def test_a_corrupt_file_is_named(tmp_path):
+    source = corpus(tmp_path / "in", images(4))
+    (source / "broken.parquet").write_bytes(b"PAR1nothing")
+    with pytest.raises(ValueError, match=r"broken\.parquet cannot be read as Parquet"):
+        open_corpus(source, tmp_path / "out", Pruner(sc.DivPrune(keep=3)))
+
+
+def test_what_cannot_be_pruned_is_refused_before_the_first_row(tmp_path):
+    source = corpus(tmp_path / "in", images(4))
+    with pytest.raises(ValueError, match="FastV prunes inside a language model"):
+        Pruner(sc.FastV(keep=3))
+    with pytest.raises(ValueError, match=r"part0\.parquet: features: expected nested .* string"):
+        open_corpus(source, tmp_path / "out", Pruner(sc.DivPrune(keep=3), {"features": "id"}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_tokens_are_told_as_that():
+    rows = images(2)
+    rows[1]["features"] = []
+    out = Pruner(sc.DivPrune(keep=3))(pa.Table.from_pylist(rows)).to_pylist()
+    assert out[1]["error"] == "unreadable: the list is empty"

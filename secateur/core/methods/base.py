@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args, overload
+from typing import Any, ClassVar, Literal, NamedTuple, Self, overload
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from secateur.core.dispatch import backend as backend_choice
 from secateur.core.dispatch import eager
 from secateur.core.frames import allocate_in_time, joined
 from secateur.core.inputs import INPUTS, Request, Tokens
+from secateur.core.methods.parameters import check_types
 from secateur.core.selection import Selection, stack
 
 CountedFrom = Literal["size", "pixels", "features"]
@@ -90,9 +91,7 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         resolve_keep(self.keep, 1)
-        if not isinstance(self.published, bool):
-            raise ValueError(f"published: expected True or False, got {self.published!r}")
-        require_one_of("over", self.over, get_args(Over))
+        check_types(self)
 
     def __repr__(self) -> str:
         told = (f"{item.name}={getattr(self, item.name)!r}" for item in self._told())
@@ -311,14 +310,16 @@ class Method(ABC):
         from secateur.core.methods import methods
 
         known = methods()
+        if not isinstance(stored, Mapping):
+            raise ValueError(f"method: expected a record with the key 'method', got {stored!r}")
         name = stored.get("method")
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"method: expected one of {', '.join(sorted(known))}; got {name!r}")
         kind = known[name]
         if not issubclass(kind, cls):
             raise ValueError(f"method: {name!r} is no {cls.__name__}")
         parameters = {item.name for item in fields(kind)}
-        unknown = sorted(stored.keys() - parameters - {"method"})
+        unknown = sorted(map(str, stored.keys() - parameters - {"method"}))
         if unknown:
             raise ValueError(
                 f"{name}: no parameter {', '.join(map(repr, unknown))}; "

@@ -64,12 +64,12 @@ class Pool(Method):
     parity: ClassVar[str] = "LLaVA-NeXT's pooling by a stride in float64"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if str(self.mode) == "max":
             raise ValueError(
                 "mode: 'max' takes each channel from another token, which no selection can say; "
                 "secateur.core.methods.pool.pooled has it"
             )
+        super().__post_init__()
         require_one_of("mode", self.mode, ("average", "bilinear"))
 
     @property

@@ -182,6 +182,10 @@ class Scorer:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Scorer:
         """The scorer that `to_dict` wrote; refused where the file holds other weights by now."""
+        if not isinstance(stored.get("source"), str):
+            raise ValueError(
+                f"weights: expected a record with a file's name, 'source', got {stored}"
+            )
         scorer = cls.load(stored["source"])
         if stored.get("digest", scorer.digest) != scorer.digest:
             raise ValueError(

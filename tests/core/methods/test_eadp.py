@@ -243,7 +243,7 @@ class TestCrops:
         ({"smoothing": -1.0}, r"^smoothing: "),
         ({"crops": "all"}, r"^crops: expected one of importance, guided, joint"),
         ({"rounding": "up"}, r"^rounding: expected one of exact, floor"),
-        ({"layout": (2,)}, r"^layout: expected \(rows, columns\)"),
+        ({"layout": (2,)}, r"^layout: expected "),
         ({"layout": (0, 2)}, r"^layout: expected a whole number of at least 1"),
     ],
 )

@@ -137,7 +137,7 @@ def test_what_is_refused(image, tmp_path):
         sc.VisionSelector().select(image())
     with pytest.raises(ValueError, match="features: expected 5 numbers a token"):
         sc.VisionSelector(weights=weights(d=5)).select(image())
-    with pytest.raises(ValueError, match="weights: expected a Scorer, got list"):
+    with pytest.raises(ValueError, match=r"weights: expected a Scorer or None, got \[1"):
         sc.VisionSelector(weights=[1.0])
     with pytest.raises(ValueError, match=r"k_bias: expected shape \(4,\) beside q_weight \(4, 8\)"):
         Scorer(np.ones((4, 8)), np.ones(4), np.ones((4, 8)), np.ones(3))

@@ -1,0 +1,203 @@
+"""Measuring methods on the lab's model, and images for methods that adapt to them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import secateur as sc
+from secateur.app.command import AsJson, app, printed, told, writable
+from secateur.core.acts import Shrinks
+from secateur.core.extras import extra
+
+
+@app.command()
+def bench(
+    folder: Annotated[
+        Path, typer.Argument(help="Where cells and report go; a run goes on there.")
+    ] = Path("build/bench"),
+    only: Annotated[
+        str | None, typer.Option("--methods", help="Names separated by commas; all without.")
+    ] = None,
+    budgets: Annotated[str, typer.Option(help="Tokens to keep, separated by commas.")] = "64,36,16",
+    count: Annotated[int, typer.Option("--scenes", min=2, help="Held-out scenes.")] = 100,
+    claims: Annotated[bool, typer.Option(help="Check the claims of the papers as well.")] = True,
+    on_ray: Annotated[bool, typer.Option("--ray", help="Spread the cells over Ray.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the report here instead of FOLDER/report.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what methods cost the lab's model in answers, and write a report."""
+    with told():
+        names, keeps = _named(only), _budgets(budgets)
+        with extra("cli,transformers", "bench"):
+            from secateur.lab import HELD_OUT, findings, scenes
+            from secateur.lab import bench as running
+            from secateur.lab import claims as claiming
+
+            lab = running.Lab.load()
+        usually = running.usual(lab)
+        planned = running.cells(names, keeps, usually)
+        compared = keeps[-2:]
+        claims = claims and only is None
+        if claims:
+            planned += claiming.variants(compared, usually)
+        running.open_run(folder, count)
+        todo = len(running.missing(folder, planned))
+        with typer.progressbar(
+            length=todo,
+            label=f"{todo} of {len(planned)} cells",
+            file=sys.stderr,
+            hidden=as_json or not sys.stderr.isatty(),
+        ) as bar:
+            if on_ray:
+                running.run_on_ray(folder, planned, count, done=lambda _: bar.update(1))
+            else:
+                running.run(folder, planned, count, lab=lab, done=lambda _: bar.update(1))
+        found = {(each["label"], each["keep"]): each for each in running.results(folder, planned)}
+        checked = []
+        if claims:
+            drawn = list(scenes(count, HELD_OUT))
+            checked = [claiming.pointing(lab, drawn, usually), *claiming.check(found, compared)]
+        made = f"{date.today().isoformat()}, {_machine()}."
+        command = _repeated(folder, only, budgets, count, on_ray, report)
+        report = report or folder / "report"
+        rows = findings.write(report, found, checked, made, command)
+    _told_of(rows, checked, count, as_json)
+    if not as_json:
+        typer.echo(f"Wrote {report / 'bench.md'}.")
+
+
+def _told_of(rows: list[dict[str, Any]], checked: list[Any], count: int, as_json: bool) -> None:
+    """What was found, for people or for programs."""
+    if as_json:
+        claims = [{**vars(each), "verdict": each.verdict} for each in checked]
+        typer.echo(json.dumps({"rows": rows, "claims": claims}, indent=1))
+        return
+    shown = [
+        {
+            "method": row["method"],
+            "keep": row["keep"],
+            "spent": _spent(row),
+            "of_all_tokens": f"{100 * row['relative']:.0f} %",
+            "95_%": f"{100 * row['low']:.0f} to {100 * row['high']:.0f}",
+        }
+        for row in rows
+    ]
+    printed(shown, False, f"Right answers on {count} scenes")
+    if any(str(row["spent"]).endswith("*") for row in shown):
+        typer.echo("* spent less than the budget: compare it with others at what it spent")
+    for each in checked:
+        typer.echo(f"{each.verdict:9} {each.claim} ({each.measured})")
+
+
+def _spent(row: dict[str, Any]) -> str | None:
+    """The tokens that were left on average, marked where they are fewer than the budget."""
+    spent = row["spent"]
+    if spent is None or row["keep"] is None:
+        return None
+    return f"{spent:.0f}{'*' if row['frugal'] else ''}"
+
+
+def _named(only: str | None) -> list[str]:
+    """The methods to measure, without those that cannot be attached to the lab's model."""
+    unfit = {name for name, kind in sc.methods().items() if issubclass(kind, Shrinks)}
+    unfit |= {"visionselector"}
+    if only is None:
+        return sorted(set(sc.methods()) - unfit)
+    names = [name.strip() for name in only.split(",")]
+    if impossible := [name for name in names if name in unfit]:
+        raise ValueError(
+            f"--methods: {impossible[0]} cannot be measured on the lab's model, which has no "
+            "weights for visionselector and takes pictures of one size"
+        )
+    return names
+
+
+def _repeated(
+    folder: Path, only: str | None, budgets: str, count: int, on_ray: bool, report: Path | None
+) -> str:
+    """The command that measures the same again."""
+    shown = "" if folder == Path("build/bench") else f" {folder}"
+    return f"secateur bench{shown}" + "".join(
+        f" {flag}"
+        for flag, given in (
+            (f"--methods {only}", only is not None),
+            (f"--budgets {budgets}", budgets != "64,36,16"),
+            (f"--scenes {count}", count != 100),
+            ("--ray", on_ray),
+            (f"--report {report}", report is not None),
+        )
+        if given
+    )
+
+
+def _budgets(text: str) -> list[int]:
+    try:
+        keeps = sorted({int(part) for part in text.split(",")}, reverse=True)
+    except ValueError:
+        raise ValueError(f"--budgets: expected counts such as 64,36,16, got {text!r}") from None
+    if not keeps or keeps[-1] < 1 or keeps[0] > 144:
+        raise ValueError(f"--budgets: the lab's model has 144 tokens, got {text!r}")
+    return keeps
+
+
+def _machine() -> str:
+    import os
+    import platform
+
+    return f"{os.cpu_count()} {platform.machine()} cores, Python {platform.python_version()}"
+
+
+@app.command()
+def calibrate(
+    folder: Annotated[Path, typer.Argument(help="A folder of images as the model will see.")],
+    model: Annotated[
+        str | None, typer.Option(help="A folder or name for from_pretrained; the lab's without.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the calibration to this file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what adaptive methods compare an image with: mean complexity and thresholds."""
+    with told():
+        writable(output, "--output")
+        with extra("cli,transformers", "calibrate"):
+            from secateur.app.ask import inputs_of, loaded
+            from secateur.calibration.folder import calibrate_on, pictures
+        images = pictures(folder)
+        with typer.progressbar(
+            length=len(images),
+            label="images",
+            file=sys.stderr,
+            hidden=as_json or not sys.stderr.isatty(),
+        ) as bar:
+            network, processor, _ = loaded(model, None)
+            found = calibrate_on(
+                images,
+                network,
+                processor,
+                lambda picture: inputs_of(processor, picture, "describe.", own=model is None),
+                done=lambda: bar.update(1),
+            )
+        if output is not None:
+            found.calibration.save(output)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+        return
+    typer.echo(
+        f"mean effective rank of {found.calibration.images} images: {found.calibration.erank:.4g}"
+    )
+    if found.calibration.entropy is not None:
+        typer.echo(f"mean attention entropy: {found.calibration.entropy:.4g} nats")
+    typer.echo(f"thresholds of ERASE: {', '.join(f'{x:.4g}' for x in found.thresholds)}")
+    typer.echo(f"use {found.erase!r}")
+    if output is not None:
+        typer.echo(f"Wrote {output}: secateur.Calibration.load reads it.")

@@ -1,0 +1,60 @@
+"""Serving a model by vLLM with fewer visual tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.app.command import Keep, MethodName, Setting, Usual, app, method_of, told
+from secateur.core.extras import extra
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A folder or name, as for `vllm serve`.")],
+    method: MethodName = "divprune",
+    keep: Keep = "64",
+    setting: Setting = None,
+    calibration: Usual = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model's repository.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command alone.")] = False,
+) -> None:
+    """Serve a model by vLLM with the method in it; what else is given goes to `vllm serve`."""
+    with told():
+        chosen = method_of(method, keep, setting, calibration)
+        with extra("vllm", "serve"):
+            from secateur.integrations.vllm import overrides
+        asked = overrides(chosen, _model_type(model, revision))
+        command = ["vllm", "serve", model, "--hf-overrides", json.dumps(asked)]
+        if revision is not None:
+            command += ["--revision", revision]
+        command += context.args
+        typer.echo(shlex.join(command))
+        if dry_run:
+            return
+        program = shutil.which("vllm")
+        if program is None:
+            raise FileNotFoundError("serve needs vllm: pip install 'secateur[vllm]'")
+        os.execv(program, command)
+
+
+def _model_type(model: str, revision: str | None) -> str:
+    """What the model's configuration says it is."""
+    if Path(model, "config.json").is_file():
+        stored: Any = json.loads(Path(model, "config.json").read_text(encoding="utf-8"))
+    else:
+        with extra("transformers", "serve"):
+            from transformers import PretrainedConfig
+        stored, _ = PretrainedConfig.get_config_dict(model, revision=revision or "main")
+    if not isinstance(stored, dict) or "model_type" not in stored:
+        raise ValueError(f"{model}: its configuration has no model_type")
+    return str(stored["model_type"])
