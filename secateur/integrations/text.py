@@ -113,11 +113,15 @@ class TextEncoder:
         checkpoint = getattr(self.encoder, "name_or_path", "")
         if not checkpoint:
             return
-        if _untrained(self.encoder.text_model) and not _untrained(self.encoder.vision_model):
+        stored = _stored(checkpoint)
+        untrained = _untrained(self.encoder.text_model) and not _untrained(
+            self.encoder.vision_model
+        )
+        if untrained or (stored and not any("text_model." in name for name in stored)):
             raise ValueError(
-                f"text_encoder: text_model of {checkpoint} has weights as they are before "
-                "training, so they were missing from the checkpoint; load_text_encoder(name) names "
-                "what is missing"
+                f"text_encoder: the weights of text_model were missing from {checkpoint} and are "
+                "random; take a checkpoint with both sides, load_text_encoder(name) tells what one "
+                "lacks"
             )
         far = _another(tower, self.encoder.vision_model)
         if far:
@@ -247,6 +251,19 @@ def load_text_encoder(name: str | Path, dtype: Any = "auto", device: Any = None)
         )
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     return model.to(device or "cpu").eval(), tokenizer
+
+
+def _stored(checkpoint: str) -> list[str]:
+    """The weights in a checkpoint of one file that lies on this machine; empty for others."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(checkpoint, "model.safetensors", local_files_only=True)
+    except OSError:
+        return []
+    with safe_open(file, "pt") as weights:
+        return list(weights.keys())
 
 
 def _untrained(side: Any) -> bool:

@@ -66,7 +66,8 @@ QWEN3 = (
     "{{- item.text }}{%- endif %}{%- endfor %}{%- endif %}{%- endmacro %}"
     "{%- if tools %}{{- '<|im_start|>system\\n' }}"
     "{%- if messages[0].role == 'system' %}{{- said(messages[0].content) + '\\n\\n' }}{%- endif %}"
-    "{{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n<tools>' }}"
+    "{{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n' }}"
+    "{{- '<tools>' }}"
     "{%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{%- endfor %}"
     "{{- '\\n</tools><|im_end|>\\n' }}{%- elif messages[0].role == 'system' %}"
     "{{- '<|im_start|>system\\n' + said(messages[0].content) + '<|im_end|>\\n' }}{%- endif %}"
@@ -157,7 +158,7 @@ def turn(role, text, images=0):
 SYSTEM = turn("system", "You show a picture of cats and describe what the user asks: be brief.")
 QUESTIONS = [
     "What color is the dog?",
-    "狗是什么颜色的？",
+    "狗是什么颜色的",
     "Какого цвета собака?",
     "ما لون الكلب؟",
     "犬は何色ですか 🐕",
@@ -321,7 +322,8 @@ def test_a_text_encoder_is_loaded_by_its_own_class(llava, tmp_path):
     made = pair("clip", tmp_path / "clip", case, model.model.vision_tower)
     pair("siglip", tmp_path / "siglip", case)
     encoder, tokenizer = load_text_encoder(tmp_path / "clip")
-    assert type(encoder) is transformers.CLIPModel and not encoder.training
+    assert type(encoder) is transformers.CLIPModel
+    assert not encoder.training
     assert type(load_text_encoder(str(tmp_path / "siglip"))[0]) is transformers.SiglipModel
     words = made.text_model.state_dict()
     assert all(torch.equal(x, words[name]) for name, x in encoder.text_model.state_dict().items())
@@ -343,12 +345,17 @@ def test_a_checkpoint_without_a_text_tower_is_refused_with_the_names(llava, tmp_
         load_text_encoder(tmp_path)
     with pytest.raises(ValueError, match=r"lacks \d+ weights of a CLIPModel: text_model\."):
         attach(model, sc.EADP(keep=5), case.processor(), tmp_path)
-    # The pair as from_pretrained fills it in; in trained towers norms are not as they began.
+    # The pair as from_pretrained fills it in, and where its file is gone: in trained towers norms
+    # are not as they began.
     filled = transformers.CLIPModel.from_pretrained(tmp_path)
+    given = (filled, case.processor().tokenizer)
+    with pytest.raises(ValueError, match=r"weights of text_model were missing from .* are random"):
+        attach(model, sc.EADP(keep=5), case.processor(), given)
+    (tmp_path / "model.safetensors").unlink()
     with torch.no_grad():
         filled.vision_model.post_layernorm.weight.mul_(1.5)
-    with pytest.raises(ValueError, match="text_model .* missing from the checkpoint"):
-        attach(model, sc.EADP(keep=5), case.processor(), (filled, case.processor().tokenizer))
+    with pytest.raises(ValueError, match=r"weights of text_model were missing from .* are random"):
+        attach(model, sc.EADP(keep=5), case.processor(), given)
     model.model.vision_tower.config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a clip_vision_model"):
         load_text_encoder(tmp_path)

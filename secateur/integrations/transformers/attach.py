@@ -151,8 +151,7 @@ class Attachment:
         return (kind, arguments, state, *rest)
 
     def _shortened(self, inputs: Mapping[str, Any], *, generating: bool) -> Prompt:
-        held = cache_in(inputs)
-        if held is not None and cached_length(held) > 0:
+        if (held := cache_in(inputs)) is not None and cached_length(held) > 0:
             raise ValueError(
                 f"{cache_name()}: holds {cached_length(held)} tokens already; a prompt with "
                 "images starts from an empty cache when it is pruned"
@@ -184,8 +183,7 @@ class Attachment:
             stretches = cutter.stretches
             mask = mask if stretches else cutter.mask
             self._tell(prompt, cutter)
-        filled = cache_in(call)
-        filled = cache_in(outputs) if filled is None else filled
+        filled = cache_in(outputs) if cache_in(call) is None else cache_in(call)
         if filled is not None:
             setattr(filled, cache.MARK, Trace.of(self._name, prompt, mask, times, stretches))
         return outputs
@@ -325,7 +323,7 @@ def attach(
     method
         How to choose: before the language model (`EADP`), inside it (`FastV`) or both (`ERASE`).
     processor
-        The model's processor or tokenizer. Tells the instruction from system prompt and template,
+        The model's processor or tokenizer. Tells what the user says from the rest of the prompt,
         and how pixels were normalised. Methods that read neither do without.
     text_encoder
         The CLIP or SigLIP checkpoint that the vision tower comes from: its name or folder, or
