@@ -357,11 +357,10 @@ class Guidance:
     @property
     def said(self) -> Said | None:
         """The instruction given for this call, else for all."""
-        for asked, instruction in reversed(_ASKED.get()):
-            if asked is self:
-                return instruction
-        given: Said | None = self.given
-        return given
+        said: Said | None = self.given
+        for asked, instruction in _ASKED.get():
+            said = instruction if asked is self else said
+        return said
 
     def find(self, ids: Indices, real: Flags, visual: Flags) -> Flags:
         """True (B, T) at the instruction's tokens."""
@@ -393,15 +392,15 @@ class Guidance:
         told = words.copy()
         for clock in CLOCK.finditer(text):
             told[(starts >= clock.start()) & (stops <= clock.end()) & (lengths > 0)] = False
-        own = None
+        own: Flags | None = None
         for begin, end in self.turns.spans(text):
             own = told & (starts >= begin) & (stops <= end)
             black = np.flatnonzero(own & (lengths > 0))
             if black.size:
                 # White space around the words is the template's.
                 own[: black[0]] = own[black[-1] + 1 :] = False
-                return own
-        return None if own is None else np.zeros_like(own)
+                break
+        return own
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:
