@@ -80,7 +80,7 @@ layers: $(VENV)/.dev
 
 doctests: $(VENV)/.dev
 	@echo "== doctests =="
-	@$(BIN)/python -m pytest -q --doctest-modules secateur --ignore=secateur/backends/cupy.py --ignore-glob='secateur/integrations/vllm/[!_]*.py'
+	@$(BIN)/python -m pytest -q --doctest-modules secateur --ignore=secateur/backends/cupy --ignore-glob='secateur/integrations/vllm/[!_]*.py'
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
