@@ -160,7 +160,7 @@ class ERASE(InsideMethod):
     reference: ClassVar[str] = "Lee, Min, Kim, 2026, arXiv 2605.09982"
     guarantee: ClassVar[str] = "none; the patches kept have the largest total entropy"
     parity: ClassVar[str] = (
-        "the authors' program: entropies, level, count and kept patches; stage 2: its formulas"
+        "the authors' program: entropies, kept patches; in models both stages, caches, answers"
     )
     prunes_before: ClassVar[bool] = True
 

@@ -62,6 +62,7 @@ class FastV(InsideMethod):
     complexity: ClassVar[str] = "H T d"
     reference: ClassVar[str] = "Chen et al., ECCV 2024, arXiv 2403.06764"
 
+    parity: ClassVar[str] = "the authors' program in a model: cuts, caches, positions, answers"
     program: ClassVar[Program | None] = Program("pkunlp-icler/FastV", "d1659729b5bf")
 
     @property

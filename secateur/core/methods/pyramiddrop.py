@@ -71,6 +71,7 @@ class PyramidDrop(InsideMethod):
     name: ClassVar[str] = "pyramiddrop"
     complexity: ClassVar[str] = "H T d a stage"
     reference: ClassVar[str] = "Xing et al., CVPR 2025, arXiv 2410.17247"
+    parity: ClassVar[str] = "the authors' program in a model: cuts, caches, positions, answers"
     program: ClassVar[Program | None] = Program("Cooperx521/PyramidDrop", "6444f304aee4")
 
     def __post_init__(self) -> None:

@@ -121,6 +121,7 @@ class SparseVLM(InsideMethod):
     name: ClassVar[str] = "sparsevlm"
     complexity: ClassVar[str] = "N L C + H L T d + L^2 N a cut"
     reference: ClassVar[str] = "Zhang et al., ICML 2025, arXiv 2410.04417"
+    parity: ClassVar[str] = "the authors' program in a model: cuts, caches, positions, answers"
     program: ClassVar[Program | None] = Program("Gumpest/SparseVLMs", "26a5f48813c4")
     as_published: ClassVar[Mapping[str, Any]] = {"count": "limit", "version": "1.0"}
     looks: ClassVar[frozenset[Look]] = frozenset(
