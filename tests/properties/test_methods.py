@@ -42,7 +42,10 @@ KEEP_A_FRAME = ("evs", "dycoke")
 """Methods for videos whose first frame, and so an image, stays whole."""
 ROUND_OTHERWISE = ("flashvid", "holitom", "vidcom2")
 """Methods for videos that do not round a share of a frame down."""
-NUMBERS = ("features", "embeds", "text", "text_global", "attention", "attention_shallow", "keys")
+NUMBERS = (
+    *("features", "embeds", "text", "text_global", "attention", "attention_shallow", "keys"),
+    *("states", "importance"),
+)
 
 
 def method_of(name: str, keep: int | float) -> sc.Method:
@@ -58,17 +61,19 @@ def images(draw: st.DrawFn, *, smooth: bool = False) -> dict:
     n = h * w
     image = {
         "features": dice.normal(size=(n, width)),
-        "embeds": dice.normal(size=(n, 5)),
-        "text": dice.normal(size=(words, 5)),
-        "text_global": dice.normal(size=5),
+        "embeds": dice.normal(size=(n, width)),
+        "text": dice.normal(size=(words, width)),
+        "text_global": dice.normal(size=width),
         "attention": dice.gamma(0.5, size=n),
         "attention_shallow": dice.gamma(0.5, size=n),
         "keys": dice.normal(size=(n, 4)),
+        "states": dice.normal(size=(n, 3)),
+        "importance": dice.gamma(0.5, size=n),
         "pixels": dice.integers(0, 256, size=(h * PATCH, w * PATCH, 3)).astype(np.uint8),
         "grid": (h, w),
     }
     if not smooth and draw(st.booleans()):
-        for name in ("features", "embeds", "attention", "attention_shallow", "keys"):
+        for name in ("features", "embeds", "attention", "attention_shallow", "keys", "states"):
             image[name] = np.round(image[name])
         image["pixels"] //= 128
     return image

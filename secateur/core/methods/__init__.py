@@ -127,7 +127,10 @@ def entry_points(group: str) -> Iterable[Any]:
 def own() -> tuple[type[Method], ...]:
     """This library's methods."""
     here = sys.modules[__name__]
-    return tuple(getattr(here, name) for name in OWN)
+    kinds = {name: getattr(here, name) for name in OWN}
+    # As if they had been imported from the start: those who look into the package find them.
+    vars(sys.modules["secateur"]).update(kinds)
+    return tuple(kinds.values())
 
 
 def methods() -> dict[str, type[Method]]:
