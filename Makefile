@@ -19,7 +19,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs bench clean
+.PHONY: help demo test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables bench clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
@@ -32,6 +32,7 @@ help:
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
 	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
 	@echo "make docs      build the site into site/"
+	@echo "make tables    write the tables of README and docs/methods/published.md"
 	@echo "make bench     time this commit with asv"
 	@echo "make clean     remove what these made, .venv included"
 
@@ -79,11 +80,14 @@ layers: $(VENV)/.dev
 
 doctests: $(VENV)/.dev
 	@echo "== doctests =="
-	@$(BIN)/python -m pytest -q --doctest-modules secateur --ignore=secateur/backends/cupy.py --ignore-glob='secateur/integrations/vllm/[!_]*.py'
+	@$(BIN)/python -m pytest -q --doctest-modules secateur --ignore=secateur/backends/cupy --ignore-glob='secateur/integrations/vllm/[!_]*.py'
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	@echo "The site is in site/: open site/index.html."
+
+tables: $(VENV)/.dev
+	@$(BIN)/python docs/tables.py
 
 bench: $(VENV)/.bench
 	@git diff --quiet HEAD -- secateur benchmarks/suite || { echo "Times are stored under the commit's hash: commit your changes first." >&2; exit 1; }

@@ -1,7 +1,7 @@
 """What the site does to its pages.
 
-Formulas become MathML, which every browser draws by itself; the table of methods is made from
-the registry.
+Formulas become MathML, which every browser draws by itself; the table of methods and the list of
+their pages are made from the registry, by `tables.py`.
 """
 
 import html
@@ -12,12 +12,14 @@ from pathlib import Path
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
+from tables import api_pages, readme_models, site_methods
 
 import secateur
 from secateur import lab
-from secateur.core.methods import table
 
 TABLE = "<!-- table of methods -->"
+PAGES = "<!-- every method -->"
+MODELS = "<!-- table of models -->"
 
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<latex>.*?)\\[)\]]</(?P=tag)>',
@@ -26,21 +28,11 @@ FORMULA = re.compile(
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Put the table of methods where a page asks for it."""
-    return markdown.replace(TABLE, _methods()) if TABLE in markdown else markdown
-
-
-def _methods() -> str:
-    lines = [
-        "| method | paper | needs | acts | time | guarantee | parity |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| [{row.title}](../api/methods.md) | {row.paper} | {row.needs} | {row.acts} "
-        f"| {row.complexity} | {row.guarantee} | {row.parity} |"
-        for row in table()
-    ]
-    return "\n".join(lines)
+    """Put the table of methods, and what describes each, where a page asks for it."""
+    for mark, written in ((TABLE, site_methods), (MODELS, readme_models), (PAGES, api_pages)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, written())
+    return markdown
 
 
 def on_page_content(page_html: str, **_: object) -> str:

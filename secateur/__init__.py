@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import secateur.backends  # noqa: F401  (registers the drivers, loads none)
 from secateur.backends.warming import warm_up
-from secateur.calibration.search import calibrate
 from secateur.core.budget import allocate
 from secateur.core.complexity import Calibration, RunningCalibration
 from secateur.core.density import density_clusters, density_peaks
@@ -17,6 +16,7 @@ from secateur.core.dispatch import backend
 from secateur.core.extras import extra
 from secateur.core.frames import allocate_in_time
 from secateur.core.inputs import MissingInputError, Tokens
+from secateur.core.maps import min_max, polarize, smooth
 from secateur.core.maximize import maximize
 from secateur.core.measures import attention_entropy, effective_rank, entropy, patch_entropy
 from secateur.core.methods import OWN, Cut, InsideMethod, Method, method, methods, published
@@ -29,11 +29,12 @@ from secateur.core.objectives import (
     SalientCoverage,
     SoftmaxBlock,
 )
-from secateur.core.relevance import dense_relevance, min_max, polarize, smooth
+from secateur.core.relevance import dense_relevance
 from secateur.core.selection import Selection
 from secateur.core.threshold import greedy_threshold
 
 if TYPE_CHECKING:
+    from secateur.calibration.search import calibrate as calibrate
     from secateur.core.methods import *  # noqa: F403
     from secateur.integrations.attach import attach as attach
     from secateur.integrations.attach import prune_inputs as prune_inputs
@@ -83,18 +84,24 @@ __all__ = [
 __all__ += sorted(OWN)
 
 
-_NEED_A_MODEL = ("UnsupportedModelError", "attach", "prune_inputs")
-"""Names that bring PyTorch and Transformers with them: imported when first asked for."""
+_LATER = {
+    "calibrate": "secateur.calibration.search",
+    **dict.fromkeys(OWN, "secateur.core.methods"),
+    **dict.fromkeys(
+        ("UnsupportedModelError", "attach", "prune_inputs"), "secateur.integrations.attach"
+    ),
+}
+"""Names that are imported when first asked for, and where from: some bring PyTorch with them."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in OWN:
-        return getattr(import_module("secateur.core.methods"), name)
-    if name in _NEED_A_MODEL:
-        with extra("transformers", f"secateur.{name}"):
-            return getattr(import_module("secateur.integrations.attach"), name)
-    raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    if name in OWN or name == "calibrate":
+        return getattr(import_module(_LATER[name]), name)
+    with extra("transformers", f"secateur.{name}"):
+        return getattr(import_module(_LATER[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_NEED_A_MODEL])
+    return sorted({*__all__, *_LATER})

@@ -14,7 +14,7 @@ import array_api_compat as compat
 import numpy as np
 
 from secateur.core.arrays import Array, constant, each_row, shape_of, spell, whole
-from secateur.core.relevance import checked_grid
+from secateur.core.maps import checked_grid
 
 Axis = Literal["token", "frame", "image", "text", "fact"]
 """What an input has one entry of: each token, each frame, each image, each text; or a fact that

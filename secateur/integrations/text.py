@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,9 +14,17 @@ import torch
 
 from secateur.core.methods.base import Reading
 from secateur.integrations.encoded import Indices, Tensor
+from secateur.integrations.turns import CLOCK, Turns, squeezed
 
-SENTINEL = "secateur"
-"""What stands for the user's words when a chat template is taken apart."""
+PAIRS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+"""The checkpoints with a vision tower and its text encoder, and the classes that load them."""
+
+ANOTHER = 0.5
+"""From this relative distance on, weights are another tower's.
+
+Weights of two checkpoints that were trained apart lie at about sqrt(2) of their norm. Towers that a
+vision-language model trained on, as LLaVA-NeXT and LLaVA-OneVision did, stay much nearer.
+"""
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -58,22 +69,28 @@ class TextEncoder:
         self.limit = int(encoder.config.text_config.max_position_embeddings)
 
     @classmethod
-    def of(cls, given: Any, reads: Reading = "words") -> TextEncoder | None:
-        """What `attach(text_encoder=)` was given, checked."""
+    def of(cls, given: Any, reads: Reading = "words", device: Any = None) -> TextEncoder | None:
+        """What `attach(text_encoder=)` was given, checked; a name is loaded to the device."""
         if given is None:
             return None
+        if isinstance(given, (str, Path)):
+            return cls(*load_text_encoder(given, device=device), reads)
         if isinstance(given, cls):
             return cls(given.encoder, given.tokenizer, reads)
         if not isinstance(given, (tuple, list)) or len(given) != 2:
             raise ValueError(
-                "text_encoder: expected (model, tokenizer), such as (CLIPModel.from_pretrained("
-                f"name), AutoTokenizer.from_pretrained(name)), got {type(given).__name__}"
+                "text_encoder: expected (model, tokenizer) or the name of a checkpoint, as "
+                f"load_text_encoder(name) takes it, got {type(given).__name__}"
             )
         encoder, tokenizer = given
         return cls(encoder, tokenizer, reads)
 
     def check(self, tower: Any, family: str) -> None:
-        """Refuse an encoder whose vision side is not shaped like the model's tower."""
+        """Refuse an encoder whose vision side is not the model's tower, or whose text is untrained.
+
+        Weights are compared where the encoder comes from a checkpoint: the first 256 numbers of
+        each weight that both have.
+        """
         if tower is None:
             raise ValueError(
                 f"text_encoder: the vision tower of {family} was not trained beside a text "
@@ -86,6 +103,31 @@ class TextEncoder:
                 f"text_encoder: its vision side is a {theirs.model_type} of width "
                 f"{theirs.hidden_size}, the model's tower a {ours.model_type} of width "
                 f"{ours.hidden_size}; take the checkpoint the tower comes from"
+            )
+        for name in ("image_size", "patch_size"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise ValueError(
+                    f"text_encoder: its vision side has {name}={getattr(theirs, name)}, the "
+                    f"model's tower {getattr(ours, name)}; take the checkpoint the tower comes from"
+                )
+        checkpoint = getattr(self.encoder, "name_or_path", "")
+        if not checkpoint:
+            return
+        stored = _stored(checkpoint)
+        untrained = _untrained(self.encoder.text_model) and not _untrained(
+            self.encoder.vision_model
+        )
+        if untrained or (stored and not any("text_model." in name for name in stored)):
+            raise ValueError(
+                f"text_encoder: the weights of text_model were missing from {checkpoint} and are "
+                "random; take a checkpoint with both sides, load_text_encoder(name) tells what one "
+                "lacks"
+            )
+        far = _another(tower, self.encoder.vision_model)
+        if far:
+            raise ValueError(
+                f"text_encoder: the vision side of {checkpoint} has the shape of the model's tower "
+                f"but other weights ({_some(far)}); take the checkpoint the tower comes from"
             )
 
     def project(self, tower: Any, states: Tensor) -> Tensor:
@@ -156,13 +198,122 @@ class TextEncoder:
         return self._windows(" ".join(words[:half])) + self._windows(" ".join(words[half:]))
 
 
+def load_text_encoder(name: str | Path, dtype: Any = "auto", device: Any = None) -> tuple[Any, Any]:
+    """Load the pair that `attach(text_encoder=)` takes, by the checkpoint's own class.
+
+    Parameters
+    ----------
+    name
+        Name or folder of the CLIP or SigLIP checkpoint that the vision tower comes from, such as
+        ``"openai/clip-vit-large-patch14-336"``.
+    dtype
+        As `from_pretrained` takes it.
+    device
+        Where the model goes; None for the processor's memory.
+
+    Returns
+    -------
+    model : transformers.CLIPModel or transformers.SiglipModel
+        In evaluation mode.
+    tokenizer : transformers.PreTrainedTokenizerBase
+
+    Raises
+    ------
+    ValueError
+        For a checkpoint of another kind, and for one that lacks weights, such as a vision tower
+        alone: `from_pretrained` would fill them in at random.
+
+    Examples
+    --------
+    >>> pair = load_text_encoder("openai/clip-vit-large-patch14-336")   # doctest: +SKIP
+    >>> sc.attach(model, sc.EADP(keep=64), processor, pair)             # doctest: +SKIP
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(name)
+    kind = PAIRS.get(config.model_type)
+    if kind is None:
+        raise ValueError(
+            f"text_encoder: {name} is a {config.model_type} "
+            f"({', '.join(config.architectures or ['of no class'])}), expected a checkpoint of "
+            f"{' or '.join(PAIRS.values())}"
+        )
+    model, told = getattr(transformers, kind).from_pretrained(
+        name, dtype=dtype, output_loading_info=True
+    )
+    missing = sorted(told["missing_keys"])
+    missing += sorted(
+        each[0] if isinstance(each, tuple) else each for each in told["mismatched_keys"]
+    )
+    if missing:
+        raise ValueError(
+            f"text_encoder: {name} lacks {len(missing)} weights of a {kind}: {_some(missing)}"
+        )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    return model.to(device or "cpu").eval(), tokenizer
+
+
+def _stored(checkpoint: str) -> list[str]:
+    """The weights in a checkpoint of one file that lies on this machine; empty for others."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(checkpoint, "model.safetensors", local_files_only=True)
+    except OSError:
+        return []
+    with safe_open(file, "pt") as weights:
+        return list(weights.keys())
+
+
+def _untrained(side: Any) -> bool:
+    """Whether every norm of one side of a pair scales by one and shifts by nothing."""
+    norms = [each for each in side.modules() if isinstance(each, torch.nn.LayerNorm)]
+    return len(norms) > 0 and all(
+        bool((norm.weight == 1).all()) and (norm.bias is None or not bool(norm.bias.any()))
+        for norm in norms
+    )
+
+
+@torch.no_grad()
+def _another(tower: Any, side: Any) -> list[str]:
+    """The weights, of two or more dimensions, by which a tower is another than a pair's side."""
+    theirs = {name.removeprefix("vision_model."): x for name, x in side.named_parameters()}
+    far = []
+    for name, own in tower.named_parameters():
+        own_name = name.removeprefix("vision_model.")
+        other = theirs.get(own_name)
+        stored = own.is_floating_point() and own.device.type != "meta"
+        if other is None or own.ndim < 2 or not stored or other.device.type == "meta":
+            continue
+        if own.shape != other.shape:
+            far.append(own_name)
+            continue
+        a, b = (x.flatten()[:256].to("cpu", torch.float32) for x in (own, other))
+        if float((a - b).norm()) > ANOTHER * float(b.norm()):
+            far.append(own_name)
+    return far
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
+
+
+Said = str | Sequence[str]
+"""An instruction for all prompts of a batch, or one for each."""
+
+_ASKED: ContextVar[tuple[tuple[Any, Said], ...]] = ContextVar("secateur_asked", default=())
+
+
 class Guidance:
     """Finds the instruction of each prompt and gives it to methods in the space they compare in.
 
     What belongs to the instruction: the words of the user. Images, padding and special tokens
-    never do. With a processor that has a chat template, what the template puts before and after
-    the user's words does not either. Without one, text before the first image counts as the
-    system prompt when more text follows.
+    never do. With a processor that has a chat template, it is the last turn in which the user says
+    something: no system prompt, earlier turn, tool or answer begun. Without one, and where a prompt
+    does not follow its template, text before the first image counts as the system prompt when more
+    text follows.
     """
 
     def __init__(
@@ -178,7 +329,9 @@ class Guidance:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.given = given
         self.special = frozenset(_special(model, self.tokenizer)) | family.structure_tokens(model)
-        self.before, self.after = _template(processor, self.tokenizer)
+        self.turns = Turns.of(processor, self.tokenizer)
+        self._pieces: dict[int, str] = {}
+        _check_said(given)
         if given is not None and self.tokenizer is None and encoder is None:
             raise ValueError("instruction: pass processor= too, whose tokenizer reads it")
         if encoder is not None and given is None and self.tokenizer is None:
@@ -186,45 +339,82 @@ class Guidance:
                 "text_encoder: pass processor= too, to read the prompt, or instruction="
             )
 
+    @contextmanager
+    def asking(self, instruction: Said | None) -> Iterator[None]:
+        """Take an instruction instead of all others, for what is read within the block."""
+        _check_said(instruction)
+        if instruction is None:
+            yield
+            return
+        if self.tokenizer is None and self.encoder is None:
+            raise ValueError("instruction: attach with processor=, whose tokenizer reads it")
+        token = _ASKED.set((*_ASKED.get(), (self, instruction)))
+        try:
+            yield
+        finally:
+            _ASKED.reset(token)
+
+    @property
+    def said(self) -> Said | None:
+        """The instruction given for this call, else for all."""
+        said: Said | None = self.given
+        for asked, instruction in _ASKED.get():
+            said = instruction if asked is self else said
+        return said
+
     def find(self, ids: Indices, real: Flags, visual: Flags) -> Flags:
         """True (B, T) at the instruction's tokens."""
         found = real & ~visual & ~np.isin(ids, list(self.special))
         for row in range(len(ids)):
-            places = np.flatnonzero(real[row])
-            own = found[row].copy()
-            if self.before or self.after:
-                words = ids[row, places]
-                head = self._matched(words, self.before)
-                tail = self._matched(words[::-1], self.after[::-1])
-                own[places[:head]] = False
-                own[places[len(places) - tail :]] = False
-            first = np.flatnonzero(visual[row])
-            if first.size and not self.before and own[first[0] :].any():
-                own[: first[0]] = False
+            own = self._last_turn(ids[row], real[row] & ~visual[row], found[row])
+            if own is None:
+                own = found[row].copy()
+                first = np.flatnonzero(visual[row])
+                if first.size and own[first[0] :].any():
+                    own[: first[0]] = False
             if own.any():
                 found[row] = own
         return found
 
-    def _matched(self, words: Indices, pattern: Sequence[int]) -> int:
-        """How many tokens at the start of `words` are those of the pattern.
+    def _last_turn(self, ids: Indices, shown: Flags, words: Flags) -> Flags | None:
+        """True (T,) at the last words of the user; None where no turn of the template's is.
 
-        Special tokens that the tokenizer puts before the template are passed over.
+        Prompts are compared with the template as text without white space, because the tokens of
+        a mark depend on what stands beside it.
         """
-        start = 0
-        while start < len(words) and words[start] in self.special and pattern[:1] != [words[start]]:
-            start += 1
-        n = 0
-        while n < min(len(words) - start, len(pattern)) and words[start + n] == pattern[n]:
-            n += 1
-        return start + n if n else 0
+        if self.turns is None:
+            return None
+        pieces = [self._piece(int(i)) if on else "" for i, on in zip(ids, shown, strict=True)]
+        lengths = np.array([len(piece) for piece in pieces])
+        stops = lengths.cumsum()
+        starts = stops - lengths
+        text = "".join(pieces)
+        told = words.copy()
+        for clock in CLOCK.finditer(text):
+            told[(starts >= clock.start()) & (stops <= clock.end()) & (lengths > 0)] = False
+        own: Flags | None = None
+        for begin, end in self.turns.spans(text):
+            own = told & (starts >= begin) & (stops <= end)
+            black = np.flatnonzero(own & (lengths > 0))
+            if black.size:
+                # White space around the words is the template's.
+                own[: black[0]] = own[black[-1] + 1 :] = False
+                break
+        return own
+
+    def _piece(self, token: int) -> str:
+        if token not in self._pieces:
+            self._pieces[token] = squeezed(self.tokenizer.decode([token]))
+        return self._pieces[token]
 
     def texts(self, ids: Tensor, found: Flags) -> list[Text]:
         """The instruction of each prompt, or what `instruction=` says."""
         rows = len(found)
-        if self.given is None:
+        given = self.said
+        if given is None:
             chosen = [ids[row, torch.from_numpy(found[row]).to(ids.device)] for row in range(rows)]
         else:
-            said = [self.given] * rows if isinstance(self.given, str) else list(self.given)
+            said = [given] * rows if isinstance(given, str) else list(given)
             if len(said) != rows:
                 raise ValueError(f"instruction: expected one for each of {rows} prompts")
             if self.encoder is not None:
@@ -255,17 +445,10 @@ def _special(model: Any, tokenizer: Any) -> Sequence[int]:
     return sorted(found)
 
 
-def _template(processor: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the chat template puts before and after the words of a single user turn."""
-    if tokenizer is None or getattr(processor, "chat_template", None) is None:
-        return [], []
-    content: Any = SENTINEL
-    if processor is not tokenizer:
-        content = [{"type": "text", "text": SENTINEL}]
-    message = [{"role": "user", "content": content}]
-    told = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    before, found, after = told.partition(SENTINEL)
-    if not found:
-        return [], []
-    read = [tokenizer(x, add_special_tokens=False)["input_ids"] for x in (before, after)]
-    return read[0], read[1]
+def _check_said(instruction: Any) -> None:
+    listed = isinstance(instruction, (list, tuple))
+    texts = instruction if listed else [instruction]
+    if instruction is not None and not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"instruction: expected a text, or one for each prompt, got {instruction!r}"
+        )

@@ -183,20 +183,33 @@ def plots(folder: Path, table: Sequence[Row], cells: Cells) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
-    import matplotlib.pyplot as plt
-
     names = list(dict.fromkeys(r["method"] for r in table if r["method"].islower()))
     names = [name for name in names if name != ALL]
+    ticks = sorted({r["keep"] for r in table if r["keep"]})
+    _accuracy(folder, table, names, ticks)
+    _invented(folder, table, names, ticks)
+    if ("divprune", ticks[0]) in cells and ("topk", ticks[0]) in cells:
+        _complexity(folder, cells, ticks)
+
+
+SHOWN = {"eadp": "#d84315", "agilepruner": "#1565c0", "erase": "#2e7d32"}
+"""Methods drawn in colour; the others are grey."""
+
+
+def _accuracy(
+    folder: Path, table: Sequence[Row], names: Sequence[str], ticks: Sequence[int]
+) -> None:
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
-    shown = {"eadp": "#d84315", "agilepruner": "#1565c0", "erase": "#2e7d32"}
     ends = []
     for name in names:
         mine = sorted((r for r in table if r["method"] == name), key=lambda r: r["keep"])
         keep = [r["keep"] for r in mine]
         share = [100 * r["relative"] for r in mine]
-        colour = shown.get(name, "#b0b0b0")
-        axes.plot(keep, share, "o-", color=colour, lw=2 if name in shown else 1, ms=4)
-        if name in shown:
+        colour = SHOWN.get(name, "#b0b0b0")
+        axes.plot(keep, share, "o-", color=colour, lw=2 if name in SHOWN else 1, ms=4)
+        if name in SHOWN:
             spread = [[100 * r[end] for r in mine] for end in ("low", "high")]
             axes.fill_between(keep, *spread, color=colour, alpha=0.12, lw=0)
         ends.append((share[-1], keep[-1], name, colour))
@@ -208,12 +221,11 @@ def plots(folder: Path, table: Sequence[Row], cells: Cells) -> None:
             (x, share_),
             (x * 1.08, height),
             fontsize=7,
-            color=colour if name in shown else "#555",
+            color=colour if name in SHOWN else "#555",
             va="center",
             arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#999"},
         )
     axes.set_xscale("log")
-    ticks = sorted({r["keep"] for r in table if r["keep"]})
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.minorticks_off()
     axes.set_xlim(ticks[0] * 0.93, ticks[-1] * 1.5)
@@ -223,15 +235,20 @@ def plots(folder: Path, table: Sequence[Row], cells: Cells) -> None:
     figure.savefig(folder / "bench-accuracy.png", dpi=130)
     plt.close(figure)
 
-    smallest = min(r["keep"] for r in table if r["keep"])
+
+def _invented(
+    folder: Path, table: Sequence[Row], names: Sequence[str], ticks: Sequence[int]
+) -> None:
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for row in table:
-        if row["keep"] != smallest or row["erank_kept"] is None or row["chair_i"] is None:
+        if row["keep"] != ticks[0] or row["erank_kept"] is None or row["chair_i"] is None:
             continue
         if row["method"] not in names:
             continue
         axes.plot(
-            row["erank_kept"], 100 * row["chair_i"], "o", color=shown.get(row["method"], "#777")
+            row["erank_kept"], 100 * row["chair_i"], "o", color=SHOWN.get(row["method"], "#777")
         )
         axes.annotate(
             row["method"],
@@ -240,14 +257,16 @@ def plots(folder: Path, table: Sequence[Row], cells: Cells) -> None:
             textcoords="offset points",
             fontsize=7,
         )
-    axes.set_xlabel(f"effective rank of the {smallest} tokens kept")
+    axes.set_xlabel(f"effective rank of the {ticks[0]} tokens kept")
     axes.set_ylabel("invented, % of the objects named (C_I)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(folder / "bench-invented.png", dpi=130)
     plt.close(figure)
 
-    if ("divprune", smallest) not in cells or ("topk", smallest) not in cells:
-        return
+
+def _complexity(folder: Path, cells: Cells, ticks: Sequence[int]) -> None:
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for keep, colour in zip(ticks, ("#d84315", "#607d8b", "#1565c0", "#2e7d32"), strict=False):
         one, other = cells["divprune", keep], cells["topk", keep]

@@ -170,7 +170,7 @@ class Run:
         self.positions.append(kwargs["position_ids"].numpy())
 
     def _done(self, _module, _args, kwargs, _out):
-        cache = kwargs["past_key_values"]
+        cache = kwargs.get("past_key_values", kwargs.get("cache"))
         self.caches.append([layer.keys.shape[-2] for layer in cache.layers])
 
 

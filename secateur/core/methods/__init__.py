@@ -7,9 +7,9 @@ of another package registers its class under the entry-point group ``secateur.me
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secateur.core.acts import Cut as Cut
@@ -114,6 +114,13 @@ def __getattr__(name: str) -> Any:
     if name in OWN:
         return getattr(import_module(f"{__name__}.{OWN[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def entry_points(group: str) -> Iterable[Any]:
+    """What installed packages registered; the reader is imported when it is needed."""
+    from importlib import metadata
+
+    return metadata.entry_points(group=group)
 
 
 @cache

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from secateur.core.arrays import Array, constant, namespace
 from secateur.core.inputs import Tokens
+from secateur.core.maps import min_max
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import Method, Program, Reading
 from secateur.core.objectives import LogDeterminant
-from secateur.core.relevance import min_max
 from secateur.core.selection import Selection
 from secateur.core.similarity import cosine
 

@@ -23,6 +23,7 @@ from secateur.core.arrays import (
 )
 from secateur.core.budget import Rounding, allocate
 from secateur.core.inputs import Tokens
+from secateur.core.maps import min_max, polarize, smooth
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import (
     Method,
@@ -34,14 +35,7 @@ from secateur.core.methods.base import (
     require_whole,
 )
 from secateur.core.objectives import FacilityLocation
-from secateur.core.relevance import (
-    AGGREGATES,
-    Aggregate,
-    dense_relevance,
-    min_max,
-    polarize,
-    smooth,
-)
+from secateur.core.relevance import AGGREGATES, Aggregate, dense_relevance
 from secateur.core.selection import Selection
 from secateur.core.similarity import cosine_similarity
 
@@ -214,12 +208,6 @@ class EADP(Method, ChoosesParts):
                 "keep once it removes padding; crops share by importance here"
             )
 
-    def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
-        """Frames are no crops, whatever `crops` says of the axis before the tokens."""
-        if self.crops is not None and any(each.frames is not None for each in images):
-            return replace(self, crops=None)._choose_in_time(images)
-        return super()._choose_in_time(images)
-
     @property
     def reads(self) -> Reading:
         """As published, every position of the text encoder's windows."""
@@ -282,12 +270,12 @@ class EADP(Method, ChoosesParts):
         return replace(chosen, scores=r)
 
     def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
-        """As published, videos by the rules of the program for video."""
+        """Frames are no crops; as published, videos by the rules of the program for video."""
         chosen = []
         for each in images:
-            told = self
+            told = self if each.frames is None else replace(self, crops=None)
             if self.published and each.frames is not None and each.states is not None:
-                told = replace(self, keep_ratio=VIDEO_KEEPS, aggregate="tempered")
+                told = replace(told, keep_ratio=VIDEO_KEEPS, aggregate="tempered")
                 each = each.with_(features=each.states, embeds=each.states)
             chosen += super(EADP, told)._choose_in_time([each])
         return chosen
@@ -309,8 +297,8 @@ class EADP(Method, ChoosesParts):
         ]
         total = self.budget_of_parts(int(sizes.sum()), len(parts), pictures)
         sums = np.array([to_numpy(r).sum(dtype=np.float64) for r in maps])
-        budgets = sizes
-        if total < sizes.sum():
+        budgets = np.minimum(sizes, total)
+        if len(parts) > 1 and total < sizes.sum():
             budgets = allocate(sums, total, maximum=sizes, rounding=self.rounding)
         return [
             replace(maximize(coverage(widened(each.features), r), int(k)), scores=r)

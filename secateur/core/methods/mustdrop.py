@@ -28,6 +28,7 @@ from secateur.core.arrays import (
 )
 from secateur.core.attention import attention_rows, check_attention
 from secateur.core.inputs import Request, Tokens
+from secateur.core.maps import checked_grid
 from secateur.core.merging import Merged
 from secateur.core.methods.base import (
     Method,
@@ -38,7 +39,6 @@ from secateur.core.methods.base import (
 )
 from secateur.core.methods.inside import descending_cuts
 from secateur.core.order import first_of, settled
-from secateur.core.relevance import checked_grid
 from secateur.core.selection import Selection
 from secateur.core.similarity import unit
 

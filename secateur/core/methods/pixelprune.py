@@ -21,6 +21,7 @@ from secateur.core.arrays import (
     wide,
 )
 from secateur.core.inputs import Tokens
+from secateur.core.maps import checked_grid
 from secateur.core.methods.base import (
     CountedFrom,
     Method,
@@ -29,7 +30,6 @@ from secateur.core.methods.base import (
     require_positive,
 )
 from secateur.core.order import ranks
-from secateur.core.relevance import checked_grid
 from secateur.core.selection import Selection, from_mask
 
 Scan = Literal["pred_2d", "raster", "serpentine"]

@@ -10,9 +10,9 @@ import numpy as np
 
 from secateur.core.arrays import Array, checked, index_dtype, like, namespace, shape_of, wide
 from secateur.core.inputs import Tokens
+from secateur.core.maps import checked_grid
 from secateur.core.methods.base import Method, require_one_of, require_whole
 from secateur.core.methods.uniform import bands
-from secateur.core.relevance import checked_grid
 from secateur.core.selection import Selection, Shares
 
 Numbers = np.ndarray[Any, np.dtype[Any]]

@@ -21,9 +21,9 @@ from secateur.core.arrays import (
 )
 from secateur.core.folding import averaging
 from secateur.core.inputs import Request, Tokens
+from secateur.core.maps import checked_grid
 from secateur.core.methods.base import Method, Program, require_one_of, require_whole
 from secateur.core.order import nearest
-from secateur.core.relevance import checked_grid
 from secateur.core.selection import Selection
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,6 +91,10 @@ class Attachment:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
+    def asking(self, instruction: str | Sequence[str]) -> AbstractContextManager[None]:
+        """Within the block, take this instruction; `generate(instruction=)` does for one call."""
+        return self._reader.guidance.asking(instruction)
+
     def __repr__(self) -> str:
         state = "" if self.attached else ", detached"
         return f"Attachment({self.method!r} in {type(self.model).__name__}{state})"
@@ -147,8 +151,7 @@ class Attachment:
         return (kind, arguments, state, *rest)
 
     def _shortened(self, inputs: Mapping[str, Any], *, generating: bool) -> Prompt:
-        held = cache_in(inputs)
-        if held is not None and cached_length(held) > 0:
+        if (held := cache_in(inputs)) is not None and cached_length(held) > 0:
             raise ValueError(
                 f"{cache_name()}: holds {cached_length(held)} tokens already; a prompt with "
                 "images starts from an empty cache when it is pruned"
@@ -180,8 +183,7 @@ class Attachment:
             stretches = cutter.stretches
             mask = mask if stretches else cutter.mask
             self._tell(prompt, cutter)
-        filled = cache_in(call)
-        filled = cache_in(outputs) if filled is None else filled
+        filled = cache_in(outputs) if cache_in(call) is None else cache_in(call)
         if filled is not None:
             setattr(filled, cache.MARK, Trace.of(self._name, prompt, mask, times, stretches))
         return outputs
@@ -196,10 +198,10 @@ class Attachment:
         )
 
     def _forward(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        step = kwargs.pop(CALL, None)
+        step, said = kwargs.pop(CALL, None), kwargs.pop("instruction", None)
         if torch.compiler.is_compiling() and not self._concerned(step, args, kwargs):
             return stock(*args, **kwargs)
-        return self._called(stock, step, args, kwargs)
+        return self._called(stock, step, said, args, kwargs)
 
     def _concerned(self, step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call that is being compiled needs more than the stock model."""
@@ -217,13 +219,14 @@ class Attachment:
 
     @torch.compiler.disable(reason="secateur chooses visual tokens outside compiled graphs")
     def _called(
-        self, stock: Callable[..., Any], step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, stock: Callable[..., Any], step: Any, said: Any, args: Any, kwargs: dict[str, Any]
     ) -> Any:
         given = naming_the_cache({**dict(zip(self._arguments, args, strict=False)), **kwargs})
         if isinstance(step, Prompt):
             return self._run(stock, step, given)
         if step is None and has_visuals(given):
-            return self._whole(stock, given)
+            with self._reader.guidance.asking(said):
+                return self._whole(stock, given)
         trace = trace_in(given, self._name)
         if trace is not None and step is None:
             # A cache that was emptied since holds less than its trace says.
@@ -268,6 +271,7 @@ class Attachment:
         return {**made, CALL: True if prompt is None else prompt}
 
     def _generate(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        said = kwargs.pop("instruction", None)
         names = list(inspect.signature(stock).parameters)
         kwargs = naming_the_cache({**dict(zip(names, args, strict=False)), **kwargs})
         if kwargs.get("inputs") is not None and "input_ids" not in kwargs:
@@ -280,7 +284,8 @@ class Attachment:
                 )
             return stock(**kwargs)
         _refuse(kwargs)
-        prompt = self._shortened(kwargs, generating=True)
+        with self._reader.guidance.asking(said):
+            prompt = self._shortened(kwargs, generating=True)
         call = {**as_arguments(self.family, prompt, kwargs), "inputs_embeds": prompt.embeds}
         call = lengths_as_new_tokens(self.model, prompt, call)
         generating = _Generating(self._name, prompt)
@@ -318,12 +323,12 @@ def attach(
     method
         How to choose: before the language model (`EADP`), inside it (`FastV`) or both (`ERASE`).
     processor
-        The model's processor or tokenizer. Tells the instruction from system prompt and template,
+        The model's processor or tokenizer. Tells what the user says from the rest of the prompt,
         and how pixels were normalised. Methods that read neither do without.
     text_encoder
-        (model, tokenizer) of the CLIP or SigLIP checkpoint that the vision tower comes from.
-        Visual tokens and instruction are then compared in its space, else in that of the
-        language model's input embeddings.
+        The CLIP or SigLIP checkpoint that the vision tower comes from: its name or folder, or
+        (model, tokenizer). Visual tokens and instruction are then compared in its space, else in
+        that of the language model's input embeddings.
     positions
         ``"original"``: kept tokens keep their positions, and decoding goes on after the unpruned
         prompt. ``"compact"``: positions 0, 1, ... None: what a published method's program does,

@@ -63,7 +63,7 @@ class Reader:
         """For a model; the arguments are those of `encode`, and how a method reads texts."""
         family = family_of(model)
         check_release()
-        encoder = TextEncoder.of(text_encoder, reads)
+        encoder = TextEncoder.of(text_encoder, reads, model.get_input_embeddings().weight.device)
         if encoder is not None:
             encoder.check(family.tower(model), family.family.name)
         guidance = Guidance(model, family, processor, encoder, instruction)

@@ -1,0 +1,168 @@
+"""Attach a method to a model of any family, answer one question, and see what was kept.
+
+python docs/examples/prune.py qwen3_vl                       # a small random model of the family
+python docs/examples/prune.py llava --model llava-hf/llava-1.5-7b-hf --image photo.jpg
+python docs/examples/prune.py qwen2_5_vl --model Qwen/Qwen2.5-VL-7B-Instruct --method erase
+"""
+
+import argparse
+from importlib.resources import files
+from typing import Any
+
+import torch
+import transformers as hf
+from PIL import Image
+
+import secateur as sc
+
+CROPS = [[56, 112], [112, 56], [112, 112]]
+DECODER = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+}
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 56,
+    "patch_size": 7,
+}
+QWEN_TOWER = {
+    "depth": 4,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 4,
+    "out_hidden_size": 64,
+}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+IDS = {"image_token_id": 4, "video_token_id": 5}
+
+
+def llava() -> tuple[Any, Any]:
+    vision, text = hf.CLIPVisionConfig(**TOWER), hf.LlamaConfig(**DECODER)
+    config = hf.LlavaConfig(vision_config=vision, text_config=text, image_token_id=4)
+    square = {"height": 56, "width": 56}
+    prepare = hf.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=square)
+    return hf.LlavaForConditionalGeneration(config), prepare
+
+
+def llava_next() -> tuple[Any, Any]:
+    vision, text = hf.CLIPVisionConfig(**TOWER), hf.LlamaConfig(**DECODER)
+    crops = {"image_grid_pinpoints": CROPS}
+    config = hf.LlavaNextConfig(vision_config=vision, text_config=text, image_token_id=4, **crops)
+    square = {"height": 56, "width": 56}
+    prepare = hf.LlavaNextImageProcessorPil(size={"shortest_edge": 56}, crop_size=square, **crops)
+    return hf.LlavaNextForConditionalGeneration(config), prepare
+
+
+def llava_onevision() -> tuple[Any, Any]:
+    vision = hf.SiglipVisionConfig(**TOWER, vision_use_head=False)
+    text, crops = hf.Qwen2Config(**DECODER), {"image_grid_pinpoints": CROPS}
+    config = hf.LlavaOnevisionConfig(vision_config=vision, text_config=text, **IDS, **crops)
+    prepare = hf.LlavaOnevisionImageProcessorPil(size={"height": 56, "width": 56}, **crops)
+    return hf.LlavaOnevisionForConditionalGeneration(config), prepare
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    vision = {**QWEN_TOWER, "fullatt_block_indexes": [1, 3]}
+    text = {**DECODER, "rope_parameters": ROPE}
+    config = hf.Qwen2_5_VLConfig(vision_config=vision, text_config=text, **IDS)
+    prepare = hf.Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 200704})
+    return hf.Qwen2_5_VLForConditionalGeneration(config), prepare
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    deepstack = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
+    vision = {**QWEN_TOWER, **deepstack}
+    text = {**DECODER, "head_dim": 16, "rope_parameters": {**ROPE, "mrope_interleaved": True}}
+    config = hf.Qwen3VLConfig(vision_config=vision, text_config=text, **IDS)
+    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    size = {"shortest_edge": 4096, "longest_edge": 262144}
+    prepare = hf.Qwen2VLImageProcessorPil(patch_size=16, size=size, **halves)
+    return hf.Qwen3VLForConditionalGeneration(config), prepare
+
+
+SMALL = {each.__name__: each for each in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl)}
+"""A model of each family with random weights, and what prepares its pictures."""
+
+METHODS = {
+    "llava": "eadp",
+    "llava_next": "topk",
+    "llava_onevision": "divprune",
+    "qwen2_5_vl": "erase",
+    "qwen3_vl": "eadp",
+}
+"""What to attach when nobody says: something that the family shows well."""
+
+
+def small(family: str, picture: Image.Image) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A small model, and a prompt: a word, the picture, then nine words."""
+    torch.manual_seed(0)
+    model, prepare = SMALL[family]()
+    visual = dict(prepare(images=picture, return_tensors="pt"))
+    with torch.no_grad():
+        features = model.get_image_features(**visual, return_dict=True).pooler_output[0]
+    placeholders = torch.full((1, len(features)), model.config.image_token_id)
+    words = torch.randint(20, 100, (1, 10))
+    ids = torch.cat([words[:, :1], placeholders, words[:, 1:]], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **visual}
+    if "image_grid_thw" in visual:
+        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    return model.eval(), inputs
+
+
+def real(name: str, picture: Image.Image, question: str) -> tuple[Any, Any, Any]:
+    """A checkpoint, its processor and the same prompt in its own template."""
+    model = hf.AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map="auto")
+    processor = hf.AutoProcessor.from_pretrained(name)
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    return model, processor, inputs.to(model.device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("family", choices=list(SMALL))
+    parser.add_argument("--model", help="a checkpoint of the family, else a small random model")
+    parser.add_argument("--image", default=files("secateur") / "data" / "coffee.jpg")
+    parser.add_argument("--question", default="What is on the table?")
+    parser.add_argument("--method", help="one of `secateur methods`")
+    parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--picture", help="where to save a picture of what was kept")
+    chosen = parser.parse_args()
+    with Image.open(chosen.image) as opened:
+        picture = opened.convert("RGB")
+    processor = None
+    if chosen.model:
+        model, processor, inputs = real(chosen.model, picture, chosen.question)
+    else:
+        model, inputs = small(chosen.family, picture)
+    # Without text_encoder=(CLIPModel, tokenizer), methods that read the question compare it with
+    # tokens in the language model's space; with the tower's own CLIP or SigLIP, in theirs.
+    method = sc.method(chosen.method or METHODS[chosen.family], keep=chosen.keep)
+    with sc.attach(model, method, processor) as attached:
+        out = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+    new = out[0, inputs["input_ids"].shape[1] :]
+    print(processor.decode(new, skip_special_tokens=True) if processor else new.tolist())
+    print(attached.last)
+    for number, part in enumerate(attached.last.pictures[0]):
+        print(f"part {number}: {part.budget} of {part.kept.size} tokens, grid {part.grid}")
+    for after, kept in next(iter(attached.last.inside), ()):
+        print(f"after {after} layers {len(kept)} visual tokens were left")
+    if chosen.picture:
+        attached.last.overlay(picture).save(chosen.picture)
+
+
+if __name__ == "__main__":
+    main()
