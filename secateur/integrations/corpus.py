@@ -23,6 +23,17 @@ from secateur.core.extras import extra
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
 from secateur.core.selection import Selection
+from secateur.integrations.shards import (
+    BAD,
+    RECORD,
+    Shard,
+    check_counts,
+    fingerprint,
+    opened,
+    parquet_files,
+    result_name,
+    shards,
+)
 
 with extra("ray", "secateur.integrations.corpus"):
     import pyarrow as pa
@@ -266,18 +277,6 @@ def _result(selection: Selection, place: int, kept: Numbers | None) -> dict[str,
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A piece of a corpus that is pruned and written in one go."""
-
-    source: str
-    row_groups: tuple[int, ...]
-    target: str
-    bad: str
-    rows: int
-    """How many images it holds."""
-
-
-@dataclass(frozen=True)
 class Done:
     """What became of a shard."""
 
@@ -285,68 +284,6 @@ class Done:
     images: int
     bad: int
     seconds: float
-
-
-RECORD = "_secateur.json"
-BAD = "_bad"
-"""What lies beside the results, under names that readers of Parquet folders pass over."""
-
-
-def shards(source: str | Path, target: str | Path) -> list[Shard]:
-    """The shards of a corpus: every row group of every Parquet file below `source`.
-
-    A shard's results go to a file of its own below `target`, in the folder and under the name of
-    its source, and its bad rows to one below ``target/_bad``. Names depend on nothing else, so a
-    run that was interrupted finds what it has finished.
-    """
-    root, out = Path(source), Path(target)
-    found = []
-    for file in _files(root):
-        name = _place(file, root)
-        metadata = _opened(file).metadata
-        for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            if rows:
-                own = f"{name}-{group:05d}.parquet"
-                found.append(Shard(str(file), (group,), str(out / own), str(out / BAD / own), rows))
-    return found
-
-
-def _files(root: Path) -> list[Path]:
-    files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
-    if not files or not files[0].exists():
-        raise FileNotFoundError(f"{root}: no Parquet file there")
-    return files
-
-
-def _place(file: Path, root: Path) -> str:
-    """Where the results of a file go: its relative path, no part of it hidden from readers."""
-    relative = file.relative_to(root) if root.is_dir() else Path(file.name)
-    shown = []
-    for part in relative.with_suffix("").parts:
-        part = part.replace("%", "%25")
-        if part[0] in "_.":
-            part = f"%{ord(part[0]):02X}{part[1:]}"
-        shown.append(part)
-    return "/".join(shown)
-
-
-def _opened(file: str | Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read as Parquet: {error}") from None
-
-
-def _fingerprint(file: Path) -> str:
-    """What tells a file from others: its size, and its footer with all counts and statistics."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        opened.seek(max(0, size - 8))
-        length = int.from_bytes(opened.read(4), "little")
-        opened.seek(max(0, size - 8 - length))
-        footer = opened.read()
-    return f"{size}:{hashlib.sha256(footer).hexdigest()[:24]}"
 
 
 def open_corpus(
@@ -365,7 +302,7 @@ def open_corpus(
     every = shards(source, target)
     for file in dict.fromkeys(shard.source for shard in every):
         try:
-            pruner.check(_opened(file).schema_arrow)
+            pruner.check(opened(file).schema_arrow)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
     settings: dict[str, Any] = {
@@ -373,7 +310,7 @@ def open_corpus(
         "columns": dict(pruner.columns),
         "keep_features": pruner.keep_features,
     }
-    prints = {_place(file, root): _fingerprint(file) for file in _files(root)}
+    prints = {result_name(file, root): fingerprint(file) for file in parquet_files(root)}
     _refuse_others(out, settings, prints)
     (out / BAD).mkdir(parents=True, exist_ok=True)
     for draft in out.rglob("*.part"):
@@ -405,20 +342,6 @@ def _refuse_others(out: Path, settings: Mapping[str, Any], prints: Mapping[str, 
             f"{out}: holds results of another source, {before}, whose {changed[0]}.parquet is not "
             "the one here; choose an empty folder"
         )
-
-
-def check_counts(every: Sequence[Shard]) -> None:
-    """Refuse a finished corpus that holds other than one result or one reason for each image."""
-    for shard in every:
-        there = 0
-        for path in (shard.target, shard.bad):
-            if Path(path).exists():
-                there += _opened(path).metadata.num_rows
-        if there != shard.rows:
-            raise ValueError(
-                f"{shard.target}: {shard.rows} images went in from {shard.source}, {there} came "
-                "out; remove the file and start again"
-            )
 
 
 def prune_shard(shard: Shard, pruner: Pruner, batch_size: int = 64) -> Done:
@@ -469,7 +392,7 @@ def prune_shard(shard: Shard, pruner: Pruner, batch_size: int = 64) -> Done:
 
 def _tables(shard: Shard, batch_size: int) -> Iterator[pa.Table]:
     """The rows of a shard, `batch_size` at a time."""
-    reader = _opened(shard.source)
+    reader = opened(shard.source)
     batches = reader.iter_batches(batch_size=batch_size, row_groups=list(shard.row_groups))
     while True:
         try:

@@ -24,13 +24,12 @@ from secateur.integrations.corpus import (
     Done,
     Numbers,
     Pruner,
-    Shard,
-    check_counts,
     open_corpus,
     prune_shard,
     split,
     write_bad,
 )
+from secateur.integrations.shards import Shard, check_counts
 
 with extra("ray", "secateur.integrations.ray"):
     import pyarrow as pa
