@@ -107,7 +107,8 @@ def widened(x: Array) -> Array:
     if isinstance(x, np.ndarray):
         # Subclasses redefine arithmetic; neither loops nor LAPACK know another byte order, or
         # more than float64.
-        x = np.asarray(x, dtype=x.dtype.newbyteorder("="))
+        if type(x) is not np.ndarray or not x.dtype.isnative:
+            x = np.asarray(x, dtype=x.dtype.newbyteorder("="))
         if x.dtype == np.longdouble:
             x = x.astype(np.float64)
     if is_half(x):

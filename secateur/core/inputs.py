@@ -176,7 +176,7 @@ INPUTS: dict[str, Input] = {
         "token",
         "(..., N)",
         "any score (..., N) of the tokens, higher is better",
-        "no attachment gives it: it is a scorer's of your own",
+        "a scorer of your own gives it; an attachment does not",
     ),
     "selectable": Input(
         "token",

@@ -286,7 +286,6 @@ def threshold_scan(
     return plain.scan_batch(features, attention, k, step, tau_max, scan)
 
 
-@_for_known
 def patch_entropy(image: Any, patch: int) -> Floats:
     """Entropy of the grey values within each patch, O(H W)."""
     image = plain.checked_image(image)

@@ -97,8 +97,8 @@ class ERASE(InsideMethod):
     ratios
         What the first stage keeps at each level, one more than thresholds.
     patch
-        Pixels on a side of what becomes one visual token. None: what follows from pixels and
-        grid; 28, as for Qwen2.5-VL, where there is no grid.
+        Pixels on a side of what becomes one visual token, where the tokens have no grid; with
+        one it follows from the grid, and any number but the default has to agree.
     deep
         Where the second stage cuts for complex images, as a share of the layers.
     shallow
@@ -146,7 +146,7 @@ class ERASE(InsideMethod):
     keep: int | float = 0.25
     thresholds: tuple[float, ...] = _QWEN.thresholds
     ratios: tuple[float, ...] = _QWEN.ratios
-    patch: int | None = None
+    patch: int = _QWEN.patch
     deep: float = _QWEN.deep
     shallow: int = _QWEN.shallow
     complex_levels: int | None = None
@@ -177,8 +177,7 @@ class ERASE(InsideMethod):
             )
         for ratio in self.ratios:
             require_share("ratios", ratio, zero=False)
-        if self.patch is not None:
-            require_whole("patch", self.patch, least=1)
+        require_whole("patch", self.patch, least=1)
         require_share("deep", self.deep, zero=False)
         require_whole("shallow", self.shallow, least=1)
         if self.complex_levels is not None:
@@ -231,8 +230,8 @@ class ERASE(InsideMethod):
         """Pixels on a side of what becomes one of these tokens."""
         height, width = shape_of(tokens.pixels)[-3:-1]
         patch = self.patch
-        if patch is None:
-            patch = _QWEN.patch if tokens.grid is None else max(1, height // tokens.grid[0])
+        if tokens.grid is not None and patch == _QWEN.patch:
+            patch = max(1, height // tokens.grid[0])
         rows, columns = height // patch, width // patch
         fits = rows * columns == tokens.size and tokens.grid in (None, (rows, columns))
         if not fits or shape_of(tokens.pixels)[:-3] != tokens.batch_shape:

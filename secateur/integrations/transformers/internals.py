@@ -144,7 +144,7 @@ def check_cache(cache: Any, *, static: bool = True) -> None:
     if odd or getattr(cache, "offloading", False):
         what = ", ".join(sorted(odd)) or "offloaded layers"
         raise ValueError(
-            f"{cache_name()}: pruning inside the language model works on dynamic "
+            f"{cache_name()}: pruning inside the language model shortens dynamic "
             f"{'and static caches' if static else 'caches here'}, not {what}"
         )
 
