@@ -249,6 +249,9 @@ def picks_of_frames(
             for a, b in few_frames(video, times)
         ]
         weight = weight * xp.concat(towards, axis=0)
+    # Compared within a frame only: brought to about 1, and rounded, so that ties are ties.
+    largest = xp.max(xp.abs(weight), axis=-1, keepdims=True)
+    weight = settled(weight / xp.where(largest > 0, largest, xp.ones_like(largest)))
     step = max(1, TOGETHER // (n * n))
     ranges = [(low, min(low + step, times)) for low in range(0, times, step)]
     few = [_spread_picks(video[a:b, ...], weight[a:b, :], count) for a, b in ranges]
