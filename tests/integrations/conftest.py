@@ -303,6 +303,25 @@ class Qwen25Case(Case):
         return processor(text=[text], videos=videos)
 
 
+class Qwen2Case(Qwen25Case):
+    name = "qwen2_vl"
+
+    def build(self, **config):
+        vision = {
+            "depth": 4,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "mlp_ratio": 2,
+            "num_heads": 4,
+            "patch_size": self.patch,
+        }
+        return transformers.Qwen2VLForConditionalGeneration(
+            transformers.Qwen2VLConfig(
+                vision_config=vision, text_config={**self.text_config(), **config}, **self.tokens()
+            )
+        )
+
+
 class Qwen3Case(Qwen25Case):
     name = "qwen3_vl"
     layers = 5
@@ -467,8 +486,88 @@ class OneVisionCase(LlavaNextCase):
         return {**processor(text=[text]), "pixel_values_videos": values}
 
 
+class InternProcessor:
+    """InternVL's tiles; its own processor needs torchvision for videos."""
+
+    chat_template = CHAT
+
+    def __init__(self) -> None:
+        images = transformers.models.got_ocr2.image_processing_pil_got_ocr2
+        self.image_processor = images.GotOcr2ImageProcessorPil(
+            size={"height": 32, "width": 32}, crop_to_patches=True, max_patches=4
+        )
+        self.tokenizer = tokenizer(bos_token="<s>")
+
+    def apply_chat_template(self, messages: Any, **how: Any) -> Any:
+        how = {"tokenize": False, "chat_template": CHAT, **how}
+        return self.tokenizer.apply_chat_template(messages, **how)
+
+    def __call__(self, text, images=None, padding=True, return_tensors="pt"):
+        found, counts = {}, []
+        if images:
+            made = self.image_processor(images=images, return_tensors="pt")
+            found = {"pixel_values": made["pixel_values"]}
+            counts = [int(n) for n in made["num_patches"]]
+        filled = []
+        for each in text:
+            while "<image> " in each:
+                tiles = "<image>! " * (16 * counts.pop(0))
+                marked = f"<|vision_start|> {tiles}<|vision_end|> "
+                each = each.replace("<image> ", marked, 1)
+            filled.append(each.replace("<image>!", "<image>"))
+        return {**self.tokenizer(filled, padding=padding, return_tensors="pt"), **found}
+
+
+class InternCase(LlavaCase):
+    name = "internvl"
+    sizes = ((40, 60), (32, 32), (64, 30), (64, 64))
+
+    def build(self, **config):
+        vision = transformers.InternVLVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=4,
+            use_qk_norm=True,
+            norm_type="rms_norm",
+        )
+        text = transformers.Qwen2Config(
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=self.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=128,
+            max_position_embeddings=2048,
+            **config,
+        )
+        return transformers.InternVLForConditionalGeneration(
+            transformers.InternVLConfig(
+                vision_config=vision,
+                text_config=text,
+                image_token_id=4,
+                image_seq_length=16,
+                tie_word_embeddings=False,
+            )
+        )
+
+    def processor(self):
+        return InternProcessor()
+
+
 CASES: dict[str, type[Case]] = {
-    case.name: case for case in (LlavaCase, LlavaNextCase, OneVisionCase, Qwen25Case, Qwen3Case)
+    case.name: case
+    for case in (
+        InternCase,
+        LlavaCase,
+        LlavaNextCase,
+        OneVisionCase,
+        Qwen2Case,
+        Qwen25Case,
+        Qwen3Case,
+    )
 }
 
 
