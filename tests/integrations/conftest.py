@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -557,6 +558,81 @@ class InternCase(LlavaCase):
         return InternProcessor()
 
 
+class SmolProcessor(InternProcessor):
+    """SmolVLM's tiles, with a mark and a place before each; its own needs torchvision."""
+
+    def __init__(self) -> None:
+        images = transformers.models.smolvlm.image_processing_pil_smolvlm
+        self.image_processor = images.SmolVLMImageProcessorPil(
+            size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+        )
+        self.tokenizer = tokenizer(bos_token="<s>")
+
+    def __call__(self, text, images=None, padding=True, return_tensors="pt"):
+        found, layouts = {}, []
+        if images:
+            groups = np.cumsum([0, *(each.count("<image>") for each in text)])
+            nested = [images[start:stop] for start, stop in pairwise(groups)]
+            made = self.image_processor(
+                images=nested, return_tensors="pt", return_row_col_info=True
+            )
+            found = {name: made[name] for name in ("pixel_values", "pixel_attention_mask")}
+            rows, columns = ([n for own in made[x] for n in own] for x in ("rows", "cols"))
+            layouts = list(zip(rows, columns, strict=True))
+        filled = []
+        for each in text:
+            while "<image> " in each:
+                each = each.replace("<image> ", self.tiles(*layouts.pop(0)), 1)
+            filled.append(each.replace("<image>!", "<image>"))
+        return {**self.tokenizer(filled, padding=padding, return_tensors="pt"), **found}
+
+    def tiles(self, rows, columns):
+        tile = "<image>! " * 16
+        row = f"<|vision_start|> <|im_start|> {tile}" * columns + ", "
+        return f"{row * rows}<|vision_start|> <|im_end|> {tile}<|vision_start|> "
+
+
+class SmolCase(InternCase):
+    name = "smolvlm"
+    kind = "SmolVLM"
+
+    def build(self, **config):
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 4,
+        }
+        text = transformers.LlamaConfig(
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=self.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=128,
+            max_position_embeddings=2048,
+            pad_token_id=0,
+            **config,
+        )
+        config = getattr(transformers, f"{self.kind}Config")(
+            vision_config=vision, text_config=text, image_token_id=4
+        )
+        model = getattr(transformers, f"{self.kind}ForConditionalGeneration")(config)
+        # The tests find it where the other families have it.
+        object.__setattr__(model.model, "language_model", model.model.text_model)
+        return model
+
+    def processor(self):
+        return SmolProcessor()
+
+
+class Idefics3Case(SmolCase):
+    name = "idefics3"
+    kind = "Idefics3"
+
+
 CASES: dict[str, type[Case]] = {
     case.name: case
     for case in (
@@ -567,6 +643,8 @@ CASES: dict[str, type[Case]] = {
         Qwen2Case,
         Qwen25Case,
         Qwen3Case,
+        SmolCase,
+        Idefics3Case,
     )
 }
 

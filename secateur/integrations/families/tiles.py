@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from secateur.integrations.encoded import Tensor, Visual, whole
-from secateur.integrations.families.base import OBSERVED, Family
+from secateur.integrations.families.base import HALVES, OBSERVED, Family
 
 INTERNVL = Family(
     "InternVL",
     OBSERVED | {"pixels"},
     normalisation=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 )
+
+SMOLVLM = Family("SmolVLM and Idefics3", OBSERVED | {"pixels"}, normalisation=HALVES)
 
 Run = tuple[int, int, int]
 """A row of placeholders without a gap: its prompt, first column and the column after its last."""
@@ -43,6 +45,28 @@ def tiles_of(run: Run, size: int) -> int:
             f"a tile has {size} features"
         )
     return (stop - start) // size
+
+
+def tiles_by_image(
+    ids: np.ndarray[Any, np.dtype[np.int64]], found: Sequence[Run], size: int
+) -> list[int]:
+    """How many tiles each image of prompts (B, T) has, where text stands between tiles.
+
+    A mark stands before each tile and after an image, so one stands between two tiles of an image
+    and two between images. It is what follows a prompt's last tile.
+    """
+    counts: list[int] = []
+    last = {row: stop for row, _, stop in found}
+    before = (-1, 0)
+    for row, start, stop in found:
+        tiles = tiles_of((row, start, stop), size)
+        mark = ids[row, last[row]] if last[row] < ids.shape[1] else -1
+        if before[0] == row and (ids[row, before[1] : start] == mark).sum() == 1:
+            counts[-1] += tiles
+        else:
+            counts.append(tiles)
+        before = (row, stop)
+    return counts
 
 
 def folded(x: Tensor, fold: int) -> Tensor:

@@ -14,6 +14,7 @@ from secateur.integrations.encoded import Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
 
 FAMILIES = {
+    "Idefics3ForConditionalGeneration": "smolvlm:SmolVLM",
     "InternVLForConditionalGeneration": "internvl:InternVL",
     "LlavaForConditionalGeneration": "llava:Llava",
     "LlavaNextForConditionalGeneration": "llava_next:LlavaNext",
@@ -21,6 +22,7 @@ FAMILIES = {
     "Qwen2VLForConditionalGeneration": "qwen2_5_vl:Qwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:Qwen25VL",
     "Qwen3VLForConditionalGeneration": "qwen3_vl:Qwen3VL",
+    "SmolVLMForConditionalGeneration": "smolvlm:SmolVLM",
 }
 """The model classes of transformers that can be attached to, and the file and class beside this
 one that know them."""
