@@ -87,7 +87,25 @@ def qwen3_vl() -> tuple[Any, Any]:
     return hf.Qwen3VLForConditionalGeneration(config), prepare
 
 
-SMALL = {each.__name__: each for each in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl)}
+def internvl() -> tuple[Any, Any]:
+    vision, text = hf.InternVLVisionConfig(**TOWER), hf.Qwen2Config(**DECODER)
+    config = hf.InternVLConfig(vision_config=vision, text_config=text, image_token_id=4)
+    square = {"height": 56, "width": 56}
+    prepare = hf.GotOcr2ImageProcessorPil(size=square, crop_to_patches=True)
+    return hf.InternVLForConditionalGeneration(config), prepare
+
+
+def smolvlm() -> tuple[Any, Any]:
+    text = hf.LlamaConfig(**DECODER, pad_token_id=0)
+    config = hf.SmolVLMConfig(vision_config=TOWER, text_config=text, image_token_id=4)
+    size = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
+    return hf.SmolVLMForConditionalGeneration(config), hf.SmolVLMImageProcessorPil(**size)
+
+
+SMALL = {
+    each.__name__: each
+    for each in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, internvl, smolvlm)
+}
 """A model of each family with random weights, and what prepares its pictures."""
 
 METHODS = {
@@ -96,8 +114,22 @@ METHODS = {
     "llava_onevision": "divprune",
     "qwen2_5_vl": "erase",
     "qwen3_vl": "eadp",
+    "internvl": "topk",
+    "smolvlm": "topk",
 }
 """What to attach when nobody says: something that the family shows well."""
+
+
+def placed(family: str, model: Any, visual: dict[str, torch.Tensor]) -> list[int]:
+    """What stands for the picture in the prompt."""
+    token = model.config.image_token_id
+    if family == "internvl":
+        return [token] * 16 * len(visual["pixel_values"])
+    if family == "smolvlm":  # a mark, the tile's place, the tile; a mark at the end
+        return [5, 6, *[token] * 16] * visual["pixel_values"].shape[1] + [5]
+    with torch.no_grad():
+        features = model.get_image_features(**visual, return_dict=True).pooler_output[0]
+    return [token] * len(features)
 
 
 def small(family: str, picture: Image.Image) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -105,11 +137,11 @@ def small(family: str, picture: Image.Image) -> tuple[Any, dict[str, torch.Tenso
     torch.manual_seed(0)
     model, prepare = SMALL[family]()
     visual = dict(prepare(images=picture, return_tensors="pt"))
-    with torch.no_grad():
-        features = model.get_image_features(**visual, return_dict=True).pooler_output[0]
-    placeholders = torch.full((1, len(features)), model.config.image_token_id)
+    visual.pop("num_patches", None)  # how many tiles, which a processor would put into the prompt
     words = torch.randint(20, 100, (1, 10))
-    ids = torch.cat([words[:, :1], placeholders, words[:, 1:]], dim=1)
+    ids = torch.cat(
+        [words[:, :1], torch.tensor([placed(family, model, visual)]), words[:, 1:]], dim=1
+    )
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **visual}
     if "image_grid_thw" in visual:
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()

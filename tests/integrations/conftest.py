@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -303,6 +304,25 @@ class Qwen25Case(Case):
         return processor(text=[text], videos=videos)
 
 
+class Qwen2Case(Qwen25Case):
+    name = "qwen2_vl"
+
+    def build(self, **config):
+        vision = {
+            "depth": 4,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "mlp_ratio": 2,
+            "num_heads": 4,
+            "patch_size": self.patch,
+        }
+        return transformers.Qwen2VLForConditionalGeneration(
+            transformers.Qwen2VLConfig(
+                vision_config=vision, text_config={**self.text_config(), **config}, **self.tokens()
+            )
+        )
+
+
 class Qwen3Case(Qwen25Case):
     name = "qwen3_vl"
     layers = 5
@@ -467,8 +487,165 @@ class OneVisionCase(LlavaNextCase):
         return {**processor(text=[text]), "pixel_values_videos": values}
 
 
+class InternProcessor:
+    """InternVL's tiles; its own processor needs torchvision for videos."""
+
+    chat_template = CHAT
+
+    def __init__(self) -> None:
+        images = transformers.models.got_ocr2.image_processing_pil_got_ocr2
+        self.image_processor = images.GotOcr2ImageProcessorPil(
+            size={"height": 32, "width": 32}, crop_to_patches=True, max_patches=4
+        )
+        self.tokenizer = tokenizer(bos_token="<s>")
+
+    def apply_chat_template(self, messages: Any, **how: Any) -> Any:
+        how = {"tokenize": False, "chat_template": CHAT, **how}
+        return self.tokenizer.apply_chat_template(messages, **how)
+
+    def __call__(self, text, images=None, padding=True, return_tensors="pt"):
+        found, counts = {}, []
+        if images:
+            made = self.image_processor(images=images, return_tensors="pt")
+            found = {"pixel_values": made["pixel_values"]}
+            counts = [int(n) for n in made["num_patches"]]
+        filled = []
+        for each in text:
+            while "<image> " in each:
+                tiles = "<image>! " * (16 * counts.pop(0))
+                marked = f"<|vision_start|> {tiles}<|vision_end|> "
+                each = each.replace("<image> ", marked, 1)
+            filled.append(each.replace("<image>!", "<image>"))
+        return {**self.tokenizer(filled, padding=padding, return_tensors="pt"), **found}
+
+
+class InternCase(LlavaCase):
+    name = "internvl"
+    sizes = ((40, 60), (32, 32), (64, 30), (64, 64))
+
+    def build(self, **config):
+        vision = transformers.InternVLVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=4,
+            use_qk_norm=True,
+            norm_type="rms_norm",
+        )
+        text = transformers.Qwen2Config(
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=self.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=128,
+            max_position_embeddings=2048,
+            **config,
+        )
+        return transformers.InternVLForConditionalGeneration(
+            transformers.InternVLConfig(
+                vision_config=vision,
+                text_config=text,
+                image_token_id=4,
+                image_seq_length=16,
+                tie_word_embeddings=False,
+            )
+        )
+
+    def processor(self):
+        return InternProcessor()
+
+
+class SmolProcessor(InternProcessor):
+    """SmolVLM's tiles, with a mark and a place before each; its own needs torchvision."""
+
+    def __init__(self) -> None:
+        images = transformers.models.smolvlm.image_processing_pil_smolvlm
+        self.image_processor = images.SmolVLMImageProcessorPil(
+            size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+        )
+        self.tokenizer = tokenizer(bos_token="<s>")
+
+    def __call__(self, text, images=None, padding=True, return_tensors="pt"):
+        found, layouts = {}, []
+        if images:
+            groups = np.cumsum([0, *(each.count("<image>") for each in text)])
+            nested = [images[start:stop] for start, stop in pairwise(groups)]
+            made = self.image_processor(
+                images=nested, return_tensors="pt", return_row_col_info=True
+            )
+            found = {name: made[name] for name in ("pixel_values", "pixel_attention_mask")}
+            rows, columns = ([n for own in made[x] for n in own] for x in ("rows", "cols"))
+            layouts = list(zip(rows, columns, strict=True))
+        filled = []
+        for each in text:
+            while "<image> " in each:
+                each = each.replace("<image> ", self.tiles(*layouts.pop(0)), 1)
+            filled.append(each.replace("<image>!", "<image>"))
+        return {**self.tokenizer(filled, padding=padding, return_tensors="pt"), **found}
+
+    def tiles(self, rows, columns):
+        tile = "<image>! " * 16
+        row = f"<|vision_start|> <|im_start|> {tile}" * columns + ", "
+        return f"{row * rows}<|vision_start|> <|im_end|> {tile}<|vision_start|> "
+
+
+class SmolCase(InternCase):
+    name = "smolvlm"
+    kind = "SmolVLM"
+
+    def build(self, **config):
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 4,
+        }
+        text = transformers.LlamaConfig(
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=self.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=128,
+            max_position_embeddings=2048,
+            pad_token_id=0,
+            **config,
+        )
+        config = getattr(transformers, f"{self.kind}Config")(
+            vision_config=vision, text_config=text, image_token_id=4
+        )
+        model = getattr(transformers, f"{self.kind}ForConditionalGeneration")(config)
+        # The tests find it where the other families have it.
+        object.__setattr__(model.model, "language_model", model.model.text_model)
+        return model
+
+    def processor(self):
+        return SmolProcessor()
+
+
+class Idefics3Case(SmolCase):
+    name = "idefics3"
+    kind = "Idefics3"
+
+
 CASES: dict[str, type[Case]] = {
-    case.name: case for case in (LlavaCase, LlavaNextCase, OneVisionCase, Qwen25Case, Qwen3Case)
+    case.name: case
+    for case in (
+        InternCase,
+        LlavaCase,
+        LlavaNextCase,
+        OneVisionCase,
+        Qwen2Case,
+        Qwen25Case,
+        Qwen3Case,
+        SmolCase,
+        Idefics3Case,
+    )
 }
 
 

@@ -34,11 +34,19 @@ def own_attention(model, inputs):
     if values.ndim == 5:
         counts = [int(own.flatten(1).any(dim=1).sum()) for own in values]
         values = torch.cat([own[:n] for own, n in zip(values, counts, strict=True)])
+    if hasattr(model.model, "vision_model"):
+        values = values[values.flatten(1).any(dim=1)]
+        weights = model.model.vision_model(values, output_attentions=True).attentions[-1]
+        maps = weights.mean(dim=1).mean(dim=1)[:, None].unflatten(-1, (8, 8))
+        return torch.nn.functional.avg_pool2d(maps, 2).flatten(1)
     tower = model.model.vision_tower
     chosen = model.config.vision_feature_layer
     weights = tower(values, output_attentions=True).attentions[chosen]
     if model.config.vision_config.model_type == "clip_vision_model":
         return weights.mean(dim=1)[:, 0, 1:]
+    if model.config.vision_config.model_type == "internvl_vision":
+        maps = weights.mean(dim=1)[:, None, 0, 1:].unflatten(-1, (8, 8))
+        return torch.nn.functional.avg_pool2d(maps, 2).flatten(1)
     return weights.mean(dim=1).mean(dim=1)
 
 
@@ -164,12 +172,12 @@ def test_pixels_come_back_to_the_8_bit_value(cases, name):
             assert image.max() > 200
 
 
-@pytest.mark.parametrize("name", WITH_PIXELS)
+@pytest.mark.parametrize("name", [*WITH_PIXELS, "internvl"])
 def test_pixels_are_the_picture(cases, name):
     """A picture that needs no resizing comes back as it was."""
     case = cases[name]()
     model = case.model()
-    sides = {"llava": (32, 32)}.get(name, (32, 48))
+    sides = {"internvl": (32, 32), "llava": (32, 32)}.get(name, (32, 48))
     random = np.random.default_rng(1)
     image = random.integers(0, 256, (*sides, 3)).astype(np.uint8)
     processor = case.processor()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     pass
 
 
+QWEN2_VL = Family("Qwen2-VL", OBSERVED | {"pixels"}, modalities=("image", "video"))
 QWEN2_5_VL = Family("Qwen2.5-VL", OBSERVED | {"pixels"}, modalities=("image", "video"))
 QWEN3_VL = Family(
     "Qwen3-VL", OBSERVED | {"pixels"}, modalities=("image", "video"), normalisation=HALVES

@@ -14,11 +14,15 @@ from secateur.integrations.encoded import Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
 
 FAMILIES = {
+    "Idefics3ForConditionalGeneration": "smolvlm:SmolVLM",
+    "InternVLForConditionalGeneration": "internvl:InternVL",
     "LlavaForConditionalGeneration": "llava:Llava",
     "LlavaNextForConditionalGeneration": "llava_next:LlavaNext",
     "LlavaOnevisionForConditionalGeneration": "llava_onevision:LlavaOneVision",
+    "Qwen2VLForConditionalGeneration": "qwen2_5_vl:Qwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:Qwen25VL",
     "Qwen3VLForConditionalGeneration": "qwen3_vl:Qwen3VL",
+    "SmolVLMForConditionalGeneration": "smolvlm:SmolVLM",
 }
 """The model classes of transformers that can be attached to, and the file and class beside this
 one that know them."""

@@ -1,5 +1,7 @@
 """Qwen2.5-VL: a windowed tower whose 2 x 2 patches merge into a token, M-RoPE, videos by frame.
 
+Qwen2-VL is the same with full attention in every layer of its tower.
+
 Attention is that of the tower's last full-attention layer: what a patch receives on average from
 its image (or frame), averaged over the patches that merge, with the window order undone.
 `positions=None` means ``"original"``: kept tokens keep time, row and column.
@@ -15,7 +17,7 @@ import torch
 from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
-from secateur.integrations.families.qwen import QWEN2_5_VL, frame_parts, unpatched
+from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN2_VL, frame_parts, unpatched
 from secateur.integrations.observing import (
     Watch,
     by_frame,
@@ -161,3 +163,17 @@ class Qwen25VL(Adapter):
             start += frames * h * w
             patch_start += frames * height * width
         return found
+
+
+class Qwen2VL(Qwen25VL):
+    """Where Qwen2-VL keeps what pruning needs: as Qwen2.5-VL, without windows in the tower."""
+
+    family: ClassVar[Family] = QWEN2_VL
+
+    def full_attention(self, tower: Any) -> Sequence[int]:
+        """All of them."""
+        return range(len(tower.blocks))
+
+    def order(self, tower: Any, grids: Tensor) -> Tensor | None:
+        """The prompt's."""
+        return None

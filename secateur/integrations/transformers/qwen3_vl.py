@@ -8,7 +8,6 @@ Qwen2.5-VL. `positions=None` means ``"original"``: kept tokens keep time, row an
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,22 +15,14 @@ import torch
 from secateur.integrations.encoded import Tensor
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.qwen import QWEN3_VL
-from secateur.integrations.transformers.qwen2_5_vl import Qwen25VL
+from secateur.integrations.transformers.qwen2_5_vl import Qwen2VL
 from secateur.integrations.transformers.shorten import Prompt
 
 
-class Qwen3VL(Qwen25VL):
+class Qwen3VL(Qwen2VL):
     """Where Qwen3-VL keeps what pruning needs."""
 
     family: ClassVar[Family] = QWEN3_VL
-
-    def full_attention(self, tower: Any) -> Sequence[int]:
-        """All of them."""
-        return range(len(tower.blocks))
-
-    def order(self, tower: Any, grids: Tensor) -> Tensor | None:
-        """The prompt's."""
-        return None
 
     def encoded(self, model: Any, ids: Tensor, prompt: Prompt) -> dict[str, Any]:
         """Shortened `input_ids` and what the tower returned for the kept tokens."""

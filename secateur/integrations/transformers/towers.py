@@ -92,15 +92,21 @@ class Tower:
         if states and encoder is not None:
             seen.embeds = encoder.project(self.module, self._patches(states[0].detach()))
 
+    def projections(self, layer: Any) -> tuple[Any, Any]:
+        """The modules of a layer that return queries and keys (P, T, C)."""
+        return layer.self_attn.q_proj, layer.self_attn.k_proj
+
     def _asked(self, watch: Watch, request: Request) -> list[list[Any]]:
         if request.what == "states":
             return [watch.inputs(self.projector)]
         if request.what == "class":
             picked = [self.layers[pick] for pick in self.picks] if self.class_token else []
             return [watch.output(layer) for layer in picked]
-        attention = self.layers[layer_of(request, self.layer, len(self.layers))].self_attn
-        names = ("q_proj", "k_proj") if request.what == "attention" else ("k_proj",)
-        return [watch.output(getattr(attention, name)) for name in names]
+        layer = self.layers[layer_of(request, self.layer, len(self.layers))]
+        queries, keys = self.projections(layer)
+        return [
+            watch.output(x) for x in ((queries, keys) if request.what == "attention" else (keys,))
+        ]
 
     def _answer(self, request: Request, seen: list[Tensor]) -> Tensor:
         seen = [x.detach() for x in seen]
