@@ -1,18 +1,7 @@
-"""The array protocol: whose array is it, which driver is fast on it, and may it come in.
+"""The array protocol: whose array is it, what do its numbers count as, and may it come in.
 
-Core code is written against the Python array API standard. What a library can do better than
-the standard allows, its *driver* offers: a module with functions named like the operations of
-the core. An operation is declared here once, by decorating its reference version:
-
->>> from secateur.core.arrays import operation
->>> @operation
-... def total(x):
-...     return float(x.sum())
->>> import numpy as np
->>> total(np.ones(3)), total.reference(np.ones(3))
-(3.0, 3.0)
-
-A call looks for a driver of the first array it is given and falls back on the reference.
+Core code is written against the Python array API standard; what a library can do better than the
+standard allows is in `secateur.core.dispatch`.
 """
 
 from __future__ import annotations

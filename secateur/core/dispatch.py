@@ -1,4 +1,19 @@
-"""Who computes: drivers, operations they may answer, and the choice between them."""
+"""Who computes: drivers, operations they may answer, and the choice between them.
+
+What a library can do better than the array API standard allows, its *driver* offers: a module with
+functions named like the operations of the core. An operation is declared once, by decorating its
+reference version:
+
+>>> import numpy as np
+>>> from secateur.core.dispatch import operation
+>>> @operation
+... def total(x):
+...     return float(x.sum())
+>>> total(np.ones(3)), total.reference(np.ones(3))
+(3.0, 3.0)
+
+A call looks for a driver of the first array it is given and falls back on the reference.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +31,10 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 from secateur.core.arrays import Array, is_sparse, library
 
 P = ParamSpec("P")
-
-
 R = TypeVar("R")
-
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-
 _drivers: dict[str, tuple[str, ...]] = {}
-
-
 _modules: dict[str, str] = {}
-
-
 _operations: dict[str, Operation[..., Any]] = {}
 """All operations by name, as they are declared: what a driver may offer."""
 

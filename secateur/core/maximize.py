@@ -30,8 +30,6 @@ from secateur.core.selection import Selection
 P = ParamSpec("P")
 
 Algorithm = Literal["auto", "naive", "lazy", "incremental", "stochastic"]
-
-
 _SOLVERS: dict[tuple[type[Objective], str], Operation[..., Picks]] = {}
 
 

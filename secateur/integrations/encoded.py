@@ -13,14 +13,8 @@ Tensor = Any
 
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-
-
 Modality = Literal["image", "video"]
-
-
 Positions = Literal["original", "compact"]
-
-
 TEXT = frozenset({"text", "text_global", "text_mask"})
 """Inputs of methods that tell the instruction."""
 

@@ -39,8 +39,6 @@ Texture = Literal["plain", "gradient", "stripes", "checks", "speckles", "noise"]
 
 COMPLEXITIES: tuple[Complexity, ...] = get_args(Complexity)
 TEXTURES: tuple[Texture, ...] = get_args(Texture)
-
-
 _COUNTS: dict[Complexity, tuple[int, int]] = {
     "sparse": (1, 3),
     "medium": (4, 6),

@@ -65,7 +65,7 @@ class MMTok(Method):
     >>> tokens = sc.Tokens(features=x, states=x, text=np.array([[0.0, 2.0]]))
     >>> chosen = sc.MMTok(keep=2).select(tokens)
     >>> chosen.indices, round(float(chosen.guarantee), 2)
-    (array([2, 3]), 0.98)
+    (array([2, 0]), 1.0)
     """
 
     alpha: float = 0.5
