@@ -38,7 +38,10 @@ def instruction(case, model, processor, words=(WORDS,), images=(1,)):
     return [tokenizer.decode(row[own]) for row, own in zip(ids, found, strict=True)]
 
 
-def test_the_instruction_is_found_in_the_prompt(case, model):
+def test_the_instruction_is_found_in_the_prompt(case, model, request):
+    if any(name in request.node.name for name in ("smolvlm", "idefics3")):
+        reason = "the newlines between their tiles still count as words"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     both = (WORDS, "what color is the sky in this ?")
     assert instruction(case, model, case.processor(), both, (1, 2)) == list(both)
     assert instruction(case, model, case.processor(), both, (0, 1)) == list(both)

@@ -48,6 +48,7 @@ __all__ = [
     "farthest_first_features",
     "patch_entropy",
     "singular_values",
+    "smallest",
     "text_relevance",
     "threshold_scan",
     "unit",
