@@ -11,11 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from secateur.core.arrays import Array, like, to_numpy
+from secateur.core.attention import text_attention
 from secateur.core.inputs import Tokens
 from secateur.core.selection import Selection
 
@@ -137,6 +138,19 @@ class Sight:
         told: np.ndarray[Any, Any] = np.concatenate([to_numpy(x.info[name]) for x in chosen])
         return np.asarray(told[to_numpy(self.place)])
 
+    def attention(self, asking: Array, queries: Array | None = None) -> Array:
+        """What the visual tokens (N,) receive from the tokens at `asking`, summed over those.
+
+        By the layer's own queries unless others (H, T, d) are given.
+        """
+        return text_attention(
+            self.queries if queries is None else queries,
+            self.keys,
+            visual=self.visual,
+            text=asking,
+            mask=self.mask,
+        )
+
     def others(self, skip: int = 0) -> Array:
         """Ascending positions of the real tokens that are not visual, but for the first `skip`."""
         there = np.ones(self.length, dtype=bool)
@@ -248,6 +262,11 @@ class Makes(ABC):
 
 class ChoosesParts(ABC):
     """Chooses from the crops of an image or the frames of a video, all seen at once."""
+
+    @property
+    def alone(self) -> Self:
+        """The method for pictures that are not cut, each by itself; itself unless it says more."""
+        return self
 
     @abstractmethod
     def select_parts(self, parts: Sequence[Tokens], pictures: int) -> list[Selection]:

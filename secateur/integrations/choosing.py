@@ -166,11 +166,10 @@ def _groups(method: Method, visual: Visual, tokens: Sequence[Tokens]) -> list[Gr
     if visual.modality == "video" and alike and same and first.pixels is None:
         video = _joined(tokens)
         return [(visual.parts, video, method.select(video, check_finite=False).row())]
+    if isinstance(method, ChoosesParts) and not visual.crops:
+        method = method.alone
     if visual.crops and isinstance(method, ChoosesParts):
         selections = method.select_parts(tokens, visual.crops)
-    elif visual.modality == "image" and isinstance(method, ChoosesParts):
-        # Images that a host encoded together: each is the only picture of its own.
-        selections = [method.select_parts([each], 1)[0] for each in tokens]
     elif visual.crops:
         selections = _crops(method, tokens, visual.crops)
     elif alike and len(tokens) > 1:

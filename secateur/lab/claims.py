@@ -243,9 +243,9 @@ def pointing(lab: Lab, drawn: Sequence[Scene], usually: Usual, share: float = 0.
     seen: list[Tokens] = []
 
     class Watching(EADP):
-        def select_parts(self, parts: Sequence[Tokens], pictures: int) -> list[Selection]:
-            seen.extend(parts)
-            return super().select_parts(parts, pictures)
+        def choose(self, tokens: Tokens, k: int) -> Selection:
+            seen.append(tokens)
+            return super().choose(tokens, k)
 
     method = fitted(Watching(keep=16), usually)
     rows: list[list[float]] = []

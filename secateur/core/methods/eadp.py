@@ -200,6 +200,11 @@ class EADP(Method, ChoosesParts):
         video = {"frames", "states"} if self.published else set()
         return frozenset({"embeds", "grid", "text_global", "text_mask", *video})
 
+    @property
+    def alone(self) -> EADP:
+        """Without `crops`; see `ChoosesParts.alone`."""
+        return self if self.crops is None else replace(self, crops=None)
+
     def check_attached(self) -> None:
         """Crops share by importance there; see `Method.check_attached`."""
         if self.crops not in (None, "importance"):
@@ -273,7 +278,7 @@ class EADP(Method, ChoosesParts):
         """Frames are no crops; as published, videos by the rules of the program for video."""
         chosen = []
         for each in images:
-            told = self if each.frames is None else replace(self, crops=None)
+            told = self if each.frames is None else self.alone
             if self.published and each.frames is not None and each.states is not None:
                 told = replace(told, keep_ratio=VIDEO_KEEPS, aggregate="tempered")
                 each = each.with_(features=each.states, embeds=each.states)
@@ -285,8 +290,7 @@ class EADP(Method, ChoosesParts):
 
         Min-max runs over all crops together; each is smoothed and covered by itself.
         """
-        alone = replace(self, crops=None)
-        raw = [alone._similarity(each) for each in parts]
+        raw = [self.alone._similarity(each) for each in parts]
         xp = namespace(raw[0])
         joined = min_max(xp.concat(raw, axis=-1), check_finite=False)
         sizes = np.array([each.size for each in parts])

@@ -11,7 +11,6 @@ import numpy as np
 
 from secateur.core.acts import Cut, Layout, Look, Sight, Stay
 from secateur.core.arrays import (
-    Array,
     descending,
     device,
     index_dtype,
@@ -21,7 +20,7 @@ from secateur.core.arrays import (
     spell,
     to_numpy,
 )
-from secateur.core.attention import best, text_attention
+from secateur.core.attention import best
 from secateur.core.inputs import Tokens
 from secateur.core.measures import median, patch_entropy
 from secateur.core.methods.base import CountedFrom, Program, require_share, require_whole
@@ -254,7 +253,7 @@ class ERASE(InsideMethod):
 
     def plan(self, layout: Layout) -> tuple[Cut, ...]:
         """One cut, by the most complex of the prompt's images; see `Cuts.plan`."""
-        levels = [int(to_numpy(each.info["level"])) for each in layout.chosen]
+        levels = [int(to_numpy(each.info["level"]).min()) for each in layout.chosen]
         level = min(levels) if levels else None
         if not self.published:
             return self.cuts(layout.depth, layout.size, level=level, earliest=layout.earliest)
@@ -273,14 +272,13 @@ class ERASE(InsideMethod):
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Those the asking tokens attend to; see `Cuts.decide`."""
         if not self.published:
-            return super().decide(cut, sight)
+            return Stay(best(sight.attention(sight.text), cut.keep))
+        if sight.ask is None:
+            raise ValueError("ERASE as published asks with queries that only a model makes")
         left = sight.layout is not None and sight.layout.family == _OF_STATES_THAT_LEFT
-        queries = sight.ask(sight.hidden if left else sight.entered)  # type: ignore[misc]
+        queries = sight.ask(sight.hidden if left else sight.entered)
         asking = sight.others(skip=_BEFORE_THE_IMAGE[left])
-        scores = text_attention(
-            queries, sight.keys, visual=sight.visual, text=asking, mask=sight.mask
-        )
-        return Stay(best(scores, cut.keep))
+        return Stay(best(sight.attention(asking, queries), cut.keep))
 
     def cuts(
         self, depth: int, size: int, *, level: int | None = None, earliest: int = 1
@@ -295,17 +293,3 @@ class ERASE(InsideMethod):
         simple = level is not None and level >= levels
         after = self.shallow if simple else round(self.deep * depth)
         return descending_cuts([max(after, earliest)], [self.budget(size)], depth, size)
-
-    def keep_visual(
-        self,
-        cut: Cut,
-        queries: Array,
-        keys: Array,
-        *,
-        visual: Array,
-        text: Array,
-        mask: Array | None = None,
-        hidden: Array | None = None,
-    ) -> Array:
-        """Those the instruction attends to; see `InsideMethod.keep_visual`."""
-        return best(text_attention(queries, keys, visual=visual, text=text, mask=mask), cut.keep)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from secateur.core.acts import Cut
+from secateur.core.acts import Cut, Sight, Stay
 from secateur.core.arrays import (
-    Array,
     device,
     namespace,
 )
-from secateur.core.attention import best, real, text_attention
+from secateur.core.attention import best, real
 from secateur.core.methods.base import Program, require_whole
 from secateur.core.methods.inside import InsideMethod, descending_cuts
 
@@ -85,19 +84,9 @@ class FastV(InsideMethod):
         """One cut; see `InsideMethod.cuts`."""
         return descending_cuts([max(self.after, earliest)], [self.budget(size)], depth, size)
 
-    def keep_visual(
-        self,
-        cut: Cut,
-        queries: Array,
-        keys: Array,
-        *,
-        visual: Array,
-        text: Array,
-        mask: Array | None = None,
-        hidden: Array | None = None,
-    ) -> Array:
-        """Those the last token attends to; see `InsideMethod.keep_visual`."""
-        xp = namespace(queries)
-        everyone = xp.arange(int(queries.shape[-2]), dtype=visual.dtype, device=device(visual))
-        final = real(everyone, mask)[-1:]
-        return best(text_attention(queries, keys, visual=visual, text=final, mask=mask), cut.keep)
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Those the last token attends to; see `Cuts.decide`."""
+        xp, visual = namespace(sight.queries), sight.visual
+        everyone = xp.arange(sight.length, dtype=visual.dtype, device=device(visual))
+        final = real(everyone, sight.mask)[-1:]
+        return Stay(best(sight.attention(final), cut.keep))

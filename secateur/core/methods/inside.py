@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
-from secateur.core.arrays import (
-    Array,
-)
+from secateur.core.arrays import Array
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
@@ -33,7 +31,9 @@ class InsideMethod(Method, Cuts):
         return self.cuts(layout.depth, layout.size, earliest=layout.earliest)
 
     def decide(self, cut: Cut, sight: Sight) -> Stay:
-        """`keep_visual` from what is seen; see `Cuts.decide`."""
+        """`keep_visual` from what is seen, for methods that give that; see `Cuts.decide`."""
+        if type(self).keep_visual is InsideMethod.keep_visual:
+            raise NotImplementedError(f"{type(self).__name__} gives neither decide nor keep_visual")
         return Stay(
             self.keep_visual(
                 cut,
@@ -76,7 +76,6 @@ class InsideMethod(Method, Cuts):
             Ascending in `after`, descending in `keep`; cuts that drop nothing are left out.
         """
 
-    @abstractmethod
     def keep_visual(
         self,
         cut: Cut,
@@ -111,7 +110,21 @@ class InsideMethod(Method, Cuts):
         -------
         Array
             Ascending places within `visual` of those that stay.
+
+        Notes
+        -----
+        What `decide` keeps where it sees this much.
         """
+        sight = Sight(
+            length=int(queries.shape[-2]),
+            visual=visual,
+            text=text,
+            mask=mask,
+            queries=queries,
+            keys=keys,
+            entered=hidden,
+        )
+        return self.decide(cut, sight).kept
 
 
 def descending_cuts(

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from secateur.core.acts import Cut, Layout, Sight, Stay
-from secateur.core.arrays import Array, like, namespace, resolve_keep, to_numpy
-from secateur.core.attention import best, real, text_attention
+from secateur.core.arrays import like, namespace, resolve_keep, to_numpy
+from secateur.core.attention import best, real
 from secateur.core.methods.base import Program, require_share
 from secateur.core.methods.inside import InsideMethod, descending_cuts
 
@@ -117,14 +117,12 @@ class PyramidDrop(InsideMethod):
         return tuple(cuts)
 
     def decide(self, cut: Cut, sight: Sight) -> Stay:
-        """Those the last token attends to, image by image; see `Cuts.decide`."""
-        if not isinstance(cut, _Share):
-            return super().decide(cut, sight)
-        xp = namespace(sight.queries)
+        """Those the last word attends to, image by image where a cut says so; see `Cuts.decide`."""
         asking = sight.others() if self.published else real(sight.text, sight.mask)
-        scores = text_attention(
-            sight.queries, sight.keys, visual=sight.visual, text=asking[-1:], mask=sight.mask
-        )
+        scores = sight.attention(asking[-1:])
+        if not isinstance(cut, _Share):
+            return Stay(best(scores, cut.keep))
+        xp = namespace(scores)
         image, sizes = to_numpy(sight.image), sight.layout.images  # type: ignore[union-attr]
         kept = []
         for number, size in enumerate(sizes):
@@ -150,18 +148,3 @@ class PyramidDrop(InsideMethod):
         shares = self.shares or self._series(size)
         keeps = [resolve_keep(share, size) for share in shares]
         return descending_cuts(places, keeps, depth, size)
-
-    def keep_visual(
-        self,
-        cut: Cut,
-        queries: Array,
-        keys: Array,
-        *,
-        visual: Array,
-        text: Array,
-        mask: Array | None = None,
-        hidden: Array | None = None,
-    ) -> Array:
-        """Those the last instruction token attends to; see `InsideMethod.keep_visual`."""
-        final = real(text, mask)[-1:]
-        return best(text_attention(queries, keys, visual=visual, text=final, mask=mask), cut.keep)

@@ -189,8 +189,10 @@ class SparseVLM(InsideMethod):
 
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Those that the raters attend to; see `Cuts.decide`."""
+        if sight.entered is None:
+            raise ValueError("hidden: SparseVLM finds its raters in the hidden states (T, C)")
         if self.version is None:
-            return super().decide(cut, sight)
+            return Stay(self._by_rank(cut, sight))
         if sight.prepared is None:
             raters = self.raters(sight.entered, sight.visual, real(sight.text, sight.mask))
         else:
@@ -204,6 +206,23 @@ class SparseVLM(InsideMethod):
         if self.version == "2.0" or keep == int(scores.shape[0]):
             return Stay(kept)
         return Stay(kept, made=self._recycled(sight, scores, kept))
+
+    def _by_rank(self, cut: Cut, sight: Sight) -> Array:
+        """Those of highest mean rating, as many as the rank of the ratings says."""
+        check_attention(sight.queries, sight.keys, sight.visual, sight.text)
+        xp = namespace(sight.queries)
+        raters = self.raters(sight.entered, sight.visual, real(sight.text, sight.mask))
+        rows = attention_rows(
+            xp.take(sight.queries, raters, axis=-2),
+            sight.keys,
+            key_mask=sight.mask,
+            positions=raters,
+        )
+        ratings = xp.take(rows, sight.visual, axis=-1)
+        keep = cut.keep
+        if self.count == "rank":
+            keep = min(keep, max(1, int(self.scale * matrix_rank(ratings))))
+        return best(xp.mean(ratings, axis=-2), keep)
 
     def _ratings(self, sight: Sight, raters: Array, head: int) -> Array:
         """The mean attention (N,) that one head pays each visual token, over the raters."""
@@ -254,7 +273,7 @@ class SparseVLM(InsideMethod):
     @property
     def counted_from(self) -> CountedFrom:
         """The rank of the attention, unless counts are limits; see `Method.counted_from`."""
-        return "features" if self.count == "rank" else "size"
+        return "features" if self.count == "rank" and self.version is None else "size"
 
     def cuts(
         self, depth: int, size: int, *, level: int | None = None, earliest: int = 1
@@ -266,33 +285,6 @@ class SparseVLM(InsideMethod):
             resolve_keep(share ** (cut / len(places)), size) for cut in range(1, len(places) + 1)
         ]
         return descending_cuts(places, [*keeps[:-1], self.budget(size)], depth, size)
-
-    def keep_visual(
-        self,
-        cut: Cut,
-        queries: Array,
-        keys: Array,
-        *,
-        visual: Array,
-        text: Array,
-        mask: Array | None = None,
-        hidden: Array | None = None,
-    ) -> Array:
-        """Those that the raters attend to; see `InsideMethod.keep_visual`."""
-        check_attention(queries, keys, visual, text)
-        if hidden is None:
-            raise ValueError("hidden: SparseVLM finds its raters in the hidden states (T, C)")
-        xp = namespace(queries)
-        text = real(text, mask)
-        raters = self.raters(hidden, visual, text)
-        rows = attention_rows(
-            xp.take(queries, raters, axis=-2), keys, key_mask=mask, positions=raters
-        )
-        ratings = xp.take(rows, visual, axis=-1)
-        keep = cut.keep
-        if self.count == "rank":
-            keep = min(keep, max(1, int(self.scale * matrix_rank(ratings))))
-        return best(xp.mean(ratings, axis=-2), keep)
 
     @staticmethod
     def raters(hidden: Array, visual: Array, text: Array) -> Array:
