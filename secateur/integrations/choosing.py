@@ -276,7 +276,8 @@ def _crops(method: Method, crops: Sequence[Tokens], pictures: int) -> list[Selec
     total = method.budget_of_parts(int(sizes.sum()), len(crops), pictures)
     if total == sizes.sum():
         return [_with_budget(method, each.size).select(each, check_finite=False) for each in crops]
-    first = method.select(list(crops), check_finite=False)
+    # Scores do not depend on the budget, so that one token is enough to be told them.
+    first = _with_budget(method, 1).select(list(crops), check_finite=False)
     weights = sizes.astype(np.float64)
     scores = [None if each.scores is None else to_numpy(each.scores) for each in first]
     known = [each for each in scores if each is not None]

@@ -178,6 +178,20 @@ def test_half_precision_is_accepted(name, image, data):
 
 
 @pytest.mark.parametrize("name", CHOOSING)
+@given(image=images(smooth=True), data=st.data())
+@settings(max_examples=10)
+def test_scores_do_not_depend_on_the_budget(name, image, data):
+    # What crops share a budget by: see `secateur.integrations.choosing`.
+    k = data.draw(st.integers(1, len(image["features"])), label="k")
+    one, several = (method_of(name, each).select(tokens_of(image)).scores for each in (1, k))
+
+    if k < len(image["features"]):
+        assert (one is None) == (several is None)
+    if one is not None and several is not None:
+        np.testing.assert_array_equal(one, several)
+
+
+@pytest.mark.parametrize("name", CHOOSING)
 @given(image=images(), more=st.integers(0, 3))
 @settings(max_examples=8)
 def test_a_budget_of_all_keeps_all(name, image, more):

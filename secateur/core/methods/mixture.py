@@ -151,18 +151,17 @@ class Mixture(Method):
         diverse = xp.full(
             tokens.batch_shape, k - count, dtype=index_dtype(xp), device=device(tokens.features)
         )
-        scores, parts = None, []
+        parts = []
         left = Selection.of(_all(tokens), size)
+        first = _exactly(self.attention, tokens, max(count, 1))  # its scores are told in any case
         if count:
-            first = _exactly(self.attention, tokens, count)
-            scores = first.scores
             parts.append(first.indices)
             left = Selection.of(others(first.indices, size), size)
         if count < k:
             second = _exactly(self.diversity, _among(tokens, left), k - count)
             parts.append(xp.take_along_axis(left.indices, second.indices, axis=-1))
         return Selection.of(
-            xp.concat(parts, axis=-1), size, scores=scores, info={"diverse": diverse}
+            xp.concat(parts, axis=-1), size, scores=first.scores, info={"diverse": diverse}
         )
 
 
