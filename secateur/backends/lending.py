@@ -4,7 +4,8 @@ One pool of threads works on lent memory. Threads that have just worked spin for
 for more, and two pools spin against each other on the same cores. So a small product is taken by
 the calling thread alone, where `threadpoolctl` is installed to say so to the BLAS behind NumPy:
 it is done before a second thread would be awake, and nobody waits for one that another process
-keeps from running. A large product is taken by the pool of the library whose memory it is.
+keeps from running. A large product is taken by the pool of the library whose memory it is, if
+that has a second thread: alone, NumPy's product is the faster one.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ class Pool(NamedTuple):
 
     product: Callable[[Floats, Floats], Floats]
     eigenvalues: Callable[[Floats], Floats]
+    threads: Callable[[], int] | None = None
+    """How many threads it has; None where nobody needs to know."""
 
 
 NUMPY = Pool(np.matmul, np.linalg.eigvalsh)
@@ -148,7 +151,7 @@ def worked_on_by(pool: Pool) -> Iterator[None]:
 def product(x: Floats, y: Floats) -> Floats:
     """x @ y, by one thread or by all of one pool."""
     rows = x.size // x.shape[-1] if x.ndim > 1 else 1
-    if rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1) <= SMALL and _one.possible:
+    if _alone(rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1)):
         with _one:
             small: Floats = np.matmul(x, y)
         return small
@@ -157,11 +160,17 @@ def product(x: Floats, y: Floats) -> Floats:
 
 def eigenvalues(x: Floats) -> Floats:
     """Eigenvalues (..., N), ascending, of symmetric matrices (..., N, N); as `product`."""
-    if x.size * x.shape[-1] <= SMALL and _one.possible:
+    if _alone(x.size * x.shape[-1]):
         with _one:
             small: Floats = np.linalg.eigvalsh(x)
         return small
     return _pool.get().eigenvalues(x)
+
+
+def _alone(work: int) -> bool:
+    """Whether the calling thread does so many multiplications by itself."""
+    threads = _pool.get().threads
+    return _one.possible and (work <= SMALL or (threads is not None and threads() == 1))
 
 
 class _OneThread:
@@ -177,9 +186,10 @@ class _OneThread:
         self._before: list[int] = []
 
     @functools.cached_property
-    def _libraries(self) -> list[Any]:
+    def _libraries(self) -> list[Any] | None:
+        """Those with a second thread; None where that cannot be told."""
         if importlib.util.find_spec("threadpoolctl") is None:
-            return []
+            return None
         from threadpoolctl import ThreadpoolController
 
         found = ThreadpoolController().select(user_api="blas").lib_controllers
@@ -187,22 +197,22 @@ class _OneThread:
 
     @property
     def possible(self) -> bool:
-        """Whether there is a way to say so, or nothing to be said."""
-        return bool(self._libraries)
+        """Whether there is a way to say so."""
+        return self._libraries is not None
 
     def __enter__(self) -> None:
         with self._lock:
             self._within += 1
             if self._within == 1:
-                self._before = [each.num_threads for each in self._libraries]
-                for each in self._libraries:
+                self._before = [each.num_threads for each in self._libraries or ()]
+                for each in self._libraries or ():
                     each.set_num_threads(1)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._within -= 1
             if self._within == 0:
-                for each, threads in zip(self._libraries, self._before, strict=True):
+                for each, threads in zip(self._libraries or (), self._before, strict=True):
                     each.set_num_threads(threads)
 
 

@@ -23,7 +23,9 @@ def test_large_products_on_tensors_are_taken_by_the_library_that_lent_them(
     pool = lending.Pool(
         lambda x, y: taken.append("product") or own.product(x, y),
         lambda x: taken.append("eigenvalues") or own.eigenvalues(x),
+        lambda: threads,
     )
+    threads = 2
     monkeypatch.setattr(driver, "POOL", pool)
     monkeypatch.setattr(lending, "SMALL", 0)
     x = np.random.default_rng(0).standard_normal((40, 12))
@@ -34,6 +36,12 @@ def test_large_products_on_tensors_are_taken_by_the_library_that_lent_them(
     assert "product" in taken
     sc.effective_rank(torch.from_numpy(x).float())
     assert "eigenvalues" in taken
+    if lending._one.possible:
+        threads = 1  # a pool of the calling thread alone, which NumPy's product leaves alone too
+        taken.clear()
+        sc.maximize(sc.Dispersion.from_features(torch.from_numpy(x)), 9)
+        sc.effective_rank(torch.from_numpy(x).float())
+        assert taken == []
 
 
 class _Library:

@@ -72,7 +72,7 @@ def _by_pool(step: Callable[..., Tensor]) -> Callable[..., Any]:
     return run
 
 
-POOL = Pool(_by_pool(torch.matmul), _by_pool(torch.linalg.eigvalsh))
+POOL = Pool(_by_pool(torch.matmul), _by_pool(torch.linalg.eigvalsh), torch.get_num_threads)
 """PyTorch's threads: on memory lent by it they take the products."""
 
 
