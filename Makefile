@@ -15,15 +15,20 @@ SERVING := .venv-serving
 RELEASES := .venv-oldest .venv-newest
 ATTACHED := tests/integrations/test_contract.py tests/integrations/test_attach.py tests/integrations/test_inside.py tests/integrations/test_observation.py tests/integrations/test_cuts.py tests/integrations/test_stages.py tests/integrations/test_copies.py tests/integrations/test_threads.py
 
+# The newest release is looked at with every family, the oldest, which changes no more, with the usual.
+test-newest: LOOKED_AT = "not slow"
+test-oldest: LOOKED_AT = "not slow and not families"
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables bench clean
+.PHONY: help demo test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
 	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on, JOBS=2 at a time)"
+	@echo "make speed     time ten operations beside the parent commit"
 	@echo "make test-all  run the slow tests too, and every test on JAX arrays"
 	@echo "make test-serving  test the vLLM plug-in, in an environment of its own (3.5 GB)"
 	@echo "make test-serving-all  its slow tests too, such as two tensor-parallel ranks"
@@ -40,14 +45,14 @@ demo: $(VENV)/.demo
 	@$(BIN)/python -m secateur.demo
 
 test: $(VENV)/.dev
-	@echo "== tests (without those marked slow) =="
-	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	@echo "== tests (without those marked slow or families) =="
+	@$(PYTEST) -m "not slow and not families" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dev $(VENV)/.jax
 	@$(PYTEST) $(PYTEST_ARGS)
 
 coverage: $(VENV)/.dev
-	@$(PYTEST) -m "not slow" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not families" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)
 
 test-serving: $(SERVING)/.installed
 	@echo "== tests of the vLLM plug-in =="
@@ -58,7 +63,7 @@ test-serving-all: $(SERVING)/.installed
 
 test-newest test-oldest: test-%: .venv-%/.installed
 	@echo "== attachments with transformers $$(.venv-$*/bin/python -c 'import transformers; print(transformers.__version__)') =="
-	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(ATTACHED) -m "not slow" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(ATTACHED) -m $(LOOKED_AT) $(PYTEST_ARGS)
 
 check: lint format types layers doctests
 
@@ -88,6 +93,10 @@ docs: $(VENV)/.docs
 
 tables: $(VENV)/.dev
 	@$(BIN)/python docs/tables.py
+
+speed: $(VENV)/.dev
+	@echo "== speed beside the parent commit =="
+	@$(BIN)/python benchmarks/against.py
 
 bench: $(VENV)/.bench
 	@git diff --quiet HEAD -- secateur benchmarks/suite || { echo "Times are stored under the commit's hash: commit your changes first." >&2; exit 1; }
