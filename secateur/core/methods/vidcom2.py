@@ -176,7 +176,9 @@ def least_varying(features: Array, count: int) -> Array:
 
     mean = xp.sum(xp.stack([xp.sum(rows(a, b), axis=0) for a, b in ranges]), axis=0) / size
     variance = xp.sum(xp.stack([squares(rows(a, b) - mean) for a, b in ranges]), axis=0)
-    return xp.sort(first_of(variance, max(1, count)), axis=-1)
+    largest = xp.max(variance)
+    relative = variance / xp.where(largest > 0, largest, xp.ones_like(largest))
+    return xp.sort(first_of(settled(relative), max(1, count)), axis=-1)
 
 
 def ordinariness(features: Array, frames: int, channels: Array) -> tuple[Array, Array]:

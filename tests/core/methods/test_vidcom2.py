@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import secateur as sc
+from secateur.core.methods.vidcom2 import least_varying
 
 
 def clip(times=6, n=10, width=8, odd=4, seed=0):
@@ -49,6 +50,14 @@ def test_what_is_missing_comes_from_the_least_ordinary(to_xp, to_numpy):
             assert max(changed) <= min(unchanged)
         elif changed:
             assert min(changed) >= max(unchanged)
+
+
+def test_channels_that_vary_alike_are_a_tie(to_xp, to_numpy):
+    for seed in range(20):
+        dice = np.random.default_rng(seed)
+        values = 100.0 * dice.normal(size=37)  # added up in two orders
+        alike = to_xp(np.stack([values, dice.permutation(values)], axis=-1))
+        assert to_numpy(least_varying(alike, 1)).tolist() == [0]
 
 
 def test_bad_settings_are_refused():
