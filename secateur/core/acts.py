@@ -268,6 +268,14 @@ class ChoosesParts(ABC):
         """The method for pictures that are not cut, each by itself; itself unless it says more."""
         return self
 
+    @property
+    def sees_padding(self) -> bool:
+        """Whether padding of crops, which a model may cut off, is chosen from like the rest.
+
+        What is chosen of it counts in the budget and does not go on.
+        """
+        return False
+
     @abstractmethod
     def select_parts(self, parts: Sequence[Tokens], pictures: int) -> list[Selection]:
         """Choose from parts that share a budget.

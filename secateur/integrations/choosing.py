@@ -112,6 +112,8 @@ def choose(
     text: Text | Sequence[Text] | None,
 ) -> Chosen:
     """Let a method choose from the parts of an image or video, by one text or by one a part."""
+    if visual.padded and isinstance(method, ChoosesParts) and method.sees_padding:
+        visual = replace(visual, parts=visual.padded)
     texts: Sequence[Text | None]
     if isinstance(text, Sequence):
         texts = text
@@ -130,7 +132,7 @@ def choose(
         index = np.concatenate([part.index for part in parts])
         own = np.zeros(len(index), dtype=bool)
         own[to_numpy(selection.sorted())] = True
-        kept[index] = own
+        kept[index[own & (index >= 0)]] = True
         scores = None if selection.scores is None else to_numpy(selection.scores)
         start = 0
         for part in parts:
@@ -197,7 +199,7 @@ def _standing(
 ) -> tuple[Indices, Tensor | None]:
     """Places that go on of those at `index`, and the features there where they are others."""
     if own.all():
-        return index, None
+        return index[index >= 0], None
     if isinstance(method, Makes) and method.makes:
         assert visual.project is not None
         made = visual.project(method.make(tokens, chosen).to(tokens.states))
@@ -205,14 +207,20 @@ def _standing(
         spare = np.flatnonzero(~own)[: len(made) - int(own.sum())]
         return np.sort(index[np.concatenate([np.flatnonzero(own), spare])]), made
     places = index[own]
+    there = places >= 0
     if chosen.folded is None and chosen.shares is None:
-        return places, None
-    return places, chosen.merge(visual.features[torch.from_numpy(index)])
+        return places[there], None
+    padded = bool((index < 0).any())
+    features = tokens.features if padded else visual.features[torch.from_numpy(index)]
+    return places[there], chosen.merge(features)[torch.from_numpy(there)]
 
 
 def _tokens(visual: Visual, part: Part, wants: frozenset[str], text: Text | None) -> Tokens:
-    places = torch.from_numpy(part.index).to(visual.features.device)
-    features = visual.features.detach()[places]
+    if part.features is None:
+        places = torch.from_numpy(part.index).to(visual.features.device)
+        features = visual.features.detach()[places]
+    else:
+        features = part.features.detach()
     given: dict[str, Any] = {
         name: getattr(part, name)
         for name in OF_PARTS

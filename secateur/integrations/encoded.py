@@ -26,15 +26,19 @@ class Part:
     Attributes
     ----------
     index
-        Where its tokens (h * w,) stand among the features of the image or video.
+        Where its tokens (h * w,) stand among the features of the image or video; -1 at padding
+        that the model cuts off, in the parts of `Visual.padded`.
     grid
         (h, w).
+    features
+        Its features (h * w, D) where those of the image or video lack some of them.
     attention, attention_shallow, keys, embeds, pixels, states, class_state
         What `Tokens` holds under these names, as far as it was asked for.
     """
 
     index: Indices
     grid: tuple[int, int]
+    features: Tensor = None
     attention: Tensor = None
     attention_shallow: Tensor = None
     keys: Tensor = None
@@ -56,6 +60,9 @@ class Visual:
         What fills them (n, D), in order.
     parts
         The grids of tokens among them. What no part holds are separators.
+    padded
+        The parts as the encoder saw them, with the padding that the model cuts off; empty where
+        it cuts nothing off, or a host does not say.
     separators
         Tokens that only mark structure, such as the end of a row, each with the places of the
         tokens it marks. It stays as long as one of those does, and counts in no budget.
@@ -75,6 +82,7 @@ class Visual:
     separators: list[tuple[int, Indices]] = field(default_factory=list)
     planes: Sequence[Tensor] = ()
     crops: int = 0
+    padded: list[Part] = field(default_factory=list)
     project: Callable[[Tensor], Tensor] | None = None
 
     @property

@@ -20,7 +20,8 @@ class Picture:
     grid
         (h, w).
     index
-        Where its tokens (h * w,) stand among those of the image.
+        Where its tokens (h * w,) stand among those of the image; -1 at padding that the model cuts
+        off, which a published method may choose from as its program does.
     kept
         True (h * w,) at the tokens that were kept.
     scores
@@ -34,7 +35,7 @@ class Picture:
 
     @property
     def budget(self) -> int:
-        """How many it kept."""
+        """How many it kept, of padding too."""
         return int(self.kept.sum())
 
 
@@ -131,7 +132,8 @@ class Report:
     def __repr__(self) -> str:
         before, after = self.prompt_length
         told = ", ".join(
-            f"{sum(part.budget for part in parts)} of {sum(part.kept.size for part in parts)}"
+            f"{sum(int(part.kept[part.index >= 0].sum()) for part in parts)} of "
+            f"{sum(int((part.index >= 0).sum()) for part in parts)}"
             for parts in self.pictures[:4]
         )
         more = f" and {len(self.kept) - 4} more" if len(self.kept) > 4 else ""
@@ -145,5 +147,6 @@ def scores_of(size: int, pictures: Sequence[Picture]) -> np.ndarray[Any, Any] | 
         return None
     laid = np.full(size, np.nan)
     for each in pictures:
-        laid[each.index] = each.scores
+        there = each.index >= 0
+        laid[each.index[there]] = np.asarray(each.scores)[there]
     return laid

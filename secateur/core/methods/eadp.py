@@ -205,6 +205,11 @@ class EADP(Method, ChoosesParts):
         """Without `crops`; see `ChoosesParts.alone`."""
         return self if self.crops is None else replace(self, crops=None)
 
+    @property
+    def sees_padding(self) -> bool:
+        """The authors' program keeps it; see `ChoosesParts.sees_padding`."""
+        return self.published
+
     def check_attached(self) -> None:
         """Crops share by importance there; see `Method.check_attached`."""
         if self.crops not in (None, "importance"):

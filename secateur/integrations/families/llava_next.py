@@ -42,24 +42,37 @@ def best_resolution(size: tuple[int, int], choices: Iterable[Sequence[int]]) -> 
 
 
 def crops_visual(
-    features: Tensor, layout: tuple[int, int, int, int], side: int, seen: Seen, first: int
+    features: Tensor,
+    layout: tuple[int, int, int, int],
+    side: int,
+    seen: Seen,
+    first: int,
+    pictures: Tensor = None,
 ) -> Visual:
-    """An image of `crop_layout`, whose overview is the picture `first` of those seen."""
+    """An image of `crop_layout`, whose overview is the picture `first` of those seen.
+
+    With the features of all `pictures` (P, N, D) that were seen it also has its padded crops.
+    """
     rows, columns, top, left = layout
     overview = _observed(whole((side, side)), seen, first, np.arange(side * side))
     tall, wide = rows * side - 2 * top, columns * side - 2 * left
     start = side * side
-    parts, separators = [overview], []
+    parts, padded, separators = [overview], [overview], []
     at = start + np.arange(tall)[:, None] * (wide + 1) + np.arange(wide)
     for crop, (down, across) in enumerate(np.ndindex(rows, columns)):
         ys = _within(down, side, top, tall)
         xs = _within(across, side, left, wide)
-        index = at[np.ix_(ys, xs)]
-        if index.size == 0:
-            continue
-        inside = ((ys + top) % side)[:, None] * side + (xs + left) % side
-        part = Part(index=index.ravel(), grid=(len(ys), len(xs)))
-        parts.append(_observed(part, seen, first + 1 + crop, inside.ravel()))
+        index = at[np.ix_(ys, xs)].ravel()
+        inside = (((ys + top) % side)[:, None] * side + (xs + left) % side).ravel()
+        picture = first + 1 + crop
+        if index.size:
+            part = Part(index=index, grid=(len(ys), len(xs)))
+            parts.append(_observed(part, seen, picture, inside))
+        if pictures is not None:
+            placed = np.full(side * side, -1)
+            placed[inside] = index
+            part = Part(index=placed, grid=(side, side), features=pictures[picture])
+            padded.append(_observed(part, seen, picture, np.arange(side * side)))
     for row in range(tall):
         separators.append((start + row * (wide + 1) + wide, at[row]))
     expected = start + tall * (wide + 1)
@@ -74,6 +87,7 @@ def crops_visual(
         parts=parts,
         separators=separators,
         crops=1 + rows * columns,
+        padded=padded if pictures is not None and (top or left) else [],
     )
 
 

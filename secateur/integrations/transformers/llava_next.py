@@ -4,6 +4,8 @@ The language model sees the overview's grid, then one grid of all crops side by 
 rows or columns that were padding, with a newline token at the end of each row. A method chooses
 within the overview and within each crop; together they share K times `keep` tokens, K the
 overview and its crops. A newline stays as long as its row keeps a token, and counts in no budget.
+Methods whose `sees_padding` says so choose from the crops as the tower saw them; what they keep of
+the padding is not there to go on.
 `positions=None` means ``"original"``.
 """
 
@@ -17,6 +19,7 @@ from secateur.integrations.encoded import Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava_next import LLAVA_NEXT, crop_layout, crops_visual
 from secateur.integrations.families.newlines import newlines_of, with_newlines
+from secateur.integrations.observing import watching
 from secateur.integrations.transformers.models import Adapter
 from secateur.integrations.transformers.towers import Tower
 
@@ -57,12 +60,13 @@ class LlavaNext(Adapter):
             raise ValueError("image_sizes: expected beside pixel_values")
         tower = Tower(model, inputs)
         given = {name: inputs[name] for name in self.visual_inputs if inputs.get(name) is not None}
-        with tower.watch(wants, encoder, requests) as seen:
+        with tower.watch(wants, encoder, requests) as seen, watching() as watch:
+            projected = watch.output(tower.projector)
             out = model.model.get_image_features(**given, return_dict=True)
         found, first = [], 0
         for features, size in zip(out.pooler_output, inputs["image_sizes"], strict=True):
             layout = crop_layout(model.config, size, tower.side)
-            visual = crops_visual(features, layout, tower.side, seen, first)
+            visual = crops_visual(features, layout, tower.side, seen, first, projected[0])
             visual.project = model.model.multi_modal_projector
             found.append(with_newlines(visual, newlines_of(model.config) or "rows"))
             first += 1 + layout[0] * layout[1]

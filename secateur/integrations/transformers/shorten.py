@@ -285,7 +285,7 @@ def _report(
     return Report(
         kept=[chosen[n].kept for n in order],
         scores=[scores_of(visuals[n].size, chosen[n].pictures) for n in order],
-        grids=[[part.grid for part in visuals[n].parts] for n in order],
+        grids=[[part.grid for part in chosen[n].pictures] for n in order],
         pictures=[chosen[n].pictures for n in order],
         rows=[placed[n][0] for n in order],
         modalities=[visuals[n].modality for n in order],
