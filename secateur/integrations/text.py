@@ -14,7 +14,7 @@ import torch
 
 from secateur.core.methods.base import Reading
 from secateur.integrations.encoded import Indices, Tensor
-from secateur.integrations.turns import CLOCK, Turns, squeezed
+from secateur.integrations.turns import PUT_IN, Turns, squeezed
 
 PAIRS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 """The checkpoints with a vision tower and its text encoder, and the classes that load them."""
@@ -390,8 +390,8 @@ class Guidance:
         starts = stops - lengths
         text = "".join(pieces)
         told = words.copy()
-        for clock in CLOCK.finditer(text):
-            told[(starts >= clock.start()) & (stops <= clock.end()) & (lengths > 0)] = False
+        for put in PUT_IN.finditer(text):
+            told[(starts >= put.start()) & (stops <= put.end()) & (lengths > 0)] = False
         own: Flags | None = None
         for begin, end in self.turns.spans(text):
             own = told & (starts >= begin) & (stops <= end)

@@ -10,8 +10,13 @@ from typing import Any
 SAID = {"user": "secateurasks", "assistant": "secateuranswers", "tool": "secateurfinds"}
 """What stands for the words of each role when a chat template is taken apart."""
 
-CLOCK = re.compile(r"<\d+(\.\d+)?seconds>(?=<\|vision_start\|>)")
-"""The time that Qwen3-VL's processor writes before each frame of a video."""
+PUT_IN = re.compile(
+    r"(<\d+(\.\d+)?seconds>|(Picture|Video)\d+:)(?=<\|vision_start\|>)"
+    r"|<row_\d+_col_\d+>|<global-img>|<fake_token_around_image>"
+)
+"""What is put into a user's words: before Qwen's pictures the time of a video's frame, or, where a
+template is told to count, the number of a picture or video; around Idefics3's and SmolVLM's tiles
+their places."""
 
 
 def squeezed(text: str) -> str:

@@ -18,9 +18,12 @@ VICUNA = (
     "{{ message['role'].upper() + ': '}}{% endif %}{# Render all images first #}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
     "{{ '<image>\\n' }}{% endfor %}{# Render all text next #}"
+    "{% if message['role'] != 'assistant' %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ content['text'] + ' '}}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "{{ content['text'] + ' '}}{% endfor %}{% else %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 MISTRAL = (
     "{% for message in messages %}{% if message['role'] == 'system' %}"
@@ -33,18 +36,23 @@ MISTRAL = (
     "{{ ' ' + message['content'][0]['text'] + '</s> '}}{% else %}"
     "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
+OLDER_MISTRAL = MISTRAL.replace("</s> ", "<\\\\s> ")
 ONEVISION = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
     "{{ '<image>' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}"
-    "{{ '<video>' }}{% endfor %}"
+    "{{ '<video>' }}{% endfor %}{% if message['role'] != 'assistant' %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ '\\n' + content['text'] }}{% endfor %}{{'<|im_end|>'}}{% endfor %}"
+    "{{ '\\n' + content['text'] }}{% endfor %}{% else %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}"
+    "{{'<|im_end|>'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 QWEN25 = (
-    "{% set image_count = namespace(value=0) %}{% for message in messages %}"
+    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
+    "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
@@ -53,15 +61,22 @@ QWEN25 = (
     "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}"
     "Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif content['type'] == 'video' or 'video' in content %}"
+    "{% set video_count.value = video_count.value + 1 %}{% if add_vision_id %}"
+    "Video {{ video_count.value }}: {% endif %}"
     "<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in content %}"
     "{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 QWEN3 = (
+    "{%- set pictures = namespace(image=0, video=0) %}"
     "{%- macro said(content) %}{%- if content is string %}{{- content }}{%- else %}"
     "{%- for item in content %}{%- if item.type == 'image' or 'image' in item %}"
+    "{%- set pictures.image = pictures.image + 1 %}"
+    "{%- if add_vision_id %}{{- 'Picture ' ~ pictures.image ~ ': ' }}{%- endif %}"
     "{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
     "{%- elif item.type == 'video' or 'video' in item %}"
+    "{%- set pictures.video = pictures.video + 1 %}"
+    "{%- if add_vision_id %}{{- 'Video ' ~ pictures.video ~ ': ' }}{%- endif %}"
     "{{- '<|vision_start|><|video_pad|><|vision_end|>' }}{%- elif 'text' in item %}"
     "{{- item.text }}{%- endif %}{%- endfor %}{%- endif %}{%- endmacro %}"
     "{%- if tools %}{{- '<|im_start|>system\\n' }}"
@@ -74,17 +89,28 @@ QWEN3 = (
     "{%- for message in messages %}{%- if message.role == 'user' %}"
     "{{- '<|im_start|>' + message.role + '\\n' + said(message.content) + '<|im_end|>\\n' }}"
     "{%- elif message.role == 'assistant' %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + said(message.content) + '<|im_end|>\\n' }}"
-    "{%- elif message.role == 'tool' %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + said(message.content) }}"
+    "{%- for call in message.tool_calls or [] %}"
+    "{{- '\\n<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}{%- endfor %}"
+    "{{- '<|im_end|>\\n' }}{%- elif message.role == 'tool' %}"
     "{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}"
     "{%- endif %}{{- '\\n<tool_response>\\n' + said(message.content) + '\\n</tool_response>' }}"
     "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\\n' }}"
     "{%- endif %}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+SMOLVLM = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 TEMPLATES = {
     "llava-1.5": VICUNA,
     "llava-next": MISTRAL,
+    "llava-next, older": OLDER_MISTRAL,
+    "smolvlm": SMOLVLM,
     "llava-onevision": ONEVISION,
     "qwen2.5-vl": QWEN25,
     "qwen3-vl": QWEN3,
@@ -92,6 +118,7 @@ TEMPLATES = {
 MARKS = [
     *("<pad>", "<s>", "</s>", "<image>", "<video>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    "<end_of_utterance>",
 ]
 CORPUS = [
     "user: USER: ASSISTANT: system assistant [INST] [/INST] You are a helpful assistant.",
@@ -101,7 +128,7 @@ CORPUS = [
 
 def tokenizer_of(name):
     """Byte-level as Qwen's, or of pieces with bytes for what it does not know as Llama's."""
-    llama = name in ("llava-1.5", "llava-next")
+    llama = name.startswith(("llava-1.5", "llava-next"))
     how = {"vocab_size": 420, "special_tokens": MARKS, "show_progress": False}
     if llama:
         core = Tokenizer(models.BPE(byte_fallback=True))
@@ -225,6 +252,24 @@ def test_tools_are_not_the_user(reader):
     assert instruction(reader, told, tools=tools) == "What color is the dog?"
     told += [turn("assistant", "zoom"), turn("tool", "a dog of 30 pixels", 1), turn("tool", "red")]
     assert instruction(reader, told, tools=tools) == "What color is the dog?"
+    calls = [{"type": "function", "function": {"name": "zoom", "arguments": {"user": "dog"}}}]
+    told += [{**turn("assistant", "Closer."), "tool_calls": calls}, turn("tool", "a dog")]
+    assert instruction(reader, told, tools=tools) == "What color is the dog?"
+    told += [turn("assistant", "Red."), turn("user", "Сколько там кошек?", 1)]
+    assert instruction(reader, told, tools=tools) == "Сколько там кошек?"
+    told += [{**turn("assistant", ""), "tool_calls": calls}, turn("tool", "two cats")]
+    assert instruction(reader, told, tools=tools) == "Сколько там кошек?"
+
+
+def test_the_numbers_of_pictures_are_not_the_users(reader):
+    if not reader[0].startswith("qwen"):
+        pytest.skip("this template does not count pictures")
+    content = [{"type": "image"}, {"type": "video"}, {"type": "image"}]
+    content.append({"type": "text", "text": "What is new in Picture 2: a dog?"})
+    told = [turn("user", "Hello.", 1), turn("assistant", "Hello."), turn("user", "")]
+    told[-1]["content"] = content
+    found = instruction(reader, told, add_vision_id=True)
+    assert found == "What is new in Picture 2: a dog?"
 
 
 def test_the_times_of_a_videos_frames_are_not_the_users(reader):
@@ -233,6 +278,21 @@ def test_the_times_of_a_videos_frames_are_not_the_users(reader):
     frame = "<|vision_start|><|video_pad|><|vision_end|>"
     words = f"<0.3 seconds>{frame}<12.0 seconds>{frame}What is at <0.3 seconds>?"
     assert instruction(reader, [turn("user", words)]) == "What is at <0.3 seconds>?"
+
+
+def test_the_marks_of_tiles_are_not_the_users(reader):
+    if reader[0] != "smolvlm":
+        pytest.skip("this template's processor cuts no tiles")
+    _, tokenizer, guidance = reader
+    tiles = "".join(f"<fake_token_around_image><row_1_col_{n}><image><image>" for n in (1, 2))
+    tiles += "\n\n<fake_token_around_image><global-img><image><image><fake_token_around_image>"
+    text = tokenizer.apply_chat_template([turn("user", "What color?", 1)], tokenize=False)
+    ids = np.array([tokenizer(text.replace("<image>", tiles))["input_ids"]])
+    places = np.flatnonzero(ids[0] == tokenizer.convert_tokens_to_ids("<image>"))
+    hidden = np.zeros(ids.shape, dtype=bool)
+    hidden[0, places[0] : places[-1] + 1] = True  # as the reader of prompts has it
+    found = guidance.find(ids, np.ones(ids.shape, dtype=bool), hidden)
+    assert tokenizer.decode(ids[found]).strip() == "What color?"
 
 
 def test_without_its_marks_a_prompt_begins_with_a_system_prompt(reader):

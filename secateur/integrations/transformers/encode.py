@@ -104,8 +104,8 @@ class Reader:
             raise ValueError(f"attention_mask: expected shape (B, T), got {tuple(mask.shape)}")
         places = _places(shown, visuals, self.family.placeholders(self.model))
         visual = np.zeros(shown.shape, dtype=bool)
-        for row, columns in places:
-            visual[row, columns] = True
+        for row, columns in places:  # what stands between its tiles or frames is nobody's words
+            visual[row, columns[0] : columns[-1] + 1] = True
         text = self.guidance.find(shown, real, visual)
         texts = self.guidance.texts(ids, text) if wants & TEXT else None
         watch.lap("choose")
