@@ -43,6 +43,12 @@ REFUSED = [
     ({"method": "erase"}, "needs pixels, which vLLM's llava_next does not give"),
     ({"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0}, "take a fixed count"),
     ({"method": "agilepruner", "mean_erank": {"running": None}}, "depend on other requests"),
+    ({"method": "downsample"}, "makes the picture smaller before it is encoded"),
+    ({"method": "eadp", "rounding": "floor"}, "crops whose shares are rounded down"),
+    (sc.published("eadp").to_dict(), "crops whose shares are rounded down"),
+    (sc.published("vispruner").to_dict(), "needs states, which vLLM's llava_next does not give"),
+    (sc.published("prumerge").to_dict(), "looks at the last layer of the tower"),
+    (sc.published("duet").to_dict(), "duet as published acts inside the language model too"),
     (
         {
             "method": "mixture",
@@ -64,6 +70,14 @@ def test_methods_that_cannot_be_served(checkpoints, stored, words):
     assert words in told
     assert told.startswith("secateur: ")
     assert "\n" not in told
+
+
+def test_programs_that_number_kept_tokens_anew():
+    published = sc.published("divprune", keep=9)
+    overrides(published, "llava")
+    with pytest.raises(ValueError, match="numbers kept tokens 0, 1, ..., and those of qwen3_vl"):
+        overrides(published, "qwen3_vl")
+    overrides(sc.DivPrune(keep=9), "qwen3_vl")
 
 
 SETTINGS = [

@@ -164,6 +164,11 @@ class Method(ABC):
         """
         return "size"
 
+    @property
+    def parts_counted_from(self) -> CountedFrom:
+        """The same of the crops of an image, which share a budget: `budget_of_parts`."""
+        return self.counted_from
+
     def budget(self, size: int, frames: int = 1) -> int:
         """How many of `size` tokens of an image, or of `frames`, it keeps; at most, where what
         it sees decides.

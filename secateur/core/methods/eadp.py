@@ -26,6 +26,7 @@ from secateur.core.inputs import Tokens
 from secateur.core.maps import min_max, polarize, smooth
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import (
+    CountedFrom,
     Method,
     Program,
     Reading,
@@ -204,6 +205,11 @@ class EADP(Method, ChoosesParts):
     def alone(self) -> EADP:
         """Without `crops`; see `ChoosesParts.alone`."""
         return self if self.crops is None else replace(self, crops=None)
+
+    @property
+    def parts_counted_from(self) -> CountedFrom:
+        """Where shares are rounded down, the crops decide; see `Method.parts_counted_from`."""
+        return "features" if self.rounding == "floor" else self.counted_from
 
     @property
     def sees_padding(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.core.acts import Cuts
+from secateur.core.acts import Cuts, Shrinks
 from secateur.core.complexity import RunningCalibration
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method, methods
@@ -70,6 +70,11 @@ def method_of(stored: Any, model_type: str) -> Method:
                 f"secateur: {stored['method']} looks at the last layer of the tower or at all its "
                 "heads as one, which vLLM's towers do not have; take transformers for it"
             )
+    if isinstance(method, Shrinks):
+        raise ValueError(
+            f"secateur: {method.name} makes the picture smaller before it is encoded; give the "
+            "server what its `shrink(pixels, grid)` makes"
+        )
     lacking = sorted(method.needs_in_model - offers)
     if not method.prunes_before or lacking:
         serves = sorted(
@@ -88,6 +93,15 @@ def method_of(stored: Any, model_type: str) -> Method:
             f"secateur: {method.name} with a count that depends on the features; vLLM makes room "
             "for tokens before it encodes an image, so take a fixed count"
         )
+    told = _published(method, model_type)
+    if told is not None:
+        raise ValueError(f"secateur: {method.name} as published {told}; take transformers for it")
+    if ROWS[model_type].cropped and method.parts_counted_from == "features":
+        raise ValueError(
+            f"secateur: {method.name} with crops whose shares are rounded down; how many tokens "
+            "that leaves depends on the features, and vLLM makes room for them before it encodes "
+            "an image, so take rounding='exact'"
+        )
     if learns(method):
         raise ValueError(
             "secateur: a running mean makes answers depend on other requests; take a number or a "
@@ -100,6 +114,20 @@ def method_of(stored: Any, model_type: str) -> Method:
     except ValueError as error:
         raise ValueError(f"secateur: {error}") from None
     return method
+
+
+def _published(method: Method, model_type: str) -> str | None:
+    """What of its authors' program is not to be had here; None where nothing is missing."""
+    if not method.published or not method.prunes_before:
+        return None
+    if isinstance(method, Cuts):
+        return "acts inside the language model too, whose attention vLLM does not show"
+    if method.positions == "compact" and ROWS[model_type].placed:
+        return (
+            f"numbers kept tokens 0, 1, ..., and those of {model_type} keep time, row and column "
+            "here"
+        )
+    return None
 
 
 def _tried(method: Method, wants: frozenset[str]) -> None:

@@ -29,6 +29,8 @@ class Row:
         Whether kept tokens keep positions in time, row and column.
     told_apart
         Whether text stands between the frames of a video, so that each needs a count of its own.
+    cropped
+        Whether images are cut into crops that share a budget.
     """
 
     served: str
@@ -37,6 +39,7 @@ class Row:
     within: tuple[str, ...]
     placed: bool = False
     told_apart: bool = False
+    cropped: bool = False
 
     @property
     def architecture(self) -> str:
@@ -59,12 +62,14 @@ ROWS: dict[str, Row] = {
         _hooked(LLAVA_NEXT),
         "llava",
         (f"{_MODELS}llava", f"{_MODELS}llava_next"),
+        cropped=True,
     ),
     "llava_onevision": Row(
         "LlavaOnevisionForConditionalGeneration",
         _hooked(LLAVA_ONEVISION),
         "llava",
         (f"{_MODELS}llava", f"{_MODELS}llava_onevision"),
+        cropped=True,
     ),
     "qwen2_5_vl": Row(
         "Qwen2_5_VLForConditionalGeneration",
