@@ -29,10 +29,10 @@ BUDGETS = (36, 16)
 SCENES = 60
 
 
-class LooksAhead(sc.PyramidDrop):
-    """Scores of the next layer's projections."""
+class LooksBehind(sc.PyramidDrop):
+    """Scores of the layer that has just run, as in 0.1."""
 
-    looks_ahead = True
+    looks_ahead = False
 
 
 class AskedByTheLast(sc.PyramidDrop):
@@ -126,7 +126,7 @@ def inside(keep: int) -> Iterator[Difference]:
     yield Difference("fastv", tokens, "earlier caches stay whole", fastv, published)
     drop = Form(sc.PyramidDrop(keep=keep))
     for what, theirs in (
-        ("scores of the next layer", LooksAhead(keep=keep)),
+        ("nobody's: scores of the layer before, as in 0.1", LooksBehind(keep=keep)),
         ("asked by the prompt's last token", AskedByTheLast(keep=keep)),
         ("positions start again", Renumbers(keep=keep)),
         ("earlier caches stay whole", LeavesCaches(keep=keep)),

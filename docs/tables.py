@@ -229,6 +229,30 @@ def programs() -> str:
     return markdown("method | program | compared | published sets | of the program", iter(rows))
 
 
+def on_vllm() -> str:
+    """The table of what the plug-in for vLLM serves of published forms, and why not the rest."""
+    from secateur.integrations.vllm import method_of
+    from secateur.integrations.vllm.models import ROWS
+
+    found: dict[tuple[str, str], list[str]] = {}
+    for kind in own_methods():
+        if kind.program is None:
+            continue
+        served, reasons = [], []
+        for model_type, row in ROWS.items():
+            try:
+                method_of({**kind.as_published, "method": kind.name, "published": True}, model_type)
+            except ValueError as error:
+                why = str(error).removeprefix("secateur: ").removeprefix(f"{kind.name} ")
+                reasons.append(why.split("; ")[0].replace(f"vLLM's {model_type}", "the model"))
+            else:
+                served.append(row.family.name)
+        key = (", ".join(served) or "none", "; ".join(dict.fromkeys(reasons)))
+        found.setdefault(key, []).append(f"`{kind.name}`")
+    rows = ([", ".join(names), *key] for key, names in found.items())
+    return markdown("published forms of | served in | refused elsewhere, because", rows)
+
+
 def operations() -> str:
     """The table of operations: what a driver may offer, and where the reference is."""
     found: dict[str, list[str]] = {}
@@ -250,6 +274,7 @@ def parts() -> list[tuple[Path, str, str]]:
         (README, "models", readme_models()),
         (PUBLISHED, "in models", in_models()),
         (PUBLISHED, "programs", programs()),
+        (PUBLISHED, "on vllm", on_vllm()),
         (DRIVERS, "operations", operations()),
     ]
 

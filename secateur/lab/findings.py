@@ -139,7 +139,7 @@ def markdown(
         f"tokens. *Of all tokens'* is the share of right answers on {asked},",
         "in percent of those with all tokens; its interval holds 95 of 100 bootstrap samples of",
         "scenes. The other columns are percent of exact answers. Captions and lists of places name",
-        "every object, so one mistake makes them wrong. PyramidDrop and SparseVLM begin to prune",
+        "every object, so one mistake makes them wrong. SparseVLM begins to prune",
         "after the first of this model's four layers, where the instruction does not look at what",
         "it asks for yet.",
         "",

@@ -332,3 +332,24 @@ def test_thirty_two_tokens(cases, calls, monkeypatch, name, batch, family):
         expected, by_step = slow.tokens(STEPS)
         assert tokens[row].tolist() == expected
         torch.testing.assert_close(logits[row], by_step, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_pyramiddrop_asks_the_next_layer(cases):
+    """As its program does, by default too; without a processor the last token is the last word."""
+
+    class Behind(sc.PyramidDrop):
+        looks_ahead = False
+
+    case = cases["llava"]()
+    model, inputs = case.model(), case.inputs()
+    first = []
+    for method in (
+        sc.published("pyramiddrop", shares=SHARES),
+        sc.PyramidDrop(shares=SHARES),
+        Behind(shares=SHARES),
+    ):
+        with attach(model, method) as att:
+            model(**inputs)
+        first.append(att.last.inside[0][0][1].tolist())
+    assert first[0] == first[1] != first[2]

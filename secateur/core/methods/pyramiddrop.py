@@ -28,7 +28,7 @@ class PyramidDrop(InsideMethod):
     .. math:: \text{keep}_s = \lfloor N \lambda^s \rfloor, \qquad s = 1, 2, \dots
 
     after the layers at `stages` of the depth. Tokens are ranked by the attention, averaged over
-    heads, that the last token of the instruction pays them.
+    heads, that the last token of the instruction pays them in the layer that comes next.
 
     Parameters
     ----------
@@ -42,14 +42,13 @@ class PyramidDrop(InsideMethod):
 
     Notes
     -----
-    O(H T d) time a stage.
+    O(H T d) time a stage, and the projections of the layer that comes next, which are worked out
+    ahead as in the authors' program: the layer that has just run may not know yet what is asked.
 
-    Published: the authors' program scores with the queries and keys of the layer that comes next,
-    computed ahead from the current hidden states, and by the last token of the prompt; ours with
-    those of the layer that has just run, which are there already and cost nothing, and by the
-    last word. There, caches of layers already run keep what later layers drop, and positions
-    start again at 0 after every cut; ours cache alike and keep positions. `keep` is a share of
-    each image, rounded down, in both, where `shares` says so.
+    Published: there, the last token of the prompt asks, template included; ours is asked by the
+    last word. Caches of layers already run keep what later layers drop, and positions start again
+    at 0 after every cut; ours cache alike and keep positions. `keep` is a share of each image,
+    rounded down, in both, where `shares` says so.
 
     References
     ----------
@@ -90,8 +89,8 @@ class PyramidDrop(InsideMethod):
 
     @property
     def looks_ahead(self) -> bool:
-        """The authors' program asks the next layer; see `Cuts`."""
-        return self.published
+        """The next layer is asked, as in the authors' program; see `Cuts`."""
+        return True
 
     @property
     def shortens_caches(self) -> bool:

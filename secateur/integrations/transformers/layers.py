@@ -161,11 +161,7 @@ class Cutter:
                 "rotary": angles,
             }
             if self.method.looks_ahead:
-                following = self.model.layers[after]
-                states = following.input_layernorm(args[0].detach())
-                attention = following.self_attn
-                seen["queries"] = _projected(attention, "q", states, angles)
-                seen["keys"] = _projected(attention, "k", states, angles)
+                seen |= _ahead(self.model.layers[after], args[0].detach(), angles)
             else:
                 seen["queries"] = _turned(queries[0].detach(), size, angles)
                 seen["keys"] = _turned(keys[0].detach(), size, angles)
@@ -351,6 +347,22 @@ def _turned(projected: Tensor, size: int, angles: Any) -> Tensor:
     x = projected.transpose(1, 2) if projected.ndim == 4 else heads(projected, size)
     cos, sin = (each[:, None] for each in angles)
     return rotate(x, cos, sin)
+
+
+def _ahead(layer: Any, hidden: Tensor, angles: Any) -> dict[str, Tensor]:
+    """Queries and keys that a layer will make of the states it is about to read.
+
+    It may live on another device, where only its own call would bring them.
+    """
+    device = layer.input_layernorm.weight.device
+    if device.type != "meta":  # else its modules fetch their weights by themselves
+        angles = tuple(x.to(device) for x in angles)
+    states = layer.input_layernorm(hidden if device.type == "meta" else hidden.to(device))
+    made = {"queries": "q", "keys": "k"}
+    return {
+        name: _projected(layer.self_attn, what, states, angles).to(hidden.device)
+        for name, what in made.items()
+    }
 
 
 def _projected(attention: Any, what: str, states: Tensor, angles: Any) -> Tensor:

@@ -123,10 +123,7 @@ def _published(method: Method, model_type: str) -> str | None:
     if isinstance(method, Cuts):
         return "acts inside the language model too, whose attention vLLM does not show"
     if method.positions == "compact" and ROWS[model_type].placed:
-        return (
-            f"numbers kept tokens 0, 1, ..., and those of {model_type} keep time, row and column "
-            "here"
-        )
+        return f"numbers kept tokens anew, and in vLLM's {model_type} they stay where they were"
     return None
 
 
