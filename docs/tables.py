@@ -149,7 +149,7 @@ MODELS = {
 
 ANSWER = "cache lengths, eight tokens and their logits"
 ALL = f"kept tokens and what is handed on, positions, {ANSWER}"
-LEFT = f"tokens left after every cut, {ANSWER}"
+LEFT = f"tokens left after every cut, positions in every layer, {ANSWER}"
 COMPARED = {
     "llava15/fastv_inplace": "cut and first logits: the program chooses anew at every token",
     "llava15/fastv": LEFT,

@@ -146,9 +146,16 @@ class Run:
 
     def __init__(self, model, method, inputs, **options):
         self.embeds, self.positions, self.caches = [], [], []
-        decoder = model.model.language_model
-        before = decoder.register_forward_pre_hook(self._called, with_kwargs=True)
-        after = decoder.register_forward_hook(self._done, with_kwargs=True)
+        self.turned = []
+        decoder = self.decoder = model.model.language_model
+        hooks = [
+            decoder.register_forward_pre_hook(self._called, with_kwargs=True),
+            decoder.register_forward_hook(self._done, with_kwargs=True),
+            *(
+                layer.self_attn.register_forward_pre_hook(self._turned, with_kwargs=True)
+                for layer in decoder.layers
+            ),
+        ]
         try:
             with torch.no_grad(), sc.attach(model, method, **options) as attached:
                 out = model.generate(
@@ -160,12 +167,23 @@ class Run:
                 )
                 self.report = attached.last
         finally:
-            before.remove()
-            after.remove()
+            for hook in hooks:
+                hook.remove()
         self.tokens = out.sequences[0, -8:].numpy()
         self.logits = torch.stack(out.logits)[:, 0].numpy()
 
+    def check_positions(self, step, layer, expected):
+        """That a layer was called, at a step, with the angles of these positions."""
+        at = torch.from_numpy(np.asarray(expected))[None]
+        angles = self.decoder.rotary_emb(torch.zeros(1), at)
+        for found, told in zip(self.turned[step][layer], angles, strict=True):
+            torch.testing.assert_close(found, told, rtol=0, atol=1e-5)
+
+    def _turned(self, _module, _args, kwargs):
+        self.turned[-1].append(kwargs["position_embeddings"])
+
     def _called(self, _module, _args, kwargs):
+        self.turned.append([])
         self.embeds.append(kwargs["inputs_embeds"].numpy())
         self.positions.append(kwargs["position_ids"].numpy())
 
@@ -262,6 +280,18 @@ def test_inside_the_language_model(stem):
         return  # chosen again at every token, without a cache: no attachment does that
     check_answer(case, run)
     assert run.caches[-1] == case["cache_lengths_last"].tolist()
+    layers = {
+        name.removeprefix("positions_layer_"): case[name]
+        for name in case.files
+        if name.startswith("positions_layer_")
+    }
+    for layer, positions in {"0": case["positions"], **layers}.items():
+        run.check_positions(0, int(layer), positions.ravel())
+    # What 1.0 hands on of the next tokens' positions is not what its layers use.
+    counted = run.caches[:-1] if "sparsevlm_v1" in stem else case["next_positions"]
+    for step, following in enumerate(counted, 1):
+        for layer, position in enumerate(following):
+            run.check_positions(step, layer, [position])
 
 
 def run_qwen(stem, kind):

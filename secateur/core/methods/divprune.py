@@ -52,7 +52,7 @@ class DivPrune(Method):
     complexity: ClassVar[str] = "N^2 D"
     reference: ClassVar[str] = "Ranjbar Alvar et al., CVPR 2025, arXiv 2503.02175"
     guarantee: ClassVar[str] = "1/4 of the largest smallest distance 1 - cos (1/2 of the chord)"
-    parity: ClassVar[str] = "the authors' program: picks in order, on arrays and in a model"
+    parity: ClassVar[str] = "the authors' program: picks in order on arrays, kept set in a model"
     program: ClassVar[Program] = Program("vbdi/divprune", "799e2d950aa0")
 
     @property

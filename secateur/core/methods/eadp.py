@@ -162,8 +162,8 @@ class EADP(Method, ChoosesParts):
     reference: ClassVar[str] = "Wang, Yang, Shen, ECCV 2026, arXiv 2607.02484"
     guarantee: ClassVar[str] = "1 - 1/e of the best coverage, and a certificate for each set"
     parity: ClassVar[str] = (
-        "the authors' program: relevance maps, picks in order, crop budgets, on arrays "
-        "and in models"
+        "the authors' program: relevance maps, picks in order, crop budgets, on arrays; in models "
+        "maps, kept tokens, answers"
     )
     program: ClassVar[Program] = Program("SJTU-DeepVisionLab/EADP", "e1a08801461c")
     as_published: ClassVar[Mapping[str, Any]] = {"rounding": "floor"}
