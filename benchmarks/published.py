@@ -86,6 +86,11 @@ class Difference(NamedTuple):
 
 def differences(usually: bench.Usual) -> Iterator[Difference]:
     """Those that the lab's model can tell of, one after the other."""
+    for name, kind in (("prumerge", sc.PruMerge), ("prumerge_plus", sc.PruMergePlus)):
+        ours, theirs = kind(keep=1.0, adaptive=True), sc.published(name)
+        yield Difference(name, "outliers", "positions 0, 1, ...", Form(ours), Form(ours, "compact"))
+        merging = "takes in the 32 nearest, before the projector"
+        yield Difference(name, "outliers", merging, Form(ours, "compact"), Form(theirs))
     for keep in BUDGETS:
         for row in (*before(keep), *inside(keep)):
             ours, theirs = (
@@ -93,18 +98,13 @@ def differences(usually: bench.Usual) -> Iterator[Difference]:
                 for form in (row.ours, row.theirs)
             )
             yield row._replace(ours=ours, theirs=theirs)
-    for name, kind in (("prumerge", sc.PruMerge), ("prumerge_plus", sc.PruMergePlus)):
-        ours, theirs = kind(keep=1.0, adaptive=True), sc.published(name)
-        yield Difference(name, "outliers", "positions 0, 1, ...", Form(ours), Form(ours, "compact"))
-        merging = "takes in the 32 nearest, before the projector"
-        yield Difference(name, "outliers", merging, Form(ours, "compact"), Form(theirs))
 
 
 def before(keep: int) -> Iterator[Difference]:
     """Methods that choose before the language model."""
     rest = {
         "eadp": "every position of the text's window scores",
-        "cdpruner": "the window as the program pads it",
+        "cdpruner": "",
         "divprune": "",
         "hiprune": "",
         "vispruner": "duplicates before the projector",
