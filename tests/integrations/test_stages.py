@@ -5,8 +5,11 @@ import pytest
 import torch
 
 import secateur as sc
+from secateur.core.acts import ChoosesParts
+from secateur.core.selection import folding
 from secateur.integrations.attach import attach, choose_each, encode, shorten
-from secateur.integrations.choosing import tokens_of
+from secateur.integrations.choosing import choose, tokens_of
+from secateur.integrations.encoded import Part, Visual
 
 MANY = {"words": ("compare both", "how many red dog and cat does this show ?"), "images": (2, 1)}
 
@@ -63,3 +66,35 @@ def test_shortening_writes_nothing_into_the_model(case, by_norm):
             before = modules[name] if name else own
             assert vars(module).keys() == before.keys()
             assert all(value is before[key] for key, value in vars(module).items())
+
+
+class Padded(sc.TopK, ChoosesParts):
+    """Keeps two tokens of each part, and folds the others into the first of them."""
+
+    sees_padding = True
+
+    def select_parts(self, parts, pictures):
+        chosen = []
+        for part in parts:
+            kept = sc.Selection.of(part.attention.argsort(descending=True)[:2], part.size)
+            into = torch.full((part.size,), int(kept.indices[0]))
+            chosen.append(folding(kept, into, torch.ones(part.size)))
+        return chosen
+
+
+def test_padding_is_chosen_from_and_does_not_go_on():
+    """Of a crop of 2 x 2 whose last row is cut off; it counts, and folds, and is not there."""
+    shown = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    cut_off = torch.tensor([[10.0, 0.0], [0.0, 10.0]])
+    seen = {"attention": torch.tensor([0.4, 0.1, 0.3, 0.2])}
+    padded = Part(
+        index=np.array([0, 1, -1, -1]), grid=(2, 2), features=torch.cat([shown, cut_off]), **seen
+    )
+    part = Part(index=np.arange(2), grid=(1, 2), attention=seen["attention"][:2])
+    visual = Visual(modality="image", features=shown, parts=[part], padded=[padded], crops=1)
+    chosen = choose(Padded(keep=2), visual, frozenset({"attention"}), None)
+    assert chosen.kept.tolist() == chosen.places.tolist() == [0]
+    assert chosen.features.tolist() == [[1.0, 11.0], [0.0, 1.0]]
+    (picture,) = chosen.pictures
+    assert picture.kept.tolist() == [True, False, True, False]
+    assert picture.budget == 2
