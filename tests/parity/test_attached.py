@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import secateur as sc
+from secateur.integrations.text import TextEncoder
 
 DATA = Path(__file__).parent / "data" / "attached"
 STEMS = sorted(
@@ -375,6 +376,39 @@ def test_eadp_in_llava_next(stem):
     at = int(np.flatnonzero(case["input_ids"][0] == -200)[0])
     handed = run.embeds[0][0, at : at + len(kept)]
     np.testing.assert_array_equal(handed, features[torch.from_numpy(kept)].numpy())
+
+
+@pytest.mark.parametrize(("size", "keep"), [((144, 100), 24), ((40, 144), 50), ((20, 144), 600)])
+@torch.no_grad()
+def test_padded_crops_are_chosen_from_as_arrays_are(size, keep):
+    """Which of them go on, told by numbers that the model unpads as it does features."""
+    case = Case("eadp_next_padded")
+    model = other("LlavaNext", str(case["config"]), told(case, "weights"))
+    noise = np.random.default_rng(keep).normal(size=case["pixel_values"].shape)
+    pictures = torch.from_numpy(case["pixel_values"] + 0.3 * noise.astype("float32"))
+    sizes, own = torch.tensor([size]), model.model
+    states = own.vision_tower(pictures[0], output_hidden_states=True).hidden_states[-2][:, 1:]
+    text, said = encoder(case, "CLIP"), "what is on the red bus?"
+    read = TextEncoder(*text, "window")
+    words = read.encode(said)
+    tokens = sc.Tokens(
+        features=own.multi_modal_projector(states),
+        embeds=read.project(own.vision_tower, states),
+        grid=(24, 24),
+        text=words.tokens,
+        text_global=words.whole,
+    )
+    expected = sc.published("eadp", keep=keep, crops="importance").select(tokens).mask().numpy()
+    numbers = 1.0 + torch.arange(expected.size).view(*expected.shape, 1)
+    (numbers,), _ = own.pack_image_features([numbers], sizes, "default", torch.zeros(1))
+    numbers = numbers.ravel().long().numpy() - 1  # -1 at newlines
+    inputs = placed(case, model.config.image_token_id, len(numbers))
+    inputs |= {"pixel_values": pictures, "image_sizes": sizes}
+    run = Run(model, sc.published("eadp", keep=keep), inputs, text_encoder=text, instruction=said)
+    np.testing.assert_array_equal([part.kept for part in run.report.pictures[0]], expected)
+    kept = run.report.kept[0]
+    stays = (numbers >= 0) & expected.ravel()[numbers]
+    np.testing.assert_array_equal(kept[numbers[kept] >= 0], np.flatnonzero(stays))
 
 
 @pytest.mark.parametrize("stem", cases("eadp_video"))
