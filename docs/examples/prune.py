@@ -102,9 +102,49 @@ def smolvlm() -> tuple[Any, Any]:
     return hf.SmolVLMForConditionalGeneration(config), hf.SmolVLMImageProcessorPil(**size)
 
 
+def gemma3() -> tuple[Any, Any]:
+    vision = hf.SiglipVisionConfig(**TOWER, vision_use_head=False)
+    text = hf.Gemma3TextConfig(**DECODER, head_dim=16)
+    config = hf.Gemma3Config(
+        vision_config=vision, text_config=text, mm_tokens_per_image=16, image_token_index=4
+    )
+    prepare = hf.Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
+    return hf.Gemma3ForConditionalGeneration(config), prepare
+
+
+def gemma4() -> tuple[Any, Any]:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, **heads}
+    vision |= {"patch_size": 7, "pooling_kernel_size": 2}
+    text = {**DECODER, "head_dim": 16, "global_head_dim": 16, "vocab_size_per_layer_input": 128}
+    config = hf.Gemma4Config(vision_config=vision, text_config=text, **IDS, audio_token_id=6)
+    prepare = hf.Gemma4ImageProcessorPil(patch_size=7, pooling_kernel_size=2, max_soft_tokens=70)
+    return hf.Gemma4ForConditionalGeneration(config), prepare
+
+
+def mistral3() -> tuple[Any, Any]:
+    vision = hf.PixtralVisionConfig(**TOWER)
+    text = hf.MistralConfig(**DECODER, sliding_window=None)
+    config = hf.Mistral3Config(vision_config=vision, text_config=text, image_token_index=4)
+    patch = {"height": 14, "width": 14}  # of those that were merged
+    prepare = hf.PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size=patch)
+    return hf.Mistral3ForConditionalGeneration(config), prepare
+
+
 SMALL = {
     each.__name__: each
-    for each in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, internvl, smolvlm)
+    for each in (
+        llava,
+        llava_next,
+        llava_onevision,
+        qwen2_5_vl,
+        qwen3_vl,
+        internvl,
+        smolvlm,
+        gemma3,
+        gemma4,
+        mistral3,
+    )
 }
 """A model of each family with random weights, and what prepares its pictures."""
 
@@ -116,6 +156,9 @@ METHODS = {
     "qwen3_vl": "eadp",
     "internvl": "topk",
     "smolvlm": "topk",
+    "gemma3": "topk",
+    "gemma4": "topk",
+    "mistral3": "topk",
 }
 """What to attach when nobody says: something that the family shows well."""
 
@@ -127,6 +170,9 @@ def placed(family: str, model: Any, visual: dict[str, torch.Tensor]) -> list[int
         return [token] * 16 * len(visual["pixel_values"])
     if family == "smolvlm":  # a mark, the tile's place, the tile; a mark at the end
         return [5, 6, *[token] * 16] * visual["pixel_values"].shape[1] + [5]
+    if family == "mistral3":  # a mark behind each row
+        height, width = (int(n) // 14 for n in visual["image_sizes"][0])
+        return ([token] * width + [5]) * height
     with torch.no_grad():
         features = model.get_image_features(**visual, return_dict=True).pooler_output[0]
     return [token] * len(features)
@@ -137,14 +183,17 @@ def small(family: str, picture: Image.Image) -> tuple[Any, dict[str, torch.Tenso
     torch.manual_seed(0)
     model, prepare = SMALL[family]()
     visual = dict(prepare(images=picture, return_tensors="pt"))
-    visual.pop("num_patches", None)  # how many tiles, which a processor would put into the prompt
+    # What a processor would put into the prompt.
+    for name in ("num_patches", "num_crops", "num_soft_tokens_per_image"):
+        visual.pop(name, None)
     words = torch.randint(20, 100, (1, 10))
     ids = torch.cat(
         [words[:, :1], torch.tensor([placed(family, model, visual)]), words[:, 1:]], dim=1
     )
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **visual}
-    if "image_grid_thw" in visual:
-        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    types = "token_type_ids" if family == "gemma3" else "mm_token_type_ids"
+    if family.startswith(("gemma", "qwen")):
+        inputs[types] = (ids == model.config.image_token_id).int()
     return model.eval(), inputs
 
 

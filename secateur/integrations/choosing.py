@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur.core.acts import ChoosesParts, Makes, Shrinks
+from secateur.core.acts import ChoosesParts, Cuts, Makes, Shrinks
 from secateur.core.arrays import to_numpy
 from secateur.core.budget import allocate
 from secateur.core.complexity import one_picture
@@ -59,6 +59,11 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
         raise ValueError(
             f"{type(method).__name__} makes the picture smaller before it is encoded, which no "
             "attachment does: give what its `shrink(pixels, grid)` makes to the processor"
+        )
+    if isinstance(method, Cuts) and not family.cuttable:
+        raise ValueError(
+            f"{type(method).__name__} drops tokens between layers of the language model, which "
+            f"{family.name} does not let it do here"
         )
     if not method.prunes_before:
         return frozenset()

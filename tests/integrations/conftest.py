@@ -98,6 +98,7 @@ class Case:
     name: ClassVar[str]
     layers: ClassVar[int] = 4
     videos: ClassVar[bool] = False
+    cuttable: ClassVar[bool] = True
     image_mark: ClassVar[str] = "<image>"
     sizes: ClassVar[tuple[tuple[int, int], ...]] = ((32, 32),)
 
@@ -117,6 +118,10 @@ class Case:
         content = [{"type": "image"}] * images + [{"type": "video"}] * videos
         message = [{"role": "user", "content": [*content, {"type": "text", "text": words}]}]
         return self.processor().apply_chat_template(message, add_generation_prompt=True)
+
+    def standing(self, model: Any, ids: Any) -> Any:
+        """True at the tokens of images."""
+        return ids == model.config.image_token_id
 
     def images(self, count: int, seed: int = 0) -> list[Image.Image]:
         return [picture(seed + n, *self.sizes[(seed + n) % len(self.sizes)]) for n in range(count)]
@@ -633,11 +638,220 @@ class Idefics3Case(SmolCase):
     kind = "Idefics3"
 
 
+KINDS = ["sliding_attention", "full_attention"] * 4
+
+
+class Gemma3Case(LlavaCase):
+    name = "gemma3"
+    window = 48
+
+    def build(self, **config):
+        vision = transformers.SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=4,
+            vision_use_head=False,
+        )
+        text = transformers.Gemma3TextConfig(
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=self.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            query_pre_attn_scalar=9,
+            vocab_size=128,
+            max_position_embeddings=2048,
+            sliding_window=self.window,
+            layer_types=KINDS[: self.layers],
+            tie_word_embeddings=False,
+            **config,
+        )
+        return transformers.Gemma3ForConditionalGeneration(
+            transformers.Gemma3Config(
+                vision_config=vision,
+                text_config=text,
+                mm_tokens_per_image=16,
+                image_token_index=4,
+                boi_token_index=8,
+                eoi_token_index=9,
+                tie_word_embeddings=False,
+            )
+        )
+
+    def processor(self):
+        images = transformers.models.gemma3.image_processing_pil_gemma3
+        marks = {"boi_token": SPECIAL[8], "eoi_token": SPECIAL[9], "image_token": "<image>"}
+        return Gemma3Processor(
+            image_processor=images.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
+            tokenizer=tokenizer(bos_token="<s>", extra_special_tokens=marks),
+            chat_template=CHAT.replace("<image>", SPECIAL[8]),
+            image_seq_length=16,
+        )
+
+
+class Gemma3Processor(transformers.Gemma3Processor):
+    """Which wants the pictures of each prompt in a list."""
+
+    def __call__(self, text, images=None, **how):
+        if images is not None:
+            groups = np.cumsum([0, *(each.count(SPECIAL[8]) for each in text)])
+            images = [images[start:stop] for start, stop in pairwise(groups)]
+        return super().__call__(text=text, images=images, **how)
+
+
+class Gemma4Processor(InternProcessor):
+    """Gemma 4's images; its own processor needs torchvision for videos."""
+
+    def __init__(self) -> None:
+        images = transformers.models.gemma4.image_processing_pil_gemma4
+        self.image_processor = images.Gemma4ImageProcessorPil(
+            patch_size=4, pooling_kernel_size=2, max_soft_tokens=70, do_resize=False
+        )
+        self.tokenizer = tokenizer(bos_token="<s>")
+
+    def __call__(self, text, images=None, padding=True, return_tensors="pt"):
+        found, counts = {}, []
+        if images:
+            found = dict(self.image_processor(images=images, return_tensors="pt"))
+            counts = [int(n) for n in found.pop("num_soft_tokens_per_image")]
+        filled = []
+        for each in text:
+            while "<image> " in each:
+                tokens = "<image>! " * counts.pop(0)
+                each = each.replace("<image> ", f"{SPECIAL[8]} {tokens}{SPECIAL[9]} ", 1)
+            filled.append(each.replace("<image>!", "<image>"))
+        made = dict(self.tokenizer(filled, padding=padding, return_tensors="pt"))
+        return {**made, "mm_token_type_ids": (made["input_ids"] == 4).int(), **found}
+
+
+class Gemma4Case(Gemma3Case):
+    name = "gemma4"
+    cuttable = False
+    sizes = ((32, 48), (40, 32), (24, 64))
+
+    def build(self, per_layer=0, **config):
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "patch_size": 4,
+            "pooling_kernel_size": 2,
+            "position_embedding_size": 32,
+        }
+        text = {
+            "hidden_size": 48,
+            "intermediate_size": 64,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "vocab_size": 128,
+            "vocab_size_per_layer_input": 128,
+            "hidden_size_per_layer_input": per_layer,
+            "num_kv_shared_layers": 2 if per_layer else 0,
+            "use_bidirectional_attention": None if per_layer else "vision",
+            "max_position_embeddings": 2048,
+            "sliding_window": self.window,
+            "layer_types": KINDS[: self.layers],
+            "tie_word_embeddings": False,
+            **config,
+        }
+        marks = {"image_token_id": 4, "video_token_id": 5, "audio_token_id": 11}
+        marks |= {"boi_token_id": 8, "eoi_token_id": 9, "tie_word_embeddings": False}
+        return transformers.Gemma4ForConditionalGeneration(
+            transformers.Gemma4Config(vision_config=vision, text_config=text, **marks)
+        )
+
+    def processor(self):
+        return Gemma4Processor()
+
+
+class PixtralProcessor(InternProcessor):
+    """Pixtral's rows of tokens with marks behind; its own processor needs torchvision."""
+
+    patch = 8
+
+    def __init__(self) -> None:
+        images = transformers.models.pixtral.image_processing_pil_pixtral
+        self.image_processor = images.PixtralImageProcessorPil(
+            size={"longest_edge": 64}, patch_size={"height": 8, "width": 8}
+        )
+        self.tokenizer = tokenizer(bos_token="<s>")
+
+    def __call__(self, text, images=None, padding=True, return_tensors="pt"):
+        found, sizes = {}, []
+        if images:
+            found = dict(self.image_processor(images=images, return_tensors="pt"))
+            sizes = found["image_sizes"].tolist()
+        filled = []
+        for each in text:
+            while "<image> " in each:
+                height, width = sizes.pop(0)
+                row = "<image>! " * (width // self.patch)
+                rows = f"{SPECIAL[6]} ".join([row] * (height // self.patch))
+                each = each.replace("<image> ", f"{rows}{SPECIAL[7]} ", 1)
+            filled.append(each.replace("<image>!", "<image>"))
+        return {**self.tokenizer(filled, padding=padding, return_tensors="pt"), **found}
+
+
+class Mistral3Case(LlavaCase):
+    name = "mistral3"
+    sizes = ((32, 48), (40, 32), (24, 64))
+
+    def build(self, **config):
+        vision = transformers.PixtralVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=4,
+        )
+        text = transformers.MistralConfig(
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=self.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=128,
+            max_position_embeddings=2048,
+            sliding_window=None,
+            **config,
+        )
+        return transformers.Mistral3ForConditionalGeneration(
+            transformers.Mistral3Config(
+                vision_config=vision,
+                text_config=text,
+                image_token_index=4,
+                tie_word_embeddings=False,
+            )
+        )
+
+    def processor(self):
+        return PixtralProcessor()
+
+    def standing(self, model, ids):
+        """Rows end in marks, which are parts of an image too."""
+        own = super().standing(model, ids)
+        return own | torch.nn.functional.pad(own, (1, 0))[:, :-1]
+
+
 CASES: dict[str, type[Case]] = {
     case.name: case
     for case in (
+        Gemma3Case,
+        Gemma4Case,
         InternCase,
         LlavaCase,
+        Mistral3Case,
         LlavaNextCase,
         OneVisionCase,
         Qwen2Case,
@@ -722,6 +936,42 @@ def calls():
     return decoder_calls
 
 
+def mask_by_hand(model: Any, inputs: dict[str, Any], columns: np.ndarray, new: int = 0) -> Any:
+    """The mask of the language model for some columns (B, T) of prompts, and `new` tokens.
+
+    Gemma's, one a kind of layer, are written out: the tokens of an image see each other both
+    ways, and windows count the tokens that are there.
+    """
+    real = torch.nn.functional.pad(torch.from_numpy(columns >= 0), (0, new), value=True)
+    if not model.config.model_type.startswith("gemma"):
+        return real.long()
+    types = inputs.get("token_type_ids", inputs.get("mm_token_type_ids"))
+    decoder = model.config.get_text_config()
+    if types is None or decoder.use_bidirectional_attention is None:  # the smaller Gemma 4
+        types = torch.zeros_like(inputs["input_ids"])
+    safe = torch.from_numpy(columns).clamp(min=0)
+    image = torch.nn.functional.pad(types.gather(1, safe) == 1, (0, new)) & real
+    begins = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
+    block = torch.where(image, begins.cumsum(1), 0)
+    at = torch.arange(real.shape[1])
+    seen = (at[:, None] >= at) | ((block[:, :, None] == block[:, None]) & image[:, None])
+    seen = seen & real[:, None]
+    near = seen & (at > at[:, None] - decoder.sliding_window)
+    itself = torch.eye(len(at), dtype=torch.bool)
+    if model.config.model_type == "gemma4":  # both ways within windows only
+        seen = (at[:, None] >= at) & real[:, None]
+    return {
+        "full_attention": (seen | itself)[:, None],
+        "sliding_attention": (near | itself)[:, None],
+    }
+
+
+@pytest.fixture(scope="session")
+def hand_mask():
+    """The language model's mask, written out: (model, inputs, columns, new) -> mask."""
+    return mask_by_hand
+
+
 def fed_by_hand(model: Any, inputs: dict[str, Any], columns: np.ndarray) -> Any:
     """Logits of the stock language model on some columns of what the stock model feeds it.
 
@@ -736,12 +986,16 @@ def fed_by_hand(model: Any, inputs: dict[str, Any], columns: np.ndarray) -> Any:
     rows, length = embeds.shape[:2]
     position_ids = call.get("position_ids")
     if position_ids is None:
-        position_ids = torch.arange(length)[None].expand(rows, -1)
+        position_ids = torch.arange(length)[None]
+    position_ids = position_ids.expand(*position_ids.shape[:-2], rows, -1)
     short = {
         "inputs_embeds": torch.stack([embeds[row, safe[row]] for row in range(rows)]),
-        "attention_mask": (index >= 0).long(),
+        "attention_mask": mask_by_hand(model, inputs, columns),
         "position_ids": position_ids.gather(-1, safe.expand(*position_ids.shape[:-1], -1)),
     }
+    if call.get("per_layer_inputs") is not None:
+        each = call["per_layer_inputs"]
+        short["per_layer_inputs"] = torch.stack([each[row, safe[row]] for row in range(rows)])
     if call.get("deepstack_visual_embeds") is not None:
         where = call["visual_pos_masks"]
         planes = []

@@ -10,12 +10,18 @@ import torch
 
 import secateur as sc
 from secateur.integrations.attach import attach, prune_inputs
-from secateur.integrations.transformers.internals import cache_in
+from secateur.integrations.transformers.internals import cache_in, window_of
 from secateur.integrations.transformers.models import UnsupportedModelError, family_of
 
 MANY = {"words": ("compare both", "how many red dog and cat does this show ?"), "images": (2, 1)}
 STEPS = {"fastv": 32, "pyramiddrop": 8, "sparsevlm": 8}
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
+
+
+@pytest.fixture(autouse=True)
+def _cuttable(case):
+    if not case.cuttable:
+        pytest.skip("attach() refuses to cut between its layers, see test_gemma.py")
 
 
 def methods():
@@ -26,14 +32,15 @@ def methods():
     }
 
 
-def masked_pass(model, call, row, cuts, new, steps):
-    """Logits of the prompt's last token and of each new token, without dropping anything."""
+def masked_pass(model, call, real, types, row, cuts, new, steps):
+    """Logits of the prompt's last token and of each new token, without dropping anything.
+
+    Where `types` tell the tokens of images, those of one see each other both ways.
+    """
     decoder = model.model.language_model
-    real = call["attention_mask"][row].bool() if call["attention_mask"] is not None else None
     embeds = call["inputs_embeds"][row]
     positions = call["position_ids"].expand(*call["position_ids"].shape[:-2], len(new), -1)
     positions = positions[..., row, :]
-    real = torch.ones(len(embeds), dtype=torch.bool) if real is None else real
     planes = []
     if call.get("deepstack_visual_embeds") is not None:
         where = call["visual_pos_masks"]
@@ -50,22 +57,35 @@ def masked_pass(model, call, row, cuts, new, steps):
     angles = positions[..., None, :]
     if angles.ndim == 3 and len(angles) == 4:
         angles = angles[1:]
-    cos_sin = decoder.rotary_emb(hidden, angles)
+    kinds = getattr(decoder.config, "layer_types", None) or [""] * len(decoder.layers)
+    own = [(kind,) if model.config.model_type == "gemma3" else () for kind in kinds]
+    cos_sin = [decoder.rotary_emb(hidden, angles, *kind) for kind in own]
     final = np.ones(prompt, dtype=bool)
     for alive in cuts.values():
         final &= alive
     causal = torch.ones(total, total, dtype=torch.bool).tril()
+    if types is not None:
+        image = types[real] == 1
+        number = (image & ~image.roll(1)).cumsum(0)
+        causal[:prompt, :prompt] |= (number[:, None] == number) & image[:, None] & image
+    # Windows, which no prompt fills, count the tokens that are left.
+    left = torch.cat([torch.from_numpy(final), torch.ones(total - prompt, dtype=torch.bool)])
+    place = left.cumsum(0)
+    far = place[None] <= place[:, None] - (getattr(decoder.config, "sliding_window", None) or total)
+    far[:prompt] = False
     now = np.ones(prompt, dtype=bool)
     for number, layer in enumerate(decoder.layers):
         now = now & cuts.get(number, now)
         mask = causal.clone()
         mask[:prompt, :prompt] &= torch.from_numpy(now)[None]
         mask[prompt:, :prompt] &= torch.from_numpy(final)[None]
+        if "sliding" in kinds[number]:
+            mask &= ~far
         mask |= torch.eye(total, dtype=torch.bool)
         hidden = layer(
             hidden,
             attention_mask=mask[None, None],
-            position_embeddings=cos_sin,
+            position_embeddings=cos_sin[number],
             position_ids=None,
         )
         if number < len(planes):
@@ -95,9 +115,12 @@ def test_decoding_equals_one_masked_pass(case, model, calls, name, attention):
     report = att.last
     assert report.prompt_length[0] == report.prompt_length[1] > report.final_length
     lengths = {int(layer.keys.shape[2]) for layer in cache_in(out).layers}
-    assert lengths == {report.final_length + steps - 1}
+    held = report.final_length + steps - 1
+    window = window_of(model.model.language_model.config)
+    assert lengths == {held, held if window is None else min(held, window - 1)}
     new = out.sequences[:, inputs["input_ids"].shape[1] :]
-    visual = placeholders(model, inputs)
+    visual = case.standing(model, inputs["input_ids"]).numpy()
+    types = inputs.get("token_type_ids")
     for row in range(2):
         columns = report.positions[row][report.positions[row] >= 0]
         assert report.inside[row], "every prompt is cut"
@@ -108,15 +131,11 @@ def test_decoding_equals_one_masked_pass(case, model, calls, name, attention):
         # Newlines are no part of any choice.
         for _after, alive in cuts.items():
             alive |= np.isin(columns, separators(report, visual, row))
-        expected = masked_pass(model, seen[0], row, cuts, new, steps)
+        real = inputs["attention_mask"][row].bool()
+        own = None if types is None else types[row]
+        expected = masked_pass(model, seen[0], real, own, row, cuts, new, steps)
         for step, logits in enumerate(out.logits):
             torch.testing.assert_close(logits[row], expected[step], rtol=1e-3, atol=1e-3)
-
-
-def placeholders(model, inputs):
-    ids = inputs["input_ids"].numpy()
-    tokens = [model.config.image_token_id, getattr(model.config, "video_token_id", -1)]
-    return np.isin(ids, tokens)
 
 
 def separators(report, visual, row):
@@ -139,10 +158,11 @@ def test_fastv_keeps_what_the_last_token_attends_to(case, calls):
     inputs = case.inputs()
     with torch.no_grad():
         weights = model(**inputs, output_attentions=True).attentions[2]
-    visual = np.flatnonzero(placeholders(model, inputs)[0])
+    filled = case.standing(model, inputs["input_ids"]).numpy()
+    visual = np.flatnonzero(filled[0])
     with attach(model, sc.FastV(keep=6, after=3)) as att:
         model(**inputs)
-    dropped = separators(att.last, placeholders(model, inputs), 0)
+    dropped = separators(att.last, filled, 0)
     choosable = np.setdiff1d(visual, dropped)
     scores = weights[0].mean(dim=0)[-1, torch.from_numpy(choosable)]
     best = np.sort(choosable[scores.topk(6).indices.numpy()])
@@ -243,8 +263,14 @@ def test_what_cannot_be_done_is_refused(case, model, monkeypatch):
     kinds = ["sliding_attention"] * text.num_hidden_layers
     with monkeypatch.context() as changed:
         changed.setattr(text, "layer_types", kinds, raising=False)
-        with pytest.raises(UnsupportedModelError, match="sliding-window layers"):
-            attach(model, sc.FastV())
+        changed.setattr(text, "sliding_window", 8, raising=False)
+        with pytest.raises(UnsupportedModelError, match="caches of sliding windows"):
+            attach(model, sc.published("fastv"))
+        with (
+            attach(model, sc.FastV(keep=3)),
+            pytest.raises(ValueError, match=r"the prompt has \d+ tokens, and layers .* of 8 have"),
+        ):
+            model(**case.inputs())
     inputs = case.inputs()
     with attach(model, sc.FastV(keep=3)), pytest.raises(ValueError, match="labels: FastV drops"):
         model(**inputs, labels=inputs["input_ids"])

@@ -19,9 +19,8 @@ def test_the_stages_make_what_an_attachment_makes(case, model, by_norm, calls):
     encoded = encode(model, inputs)
     assert [row for row, _ in encoded.places] == [0, 0, 1]
     for visual, (row, columns) in zip(encoded.visuals, encoded.places, strict=True):
-        placeholders = inputs["input_ids"][row, torch.from_numpy(columns)]
         assert visual.size == len(columns)
-        assert (placeholders == model.config.image_token_id).all()
+        assert case.standing(model, inputs["input_ids"])[row, torch.from_numpy(columns)].all()
     chosen = choose_each(by_norm(keep=0.4), encoded)
     prompt = shorten(model, inputs, encoded, chosen, generating=False)
     with attach(model, by_norm(keep=0.4)) as att, calls(model) as seen:

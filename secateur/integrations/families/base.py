@@ -36,6 +36,8 @@ class Family:
         Where kept tokens stand when nobody says.
     normalisation
         Mean and deviation of the pixels where no processor tells.
+    cuttable
+        Whether tokens may leave between layers of its language model.
     """
 
     name: str
@@ -44,3 +46,4 @@ class Family:
     modalities: tuple[Modality, ...] = ("image",)
     positions: Positions = "original"
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] = CLIP
+    cuttable: bool = True

@@ -1,5 +1,6 @@
 """Newline tokens, which LLaVA-NeXT and LLaVA-OneVision put at the end of rows of crops.
 
+Mistral 3's breaks between the rows of an image are such tokens, too.
 Which of them stay in a pruned image is a setting of the model's configuration, `SETTING`, that
 every host reads:
 

@@ -2,6 +2,7 @@
 
 InternVL shows the tiles of an image one after the other, the thumbnail last; Idefics3 and SmolVLM
 put their row and column before each. No token joins two tiles, so a method chooses within each.
+Gemma 3 has pictures of one size and folds their patches alike.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ INTERNVL = Family(
     OBSERVED | {"pixels"},
     normalisation=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 )
+
+GEMMA3 = Family("Gemma 3", OBSERVED | {"pixels"}, normalisation=HALVES)
+
+GEMMA4 = Family("Gemma 4", cuttable=False)
 
 SMOLVLM = Family("SmolVLM and Idefics3", OBSERVED | {"pixels"}, normalisation=HALVES)
 

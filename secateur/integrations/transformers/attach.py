@@ -32,8 +32,9 @@ from secateur.integrations.transformers.internals import (
     cache_name,
     cached_length,
     compiled_part,
-    has_sliding_layers,
     naming_the_cache,
+    naming_the_embeds,
+    window_of,
 )
 from secateur.integrations.transformers.layers import Cutter, Stretch, continuing
 from secateur.integrations.transformers.models import UnsupportedModelError
@@ -140,6 +141,8 @@ class Attachment:
             stock = getattr(self.model, name)
             ours = functools.partial(getattr(self, f"_{name.strip('_')}"), stock)
             functools.update_wrapper(ours, stock)
+            if name == "prepare_inputs_for_generation":
+                ours.__dict__["__signature__"] = naming_the_embeds(stock)
             self._ours[name] = own[name] = ours
         own[MARK] = self
 
@@ -399,9 +402,8 @@ def prune_inputs(
     -------
     dict
         The inputs with `inputs_embeds`, `attention_mask` and `position_ids` of the shortened
-        prompt instead of pixels; `input_ids` stay whole, so `generate` returns the full prompt
-        and the new tokens. For Qwen3-VL, whose first layers add visual features too,
-        `mm_encoder_outputs` and shortened `input_ids` instead of `inputs_embeds`.
+        prompt instead of pixels; `input_ids` stay whole, so `generate` returns the full prompt and
+        the new tokens. Qwen3-VL and Gemma get `mm_encoder_outputs` and shortened `input_ids`.
 
     Raises
     ------
@@ -418,8 +420,6 @@ def prune_inputs(
         return dict(inputs)
     prompt = _pruned(reader, method, wants, inputs, chosen, generating=True)
     small = as_arguments(reader.family, prompt, inputs)
-    if not prompt.planes:
-        return {**small, "inputs_embeds": prompt.embeds}
     return {**small, **reader.family.encoded(model, inputs["input_ids"], prompt)}
 
 
@@ -438,10 +438,10 @@ def _checked(
     reader = Reader.of(model, processor, text_encoder, instruction, method.reads)
     family = reader.family
     wanted(method, family.family, reader.guidance.encoder)
-    if isinstance(method, Cuts) and has_sliding_layers(family.language_model(model).config):
-        raise UnsupportedModelError(
-            model, f"{type(method).__name__} cannot drop tokens from sliding-window layers"
-        )
+    windows = window_of(family.language_model(model).config) is not None
+    if windows and isinstance(method, Cuts) and not method.shortens_caches:
+        told = f"{type(method).__name__} cannot leave what it drops in caches of sliding windows"
+        raise UnsupportedModelError(model, told)
     return reader, positions or method.positions or family.family.positions
 
 

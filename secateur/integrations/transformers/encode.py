@@ -14,7 +14,7 @@ from secateur.core.inputs import REQUESTS, Request
 from secateur.core.methods.base import Reading
 from secateur.integrations.encoded import TEXT, Encoded, Indices, Modality, Visual, split
 from secateur.integrations.pixels import Pixels
-from secateur.integrations.text import Guidance, TextEncoder
+from secateur.integrations.text import Flags, Guidance, TextEncoder
 from secateur.integrations.transformers.internals import check_release, compiled_part
 from secateur.integrations.transformers.models import Adapter, UnsupportedModelError, family_of
 
@@ -102,7 +102,7 @@ class Reader:
             real = mask.detach().cpu().numpy().astype(bool)
         else:
             raise ValueError(f"attention_mask: expected shape (B, T), got {tuple(mask.shape)}")
-        places = _places(shown, visuals, self.family.placeholders(self.model))
+        places = _places(self.family.standing(self.model, shown), visuals)
         visual = np.zeros(shown.shape, dtype=bool)
         for row, columns in places:  # what stands between its tiles or frames is nobody's words
             visual[row, columns[0] : columns[-1] + 1] = True
@@ -185,12 +185,12 @@ def has_visuals(inputs: Mapping[str, Any]) -> bool:
 
 
 def _places(
-    ids: Indices, visuals: Sequence[Visual], placeholders: Mapping[Modality, int]
+    standing: Mapping[Modality, Flags], visuals: Sequence[Visual]
 ) -> list[tuple[int, Indices]]:
     """The prompt and the columns of each image or video, by its placeholders."""
     found: dict[int, tuple[int, Indices]] = {}
-    for name, token in placeholders.items():
-        rows, columns = np.nonzero(ids == token)
+    for name, marked in standing.items():
+        rows, columns = np.nonzero(marked)
         own = list(split(visuals, name))
         expected = sum(each.size for each in own)
         if own and expected != len(rows):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache as once
 from typing import Any
 
@@ -26,18 +26,30 @@ CACHES = ("cache", "past_key_values")
 def missing() -> list[str]:
     """What the installed transformers lacks of what this file and the families use."""
     from transformers import cache_utils, generation, masking_utils, vision_utils
+    from transformers.models.gemma3 import modeling_gemma3 as gemma3
+    from transformers.models.gemma4 import modeling_gemma4 as gemma4
     from transformers.models.llama import modeling_llama as llama
     from transformers.models.llava_onevision import modeling_llava_onevision as onevision
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen25
     from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
 
     static = cache_utils.StaticLayer(max_cache_len=1)
+    window = cache_utils.DynamicSlidingWindowLayer(sliding_window=1)
     grids = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
     wanted = {
         "Cache(layers=)": _takes(cache_utils.Cache, "layers"),
         "DynamicLayer.update": hasattr(cache_utils.DynamicLayer, "update"),
         "StaticLayer.cumulative_length": hasattr(static, "cumulative_length"),
-        "create_causal_mask(layer_idx=)": _takes(masking_utils.create_causal_mask, "layer_idx"),
+        "create_causal_mask(layer_idx=, block_sequence_ids=)": _takes(
+            masking_utils.create_causal_mask, "layer_idx", "block_sequence_ids"
+        ),
+        "DynamicSlidingWindowLayer.cumulative_length": hasattr(window, "cumulative_length"),
+        "Gemma4TextModel.get_per_layer_inputs": hasattr(
+            gemma4.Gemma4TextModel, "get_per_layer_inputs"
+        ),
+        "Gemma3RotaryEmbedding.forward(layer_type=)": _takes(
+            gemma3.Gemma3RotaryEmbedding.forward, "layer_type"
+        ),
         "create_causal_mask(cache= or past_key_values=)": any(
             _takes(masking_utils.create_causal_mask, name) for name in CACHES
         ),
@@ -113,6 +125,20 @@ def naming_the_cache(call: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
+def naming_the_embeds(prepare: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a `prepare_inputs_for_generation`, with `inputs_embeds` among its names.
+
+    `generate` looks for the name before it takes them; Gemma 3's has it in its `kwargs` only
+    (5.17 to 5.24).
+    """
+    signature = inspect.signature(prepare)
+    if "inputs_embeds" in signature.parameters:
+        return signature
+    named = inspect.Parameter("inputs_embeds", inspect.Parameter.KEYWORD_ONLY, default=None)
+    *others, kwargs = signature.parameters.values()
+    return signature.replace(parameters=[*others, named, kwargs])
+
+
 def rope_index(model: Any, inputs: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
     """Time, row and column (3, B, T) of a Qwen prompt; None where types of its tokens are missing.
 
@@ -130,16 +156,39 @@ def rope_index(model: Any, inputs: Mapping[str, Any], mask: Tensor | None) -> Te
     return positions
 
 
+def per_layer_inputs(model: Any, ids: Tensor) -> Tensor | None:
+    """What each layer of Gemma 4 reads of each token (B, T, layers, C); None where it does not.
+
+    Images, videos and audio count as padding. `get_per_layer_inputs`: 5.17 to 5.24.
+    """
+    decoder, config = model.model.language_model, model.config
+    if not decoder.config.hidden_size_per_layer_input:
+        return None
+    names = ("image_token_id", "video_token_id", "audio_token_id")
+    other = torch.isin(ids, ids.new_tensor([getattr(config, name) for name in names]))
+    words = ids.masked_fill(other, decoder.config.pad_token_id)
+    found: Tensor = decoder.get_per_layer_inputs(words, None)
+    return found
+
+
 def check_cache(cache: Any, *, static: bool = True) -> None:
     """Refuse a cache whose layers we cannot shorten, or, without `static`, leave unequal.
 
     `layers` and `offloading` of a cache: 5.17 to 5.24.
     """
-    from transformers.cache_utils import DynamicLayer, StaticLayer
+    from transformers.cache_utils import (
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+        StaticLayer,
+        StaticSlidingWindowLayer,
+    )
 
     if cache is None:
         return
-    known = {DynamicLayer.__name__, StaticLayer.__name__} if static else {DynamicLayer.__name__}
+    known = {DynamicLayer.__name__}
+    if static:
+        windows = (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)
+        known |= {kind.__name__ for kind in (StaticLayer, *windows)}
     odd = {type(layer).__name__ for layer in cache.layers} - known
     if odd or getattr(cache, "offloading", False):
         what = ", ".join(sorted(odd)) or "offloaded layers"
@@ -153,7 +202,7 @@ def shorten_cache(cache: Any, layers: int, index: Tensor) -> None:
     """Keep the entries `index` (B, T), -1 at padding, in the first layers of a cache.
 
     Dynamic layers get new tensors, static ones keep their storage and forget their tail (`keys`,
-    `values`, `cumulative_length`: 5.17 to 5.24).
+    `values`, `cumulative_length` and, of sliding windows, `cumulative_length_int`: 5.17 to 5.24).
     """
     from transformers.cache_utils import StaticLayer
 
@@ -170,6 +219,9 @@ def shorten_cache(cache: Any, layers: int, index: Tensor) -> None:
                 setattr(layer, name, taken)
         if isinstance(layer, StaticLayer):
             layer.cumulative_length.fill_(length)
+        for name in ("cumulative_length", "cumulative_length_int"):
+            if isinstance(getattr(layer, name, None), int):
+                setattr(layer, name, length)
 
 
 def cached_length(cache: Any, layer: int = 0) -> int:
@@ -177,21 +229,28 @@ def cached_length(cache: Any, layer: int = 0) -> int:
     return int(cache.get_seq_length(layer))
 
 
-def rotary(decoder: Any, hidden: Tensor, positions: Tensor) -> Any:
+def rotary(decoder: Any, hidden: Tensor, positions: Tensor, kind: str) -> Any:
     """Cosine and sine (B, T, d) at positions (B, T), alike in every plane a model has.
 
-    `rotary_emb` and `rope_parameters`: 5.17 to 5.24.
+    `kind` is of the layers that read them; `rotary_emb`, its `layer_type` and `rope_parameters`:
+    5.17 to 5.24.
     """
+    if _takes(decoder.rotary_emb.forward, "layer_type"):
+        return decoder.rotary_emb(hidden, positions, kind)
     sections = getattr(decoder.config, "rope_parameters", None) or {}
     if "mrope_section" in sections:
         positions = positions[None].expand(3, -1, -1)
     return decoder.rotary_emb(hidden, positions)
 
 
-def causal_mask(config: Any, hidden: Tensor, mask: Tensor, cache: Any, layer: int) -> Any:
-    """The mask that layers from `layer` on expect for the prompt `hidden` (B, T, C).
+def causal_mask(
+    config: Any, hidden: Tensor, mask: Tensor, cache: Any, layer: int, blocks: Tensor | None = None
+) -> Any:
+    """The mask that layers of the kind of `layer` expect for the prompt `hidden` (B, T, C).
 
-    `masking_utils` is not documented; `layer_idx` is there from 5.17 to 5.24.
+    Tokens that share a number, not -1, in `blocks` (B, T) see each other both ways.
+    `masking_utils` is not documented; `layer_idx` and `block_sequence_ids` are there from 5.17 to
+    5.24.
     """
     from transformers.masking_utils import create_causal_mask
 
@@ -200,6 +259,7 @@ def causal_mask(config: Any, hidden: Tensor, mask: Tensor, cache: Any, layer: in
         inputs_embeds=hidden,
         attention_mask=mask,
         layer_idx=layer,
+        block_sequence_ids=blocks,
         **{cache_name(): cache},
     )
 
@@ -220,10 +280,17 @@ def compiled_part(model: Any, *, itself: bool = True) -> str | None:
     return None
 
 
-def has_sliding_layers(config: Any) -> bool:
-    """Whether some decoder layers see only a window."""
-    kinds = getattr(config, "layer_types", None) or ()
-    return any("sliding" in kind for kind in kinds)
+def kind_of(config: Any, layer: int) -> str:
+    """The kind of a decoder layer, whose mask and rotary embedding may be its own."""
+    kinds = getattr(config, "layer_types", None)
+    return str(kinds[layer]) if kinds else ""
+
+
+def window_of(config: Any) -> int | None:
+    """How many tokens the sliding-window layers of a decoder see; None where there are none."""
+    kinds = getattr(config, "layer_types", None) or ("sliding",)
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if any("sliding" in kind for kind in kinds) else None
 
 
 def window_index(grids: Tensor, tower: Any) -> Tensor:

@@ -30,8 +30,10 @@ from secateur.integrations.transformers.internals import (
     cached_length,
     causal_mask,
     check_cache,
+    kind_of,
     rotary,
     shorten_cache,
+    window_of,
 )
 from secateur.integrations.transformers.shorten import Prompt
 
@@ -108,12 +110,21 @@ class Cutter:
         self.prepared: list[Any] = [None] * rows
         self.stretches: list[Stretch] = []
         self.milliseconds = 0.0
-        self.shorter: dict[str, Any] = {}
+        self.at: Tensor | None = None
+        self.shorter: dict[str, dict[str, Any]] = {}
 
     def check(self, cache: Any) -> None:
-        """Refuse a cache that the method's way of pruning does not fit."""
-        if self.cuts:
-            check_cache(cache, static=self.method.shortens_caches)
+        """Refuse a cache, or a sliding window, that the method's way of pruning does not fit."""
+        if not self.cuts:
+            return
+        check_cache(cache, static=self.method.shortens_caches)
+        window, length = window_of(self.model.config), self.mask.shape[1]
+        if window is not None and length >= window:
+            raise ValueError(
+                f"{type(self.method).__name__}: the prompt has {length} tokens, and layers with a "
+                f"sliding window of {window} have forgotten some before the cut; keep fewer before "
+                "the language model, or prune there only"
+            )
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -144,8 +155,7 @@ class Cutter:
         """Note what layer `after` - 1 is called with and projects, and cut before the next."""
         layer = self.model.layers[after - 1]
         scorer, looks = layer.self_attn, self.method.looks
-        queries = watch.output(getattr(scorer, "q_norm", scorer.q_proj))
-        keys = watch.output(getattr(scorer, "k_norm", scorer.k_proj))
+        queries, keys = watch.output(scorer.q_proj), watch.output(scorer.k_proj)
         values = watch.output(scorer.v_proj) if "values" in looks else []
         called, entered = watch.arguments(scorer), watch.arguments(layer)
         size = int(scorer.head_dim)
@@ -153,7 +163,6 @@ class Cutter:
         @torch.no_grad()
         def cut(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             start = perf_counter()
-            kwargs = {**kwargs, **self.shorter}
             angles = called[0][1]["position_embeddings"]
             seen: dict[str, Any] = {
                 "hidden": args[0].detach(),
@@ -161,10 +170,12 @@ class Cutter:
                 "rotary": angles,
             }
             if self.method.looks_ahead:
-                seen |= _ahead(self.model.layers[after], args[0].detach(), angles)
+                given = {**kwargs, **self._handed(after, args[0], kwargs)}
+                ahead = given["position_embeddings"]
+                seen |= _ahead(self.model.layers[after], args[0].detach(), ahead)
             else:
-                seen["queries"] = _turned(queries[0].detach(), size, angles)
-                seen["keys"] = _turned(keys[0].detach(), size, angles)
+                seen["queries"] = _turned(scorer, "q", queries[0].detach(), angles)
+                seen["keys"] = _turned(scorer, "k", keys[0].detach(), angles)
             if values:
                 seen["values"] = heads(values[0].detach(), size)
             stays = self._decide(after, scorer, seen)
@@ -179,9 +190,37 @@ class Cutter:
 
     def _follow(self, watch: Watch, number: int) -> None:
         def hand_over(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-            return args, {**kwargs, **self.shorter}
+            return args, {**kwargs, **self._handed(number, args[0], kwargs)}
 
         watch.before(self.model.layers[number], hand_over)
+
+    def _handed(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a layer gets for the tokens that are left, instead of what the model calls it with.
+
+        Layers of one kind get the same.
+        """
+        kind = kind_of(self.model.config, number)
+        if self.at is None or kind in self.shorter:
+            return self.shorter.get(kind, {})
+        mask = torch.from_numpy(self.mask).to(hidden.device).long()
+        blocks = torch.from_numpy(self.image).to(hidden.device) if self.prompt.both_ways else None
+        # No window is shorter than the prompt, see `check`.
+        whole = causal_mask(self.model.config, hidden, mask, cache_in(kwargs), number, blocks)
+        handed: dict[str, Any] = {"attention_mask": whole}
+        ids = kwargs.get("position_ids")
+        if self.method.renumbers:
+            counted = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
+            positions = torch.from_numpy(counted).to(hidden.device)
+            handed["position_embeddings"] = rotary(self.model, hidden, positions, kind)
+            if ids is not None:
+                handed["position_ids"] = positions
+        else:
+            angles = kwargs["position_embeddings"]
+            handed["position_embeddings"] = tuple(_taken(x, self.at) for x in angles)
+            if ids is not None:
+                handed["position_ids"] = _taken(ids[..., None], self.at)[..., 0]
+        self.shorter[kind] = handed
+        return handed
 
     def _visual(self, row: int) -> Indices:
         return np.flatnonzero(self.choosable[row] & self.mask[row])
@@ -254,32 +293,13 @@ class Cutter:
         cache = cache_in(kwargs)
         if cache is not None and self.method.shortens_caches:
             shorten_cache(cache, after, torch.from_numpy(sources))
-        mask = torch.from_numpy(self.mask).to(hidden.device).long()
-        self.shorter = {
-            "attention_mask": causal_mask(self.model.config, hidden, mask, cache, after)
-        }
-        if self.method.renumbers:
-            self._renumber(hidden, kwargs)
-        else:
-            old_at = torch.from_numpy(old).to(hidden.device)
-            self.shorter["position_embeddings"] = tuple(
-                _taken(x, old_at) for x in kwargs["position_embeddings"]
-            )
-            if kwargs.get("position_ids") is not None:
-                ids = _taken(kwargs["position_ids"][..., None], old_at)
-                self.shorter["position_ids"] = ids[..., 0]
-        kwargs.update(self.shorter)
+        old_at = torch.from_numpy(old).to(hidden.device)
+        self.at = old_at if self.at is None else self.at.to(old_at).gather(1, old_at)
+        self.shorter = {}
         if not self.method.shortens_caches:
             following = self.mask.sum(axis=1) if self.method.renumbers else None
             self.stretches.append(Stretch(after, self.mask, following))
         return hidden
-
-    def _renumber(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        counted = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
-        positions = torch.from_numpy(counted).to(hidden.device)
-        self.shorter["position_embeddings"] = rotary(self.model, hidden, positions)
-        if kwargs.get("position_ids") is not None:
-            self.shorter["position_ids"] = positions
 
     def _laid(self, stays: dict[int, Stay], hidden: Tensor) -> tuple[Tensor, Indices]:
         """States to take from, made ones behind, and the place (B, T') each new token takes."""
@@ -335,18 +355,26 @@ def _hand_over(watch: Watch, model: Any, stretch: Stretch, stop: int, cache: Any
             if stretch.following is not None:
                 first = torch.from_numpy(stretch.following).to(hidden.device)[:, None]
                 steps = torch.arange(grown - hidden.shape[1], grown, device=hidden.device)
-                own["position_embeddings"] = rotary(model, hidden, first + steps)
+                kind = kind_of(model.config, stretch.first)
+                own["position_embeddings"] = rotary(model, hidden, first + steps, kind)
         return args, {**kwargs, **own}
 
     for number in range(stretch.first, stop):
         watch.before(model.layers[number], hook)
 
 
-def _turned(projected: Tensor, size: int, angles: Any) -> Tensor:
-    """Rotated (B, H, T, d) from what a projection, or the norm behind it, returned."""
-    x = projected.transpose(1, 2) if projected.ndim == 4 else heads(projected, size)
+def _turned(attention: Any, what: str, projected: Tensor, angles: Any) -> Tensor:
+    """Queries or keys (B, H, T, d), normed and rotated, from what a projection returned.
+
+    Queries are scaled as the layer scales them, for attention that divides by the root of d.
+    """
+    size = int(attention.head_dim)
+    x, norm = projected.unflatten(-1, (-1, size)), getattr(attention, f"{what}_norm", None)
+    x = (x if norm is None else norm(x)).transpose(1, 2)
     cos, sin = (each[:, None] for each in angles)
-    return rotate(x, cos, sin)
+    scale = getattr(attention, "scaling", size**-0.5) * size**0.5
+    x = rotate(x, cos, sin)
+    return x if what == "k" or abs(scale - 1) < 1e-9 else x * scale
 
 
 def _ahead(layer: Any, hidden: Tensor, angles: Any) -> dict[str, Tensor]:
@@ -366,12 +394,8 @@ def _ahead(layer: Any, hidden: Tensor, angles: Any) -> dict[str, Tensor]:
 
 
 def _projected(attention: Any, what: str, states: Tensor, angles: Any) -> Tensor:
-    """Rotated queries or keys (B, H, T, d) that an attention layer makes of any states."""
-    x = getattr(attention, f"{what}_proj")(states)
-    norm = getattr(attention, f"{what}_norm", None)
-    if norm is not None:
-        x = norm(x.unflatten(-1, (-1, int(attention.head_dim))))
-    return _turned(x, int(attention.head_dim), angles)
+    """Queries or keys (B, H, T, d), as above, that an attention layer makes of any states."""
+    return _turned(attention, what, getattr(attention, f"{what}_proj")(states), angles)
 
 
 def _taken(x: Tensor, gather: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Visual, whole
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava import LLAVA
+from secateur.integrations.transformers.mistral3 import Mistral3
 from secateur.integrations.transformers.models import Adapter
 from secateur.integrations.transformers.towers import Tower
 
@@ -30,6 +31,10 @@ class Llava(Adapter):
         "vision_feature_layer",
         "vision_feature_select_strategy",
     )
+
+    def suited(self, model: Any) -> Adapter:
+        """Pixtral 12B has this class, and all else of Mistral 3."""
+        return Mistral3() if model.config.vision_config.model_type == "pixtral" else self
 
     def check(self, model: Any) -> None:
         """CLIP and SigLIP towers."""

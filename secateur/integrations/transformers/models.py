@@ -8,17 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from secateur.integrations.text import TextEncoder
+    from secateur.integrations.text import Flags, TextEncoder
 from secateur.core.inputs import REQUESTS, Request
-from secateur.integrations.encoded import Modality, Tensor, Visual
+from secateur.integrations.encoded import Indices, Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
 
 FAMILIES = {
+    "Gemma3ForConditionalGeneration": "gemma3:Gemma3",
+    "Gemma4ForConditionalGeneration": "gemma4:Gemma4",
     "Idefics3ForConditionalGeneration": "smolvlm:SmolVLM",
     "InternVLForConditionalGeneration": "internvl:InternVL",
     "LlavaForConditionalGeneration": "llava:Llava",
     "LlavaNextForConditionalGeneration": "llava_next:LlavaNext",
     "LlavaOnevisionForConditionalGeneration": "llava_onevision:LlavaOneVision",
+    "Mistral3ForConditionalGeneration": "mistral3:Mistral3",
     "Qwen2VLForConditionalGeneration": "qwen2_5_vl:Qwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:Qwen25VL",
     "Qwen3VLForConditionalGeneration": "qwen3_vl:Qwen3VL",
@@ -44,6 +47,9 @@ class Adapter(ABC):
     """What is true of the family in every host."""
     visual_inputs: ClassVar[tuple[str, ...]]
     """Arguments of `forward` that only the vision side reads."""
+    types: ClassVar[str] = ""
+    """The argument of `forward` that tells visual tokens from text where the language model lets
+    those of an image see each other both ways; empty where it does not."""
 
     @property
     def offers(self) -> frozenset[str]:
@@ -54,6 +60,10 @@ class Adapter(ABC):
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of the pixels where no processor tells."""
         return self.family.normalisation
+
+    def suited(self, model: Any) -> Adapter:
+        """The adapter for this very model, whose tower may be that of another family."""
+        return self
 
     def check(self, model: Any) -> None:
         """Raise `UnsupportedModelError` for a configuration of the family we do not know."""
@@ -89,6 +99,10 @@ class Adapter(ABC):
         config = model.config
         return {name: int(getattr(config, f"{name}_token_id")) for name in self.family.modalities}
 
+    def standing(self, model: Any, ids: Indices) -> dict[Modality, Flags]:
+        """True (B, T) at the placeholders of each modality."""
+        return {name: ids == token for name, token in self.placeholders(model).items()}
+
     def position_ids(
         self, model: Any, inputs: Mapping[str, Any], mask: Tensor | None, *, generating: bool
     ) -> Tensor:
@@ -110,9 +124,13 @@ class Adapter(ABC):
         """The vision tower, where it is one half of a CLIP or SigLIP pair; None elsewhere."""
         return None
 
+    def beside(self, model: Any, ids: Tensor) -> dict[str, Tensor]:
+        """Arguments (B, T, ...) of `forward` that the language model reads beside embeddings."""
+        return {}
+
     def encoded(self, model: Any, ids: Tensor, prompt: Any) -> dict[str, Any]:
-        """A compacted prompt as public arguments, where `inputs_embeds` cannot carry it all."""
-        raise NotImplementedError
+        """A compacted prompt as public arguments of `generate`, beside mask and positions."""
+        return {"inputs_embeds": prompt.embeds}
 
     def language_model(self, model: Any) -> Any:
         """The decoder, with `layers`."""
@@ -121,7 +139,8 @@ class Adapter(ABC):
     def structure_tokens(self, model: Any) -> frozenset[int]:
         """Tokens around images and turns, which are no part of an instruction."""
         config = model.config
-        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        around = ("vision_start_token_id", "vision_end_token_id", "boi_token_id", "eoi_token_id")
+        names = ("image_token_id", "video_token_id", *around)
         return frozenset(int(x) for name in names if (x := getattr(config, name, None)) is not None)
 
 
@@ -137,7 +156,7 @@ def family_of(model: Any) -> Adapter:
         if kind.__name__ in FAMILIES and kind.__module__.partition(".")[0] == "transformers":
             module, _, name = FAMILIES[kind.__name__].partition(":")
             where = import_module(f"secateur.integrations.transformers.{module}")
-            known: Adapter = getattr(where, name)()
+            known: Adapter = getattr(where, name)().suited(model)
             known.check(model)
             return known
     inner = _wrapped(model)

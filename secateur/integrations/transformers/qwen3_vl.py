@@ -7,7 +7,6 @@ Qwen2.5-VL. `positions=None` means ``"original"``: kept tokens keep time, row an
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from secateur.integrations.encoded import Tensor
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.qwen import QWEN3_VL
 from secateur.integrations.transformers.qwen2_5_vl import Qwen2VL
-from secateur.integrations.transformers.shorten import Prompt
+from secateur.integrations.transformers.shorten import Prompt, short_ids
 
 
 class Qwen3VL(Qwen2VL):
@@ -26,19 +25,12 @@ class Qwen3VL(Qwen2VL):
 
     def encoded(self, model: Any, ids: Tensor, prompt: Prompt) -> dict[str, Any]:
         """Shortened `input_ids` and what the tower returned for the kept tokens."""
-        if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
-            raise ValueError(
-                "prune_inputs: this transformers takes no mm_encoder_outputs, without which "
-                "Qwen3-VL's deepstack cannot be handed over; use attach(), or transformers 5.23"
-            )
+        short = short_ids(self, model, ids, prompt)
         from transformers.models.qwen3_vl.modeling_qwen3_vl import (
             BaseModelOutputWithDeepstackFeatures,
         )
 
         device = prompt.embeds.device
-        columns = torch.from_numpy(prompt.columns).to(ids.device)
-        pad = model.generation_config.pad_token_id
-        short = ids.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, pad or 0)
         visual = torch.from_numpy(prompt.visual).to(device)
         planes = []
         for plane in prompt.planes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,12 @@ class Prompt:
         For each of the first layers, the features added at each row's visual tokens.
     before
         The length of the unpruned prompt.
+    right
+        Whether padding is on the right.
+    both_ways
+        Whether the language model lets the tokens of an image see each other both ways.
+    beside
+        What else the language model reads of each token, as arguments (B, T, ...).
     """
 
     embeds: Tensor
@@ -65,6 +72,8 @@ class Prompt:
     planes: list[list[Tensor]]
     before: int
     right: bool
+    both_ways: bool
+    beside: dict[str, Tensor]
     report: Report
 
     @property
@@ -145,23 +154,41 @@ def shorten(
         planes=planes,
         before=int(ids.shape[1]),
         right=right,
+        both_ways=inputs.get(family.types) is not None,
+        beside={
+            name: x[torch.arange(len(x), device=x.device)[:, None], safe.to(x.device)]
+            for name, x in family.beside(model, ids).items()
+        },
         report=_report(encoded, chosen, columns, mask, spent),
     )
 
 
 def as_arguments(family: Adapter, prompt: Prompt, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call as long as the shortened prompt, without what only images need."""
-    dropped = {"mm_token_type_ids", "token_type_ids", *family.visual_inputs}
-    kept = {name: x for name, x in given.items() if name not in dropped}
+    dropped = {"mm_token_type_ids", "token_type_ids", *family.visual_inputs} - {family.types}
+    kept = {name: x for name, x in given.items() if name not in dropped} | prompt.beside
     device = prompt.embeds.device
     kept["attention_mask"] = torch.from_numpy(prompt.mask).to(device).long()
     kept["position_ids"] = prompt.positions
-    labels = kept.get("labels")
-    if labels is not None:
-        columns = torch.from_numpy(prompt.columns).to(labels.device)
-        shortened = labels.gather(1, columns.clamp(min=0))
-        kept["labels"] = shortened.masked_fill(columns < 0, -100)
+    for name, blank in (("labels", -100), (family.types, 0)):
+        if (whole := kept.get(name)) is not None:
+            columns = torch.from_numpy(prompt.columns).to(whole.device)
+            shortened = whole.gather(1, columns.clamp(min=0))
+            kept[name] = shortened.masked_fill(columns < 0, blank)
     return kept
+
+
+def short_ids(family: Adapter, model: Any, ids: Tensor, prompt: Prompt) -> Tensor:
+    """Shortened `input_ids`, for families whose `generate` takes visual features beside them."""
+    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+        raise ValueError(
+            "prune_inputs: this transformers takes no mm_encoder_outputs, without which "
+            f"{family.family.name} cannot be handed what was kept; use attach(), or "
+            "transformers 5.23"
+        )
+    columns = torch.from_numpy(prompt.columns).to(ids.device)
+    pad = model.generation_config.pad_token_id
+    return ids.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, pad or 0)
 
 
 @dataclass(frozen=True, eq=False)

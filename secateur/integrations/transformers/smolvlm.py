@@ -15,38 +15,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from secateur.core.inputs import REQUESTS, Request
-from secateur.integrations.encoded import BY_TOKEN, Tensor, Visual
+from secateur.integrations.encoded import BY_TOKEN, Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.tiles import (
     SMOLVLM,
-    folded,
     runs,
     tiles_by_image,
     tiles_visuals,
 )
 from secateur.integrations.transformers.models import Adapter
-from secateur.integrations.transformers.towers import Tower
+from secateur.integrations.transformers.towers import FoldedTower
 
 if TYPE_CHECKING:
     from secateur.integrations.text import TextEncoder
-
-
-class SmolTower(Tower):
-    """The SigLIP tower, of which `fold` x `fold` patches become a token."""
-
-    def __init__(self, model: Any) -> None:
-        vision = model.config.vision_config
-        self.module = model.model.vision_model
-        self.layers = self.module.encoder.layers
-        self.head_size = vision.hidden_size // vision.num_attention_heads
-        self.class_token = False
-        self.fold = model.config.scale_factor
-        self.layer = len(self.layers) - 1
-        self.picks = [self.layer]
-        self.projector = model.model.connector
-
-    def _answer(self, request: Request, seen: list[Tensor]) -> Tensor:
-        return folded(super()._answer(request, seen), self.fold)
 
 
 class SmolVLM(Adapter):
@@ -78,7 +59,8 @@ class SmolVLM(Adapter):
                 "pixel_attention_mask: hides a part of a picture, which the tower then does not "
                 "read whole; let the processor resize pictures (do_resize=True)"
             )
-        tower = SmolTower(model)
+        own, vision = model.model, model.config.vision_config
+        tower = FoldedTower(own.vision_model, vision, own.connector, model.config.scale_factor)
         with tower.watch(wants, encoder, requests) as seen:
             out = model.model.get_image_features(**given, return_dict=True).pooler_output
         flat = out if isinstance(out, torch.Tensor) else torch.cat(list(out))

@@ -11,6 +11,7 @@ import torch
 from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Seen, Tensor
 from secateur.integrations.families.llava import TOWERS
+from secateur.integrations.families.tiles import folded
 from secateur.integrations.observing import (
     Watch,
     heads,
@@ -122,3 +123,18 @@ class Tower:
 
     def _patches(self, x: Tensor) -> Tensor:
         return x[:, 1:] if self.class_token else x
+
+
+class FoldedTower(Tower):
+    """A SigLIP tower whose last layer makes the features, `fold` x `fold` patches a token."""
+
+    def __init__(self, module: Any, config: Any, projector: Any, fold: int) -> None:
+        self.module, self.projector, self.fold = module, projector, fold
+        self.layers = module.encoder.layers
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.class_token = False
+        self.layer = len(self.layers) - 1
+        self.picks = [self.layer]
+
+    def _answer(self, request: Request, seen: list[Tensor]) -> Tensor:
+        return folded(super()._answer(request, seen), self.fold)
