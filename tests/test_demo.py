@@ -1,5 +1,7 @@
 """The demo asks, counts and draws, on the model that comes with the package."""
 
+import re
+
 import pytest
 
 pytest.importorskip("transformers", reason="the demo asks a model of transformers")
@@ -36,7 +38,8 @@ def test_it_says_what_it_did(tmp_path, capsys):
     path = tmp_path / "asked.png"
     demo.main([str(path), "--keep", "9", "--scenes", "0"])
     said = capsys.readouterr().out
-    assert said.count("   9 tokens") == 3
+    assert said.count(" 9 of 144 tokens  ") == 2
+    assert re.search(r"ERASE +\d+ of 144 tokens, 9 after layer \d", said)
     assert "144 tokens" in said
     assert f"Wrote {path}" in said
     with Image.open(path) as image:

@@ -41,6 +41,11 @@ def data(html):
     return json.loads(held)
 
 
+def left(step):
+    """The tokens that survived every stage."""
+    return [n for n, count in enumerate(step["survived"]) if count == len(step["stages"])]
+
+
 def test_the_page_holds_what_the_methods_chose(data, scene):
     assert data["question"] == QUESTION
     assert data["grid"] == [12, 12]
@@ -52,12 +57,20 @@ def test_the_page_holds_what_the_methods_chose(data, scene):
     features = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output[0]
     for keep, step in zip(data["budgets"], data["methods"]["DivPrune"], strict=True):
         chosen = sc.DivPrune(keep=keep).select(sc.Tokens(features=features.detach()))
-        assert step["kept"] == np.sort(chosen.indices).tolist()
-        assert step["inside"] is None
+        assert left(step) == np.sort(chosen.indices).tolist()
+        assert step["stages"] == [[0, keep]]
+
+
+def test_every_budget_of_a_method_in_two_stages_shows_other_tokens(data):
+    shown = set()
     for keep, step in zip(data["budgets"], data["methods"]["ERASE"], strict=True):
-        assert step["inside"] in (None, keep)
+        (before, first), (after, last) = step["stages"]
+        assert before == 0 < after
+        assert keep == last == len(left(step)) <= first == sum(n > 0 for n in step["survived"])
+        shown.add(tuple(left(step)))
         assert len(step["scores"]) == 144
         assert {0, 255} <= set(step["scores"])
+    assert len(shown) == len(data["budgets"])
 
 
 def test_the_page_needs_nothing_else_and_nothing_closes_its_data(html):
@@ -69,48 +82,110 @@ def test_the_page_needs_nothing_else_and_nothing_closes_its_data(html):
     assert "<!-- c" not in page({"question": "a & b <!-- c"})
 
 
-def rendered(html, tmp_path, doing="", place=""):
-    """The document as a browser has it after `doing`, JavaScript that a hand would cause."""
+def browsed(html, tmp_path, place=""):
+    """The document as a browser has it."""
     path = tmp_path / "page.html"
-    path.write_text(html.replace("</body>", f"<script>{doing}</script></body>"), "utf-8")
+    path.write_text(html, "utf-8")
     ran = subprocess.run(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-         f"file://{path}{place}"],
+        [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,900",
+         "--virtual-time-budget=3000", "--dump-dom", f"file://{path}{place}"],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    kept = re.findall(r'<rect[^>]*data-index="(\d+)"[^>]*class="token kept"', ran.stdout)
-    answer = re.search(r'<dd id="answer"[^>]*>(.*?)</dd>', ran.stdout)[1]
-    count = re.search(r'<output id="count">(.*?)</output>', ran.stdout)[1]
-    return [int(n) for n in kept], answer, count
+    return ran.stdout
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_a_browser_shows_what_was_kept(html, data, tmp_path):
-    kept, answer, count = rendered(html, tmp_path)
-    first = data["methods"]["DivPrune"][data["start"]]
-    assert kept == first["kept"]
-    assert answer == (first["answer"] or "(nothing)")
+def rendered(html, tmp_path, doing="", place=""):
+    """What it shows after `doing`, JavaScript that a hand would cause: both sides, and the budget.
+
+    A side is the tokens shown as kept, the answer, and what is said of its stages.
+    """
+    shown = browsed(html.replace("</body>", f"<script>{doing}</script></body>"), tmp_path, place)
+    sides = []
+    for side in ("left", "right"):
+        figure = re.search(rf'<figure id="{side}">(.*?)</figure>', shown, re.S)[1]
+        kept = re.findall(r'<rect[^>]*data-index="(\d+)"[^>]*class="token kept"', figure)
+        says = re.search(r'<p class="says [^>]*>(.*?)</p>', figure)[1]
+        told = re.search(r'<p class="told">(.*?)</p>', figure)[1]
+        sides.append(([int(n) for n in kept], says, told))
+    count = re.search(r'<output id="count">(.*?)</output>', shown)[1]
+    return *sides, count
+
+
+def keys(*names):
+    """What pressing keys one after the other does."""
+    pressed = (
+        "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true}));"
+    )
+    return "".join(pressed % name for name in names)
+
+
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+def expected(step):
+    return left(step), step["answer"] or "(nothing)"
+
+
+@browser
+def test_a_browser_shows_two_methods_side_by_side(html, data, tmp_path):
+    one, two, count = rendered(html, tmp_path)
+    start = data["start"]
+    assert one == (*expected(data["methods"]["DivPrune"][start]), "16 of 144 tokens")
+    assert two[:2] == expected(data["methods"]["ERASE"][start])
+    assert re.fullmatch(r"\d+ of 144 before the language model, then 16 after layer \d+", two[2])
     assert count == "16 of 144"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@browser
 def test_moving_the_slider_and_switching_the_method(html, data, tmp_path):
     doing = """
         const budget = document.getElementById("budget");
         budget.value = 7;
         budget.dispatchEvent(new Event("input"));
-        document.querySelector("input[value=ERASE]").click();
+        const method = document.querySelector("#left select");
+        method.value = "ERASE";
+        method.dispatchEvent(new Event("change"));
     """
-    kept, answer, count = rendered(html, tmp_path, doing)
-    step = data["methods"]["ERASE"][7]
-    assert kept == step["kept"]
-    assert answer == (step["answer"] or "(nothing)")
-    assert count.startswith(f"{len(kept)} of 144")
-    assert len(kept) >= 72
+    one, two, count = rendered(html, tmp_path, doing)
+    assert one[:2] == two[:2] == expected(data["methods"]["ERASE"][7])
+    assert len(one[0]) == 72
+    assert count == "72 of 144"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@browser
 def test_a_place_in_the_page_can_be_linked_to(html, data, tmp_path):
-    kept, _, count = rendered(html, tmp_path, place="#method=DivPrune&keep=4")
-    assert kept == data["methods"]["DivPrune"][0]["kept"]
+    place = "#method=ERASE&beside=DivPrune&keep=4"
+    one, two, count = rendered(html, tmp_path, place=place)
+    assert one[:2] == expected(data["methods"]["ERASE"][0])
+    assert two[:2] == expected(data["methods"]["DivPrune"][0])
     assert count == "4 of 144"
+
+
+@browser
+def test_keys_do_what_hands_do(html, data, tmp_path):
+    pressed = keys("ArrowRight", "ArrowRight", "ArrowLeft", "x", "n", "v")
+    one, two, count = rendered(html, tmp_path, pressed)
+    step = data["start"] + 1
+    assert count == f"{data['budgets'][step]} of 144"
+    assert one[:2] == two[:2] == expected(data["methods"]["ERASE"][step])
+    shown = browsed(html.replace("</body>", f"<script>{pressed}</script></body>"), tmp_path)
+    fills = re.findall(r'<rect[^>]*style="[^"]*fill: (rgb\([^)]*\))', shown)
+    assert len(fills) == 144, "the scores of one side, as colours"
+    assert len(set(fills)) > 20
+
+
+@browser
+def test_a_narrow_screen_needs_no_scrolling_aside(html, tmp_path):
+    within = html.replace(
+        "</body>",
+        "<script>parent.postMessage([innerWidth, document.documentElement.scrollWidth,"
+        "document.getElementById('right').offsetTop > document.getElementById('left').offsetTop],"
+        "'*')</script></body>",
+    )
+    (tmp_path / "within.html").write_text(within, "utf-8")
+    around = (
+        "<p id=told></p><iframe src=within.html style='width:390px;height:3000px;border:0'></iframe><script>"
+        "onmessage = (event) => { document.getElementById('told').textContent = event.data; }"
+        "</script>"
+    )
+    assert '<p id="told">390,390,true</p>' in browsed(around, tmp_path)

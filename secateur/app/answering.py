@@ -81,7 +81,7 @@ def prune(
         network = loaded(model, text_encoder, device=device, dtype=dtype, revision=revision)
         own = model is None
         answers = ask(picture, question, chosen, network=network, own=own)
-        drawn(picture, answers).save(output, optimize=True)
+        drawn(picture, answers, question).save(output, optimize=True)
         if html is not None:
             from secateur.app.explore import explored
 

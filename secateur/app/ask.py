@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from secateur.app.pictures import opened
+from secateur.app.progress import progress, saying
 from secateur.app.sheets import Panel, heat, sheet
 from secateur.core.methods import Method
 from secateur.integrations.attach import attach
@@ -57,6 +58,15 @@ class Answer:
         kept = sum(len(each) for each in self.report.kept)
         inside = [len(columns) for cuts in self.report.inside for _, columns in cuts]
         return min([kept, *inside])
+
+    @property
+    def left(self) -> str:
+        """In words, how many tokens of the first grid were left at each stage."""
+        if self.report is None:
+            return "all"
+        first, *cuts = self.report.stages()
+        told = [f"{first.kept.sum()} of {first.kept.size} tokens"]
+        return ", ".join(told + [f"{cut.kept.sum()} after layer {cut.after}" for cut in cuts])
 
     def told(self) -> dict[str, Any]:
         """The answer as plain values."""
@@ -104,6 +114,7 @@ def loaded(
     options: dict[str, Any] = {"dtype": dtype, "revision": revision or "main"}
     if device is not None:
         options["device_map"] = device
+    saying(f"loading {model}")
     found = _whole(AutoModelForImageTextToText, model, options)
     pair = None if text_encoder is None else _pair(text_encoder, device, dtype)
     return found, AutoProcessor.from_pretrained(model, revision=options["revision"]), pair
@@ -162,11 +173,13 @@ def ask(
     network: Loaded | None = None,
     own: bool | None = None,
     tokens: int = 64,
+    label: str = "asking",
 ) -> list[Answer]:
     """Ask one question of one picture: with all tokens, then with those each method keeps.
 
     `network` is what `loaded` made, to load once for several calls; `own` says that it is the
-    lab's. Times are without what a first call starts: kernels, caches.
+    lab's. Times are without what a first call starts: kernels, caches. A terminal shows how far
+    it is, after `label`.
     """
     picture = opened(image)
     own = model is None and network is None if own is None else own
@@ -175,18 +188,23 @@ def ask(
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(net.dtype)
     lab = Lab(net, processor, pair) if own else None
-    _answer(net, processor, inputs, None, None, 1)
-    answers = [_answer(net, processor, inputs, None, None, tokens)]
+    answers: list[Answer] = []
     started: set[type[Method]] = set()
-    for method in methods:
-        suited = _fitted(method, lab)
-        if type(method) not in started:
-            started.add(type(method))
-            # Apart from what is measured, which may remember what it saw.
-            with attach(net, deepcopy(suited), processor, pair, instruction=question) as attached:
-                _answer(net, processor, inputs, suited, attached, 1)
-        with attach(net, suited, processor, pair, instruction=question) as attachment:
-            answers.append(_answer(net, processor, inputs, suited, attachment, tokens))
+    with progress(1 + len(methods), label) as done:
+        _answer(net, processor, inputs, None, None, 1)
+        answers.append(_answer(net, processor, inputs, None, None, tokens))
+        done()
+        for method in methods:
+            suited = _fitted(method, lab)
+            if type(method) not in started:
+                started.add(type(method))
+                # Apart from what is measured, which may remember what it saw.
+                first = deepcopy(suited)
+                with attach(net, first, processor, pair, instruction=question) as attached:
+                    _answer(net, processor, inputs, suited, attached, 1)
+            with attach(net, suited, processor, pair, instruction=question) as attachment:
+                answers.append(_answer(net, processor, inputs, suited, attachment, tokens))
+            done()
     return answers
 
 
@@ -221,7 +239,13 @@ def _answer(
     return Answer(method, told[0].strip(), spent, report)
 
 
-def drawn(image: Path | Image.Image, answers: Sequence[Answer]) -> Image.Image:
+LEGEND = (
+    "Framed: kept to the end. Dark: dropped before the language model. "
+    "Less dark: dropped inside it. Times: generate, choosing included, after a first call."
+)
+
+
+def drawn(image: Path | Image.Image, answers: Sequence[Answer], question: str = "") -> Image.Image:
     """A sheet: the picture with the full answer, then what each method kept, and its scores."""
     picture = opened(image)
     share = SIDE / max(picture.size)
@@ -229,15 +253,13 @@ def drawn(image: Path | Image.Image, answers: Sequence[Answer]) -> Image.Image:
     panels = []
     for answer in answers:
         said = f"says: {answer.text or '(nothing)'}"
+        spent = f"{answer.milliseconds:.0f} ms"
         if answer.report is None:
-            panels.append(Panel(small, answer.title, [said, f"{answer.milliseconds:.0f} ms"]))
+            panels.append(Panel(small, answer.title, [said, "every token", spent]))
             continue
         part = answer.report.pictures[0][0]
-        kept = f"{part.budget} of {part.kept.size} tokens"
-        if answer.tokens is not None and answer.tokens < part.budget:
-            kept += f", then {answer.tokens}"
-        kept += f", {answer.milliseconds:.0f} ms"
-        panels.append(Panel(answer.report.overlay(small), answer.title, [said, kept]))
+        shown = answer.report.overlay(small)
+        panels.append(Panel(shown, answer.title, [said, answer.left, spent]))
         if part.scores is not None and len(answers) == 2:
             panels.append(Panel(heat(part.scores, part.grid, small.size), "its scores"))
-    return sheet(panels)
+    return sheet(panels, heading=question, legend=LEGEND)

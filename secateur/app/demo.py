@@ -16,6 +16,7 @@ from PIL import Image
 import secateur as sc
 from secateur import lab
 from secateur.app.ask import Answer, ask, drawn, loaded
+from secateur.app.progress import progress, saying
 from secateur.integrations.attach import attach
 from secateur.lab.bench import Lab, fitted, usual
 
@@ -47,20 +48,24 @@ def right(keep: int, scenes: int) -> list[tuple[str, int, int]]:
     usually = usual(Lab(network, processor, pair))
     over = list(lab.scenes(scenes, lab.HELD_OUT))
     found = []
-    for method in (None, *methods(keep)):
-        within = (
-            nullcontext()
-            if method is None
-            else attach(network, fitted(method, usually), processor, pair)
-        )
-        with within:
-            told = [
-                said == asked.answer
-                for _, asked, said in lab.ask_all(network, processor, over)
-                if asked.kind in COUNTED
-            ]
-        title = "all tokens" if method is None else type(method).__name__
-        found.append((title, sum(told), len(told)))
+    ways = (None, *methods(keep))
+    with progress(len(ways) * scenes, f"counting on {scenes} scenes") as done:
+        for method in ways:
+            within = (
+                nullcontext()
+                if method is None
+                else attach(network, fitted(method, usually), processor, pair)
+            )
+            told, number = [], -1
+            with within:
+                for scene, asked, said in lab.ask_all(network, processor, over):
+                    if asked.kind in COUNTED:
+                        told.append(said == asked.answer)
+                    if scene.index != number:
+                        number = scene.index
+                        done()
+            title = "all tokens" if method is None else type(method).__name__
+            found.append((title, sum(told), len(told)))
     return found
 
 
@@ -76,14 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     asked = question(scene())
     picture = Image.fromarray(scene().image)
+    saying("loading the model, compiling what is compiled once")
     answers: list[Answer] = ask(picture, asked.text, methods(given.keep))
     print(
         f"secateur {sc.__version__} asks a small LLaVA: {asked.text!r} Right is {asked.answer!r}."
     )
     for answer in answers:
-        tokens = 144 if answer.tokens is None else answer.tokens
-        print(f"  {answer.title:12} {tokens:4} tokens  {answer.text!r}")
-    drawn(picture, answers).save(given.output, optimize=True)
+        left = "144 tokens" if answer.report is None else answer.left
+        print(f"  {answer.title:12} {left:36} {answer.milliseconds:5.0f} ms  {answer.text!r}")
+    drawn(picture, answers, asked.text).save(given.output, optimize=True)
     if given.scenes > 0:
         print(f"Right answers on {given.scenes} scenes it has never seen:")
         for title, hits, count in right(given.keep, given.scenes):

@@ -56,14 +56,16 @@ def explored(
     picture = opened(image)
     if network is None:
         own, network = model is None, loaded(model, text_encoder)
-    first = ask(picture, question, methods[:1], network=network, own=own)[1]
+    first = ask(picture, question, methods[:1], network=network, own=own, tokens=1)[1]
     part = _part(first)
     total = part.kept.size
     budgets = sorted(
         {max(1, round(total * share)) for share in SHARES} | {methods[0].budget(total)}
     )
     every = [replace(method, keep=keep) for method in methods for keep in budgets]
-    whole, *answers = ask(picture, question, every, network=network, own=own)
+    whole, *answers = ask(
+        picture, question, every, network=network, own=own, label="asking for the page"
+    )
     found: dict[str, list[dict[str, Any]]] = {}
     for answer in answers:
         found.setdefault(answer.title, []).append(_step(answer))
@@ -95,8 +97,9 @@ def _part(answer: Answer) -> Any:
 
 
 def _step(answer: Answer) -> dict[str, Any]:
-    part = _part(answer)
-    kept = np.flatnonzero(part.kept).tolist()
+    """What a page shows of one answer: for each token how many stages it survived."""
+    assert answer.report is not None
+    part, stages = _part(answer), answer.report.stages()
     scores = None
     if part.scores is not None:
         values = np.nan_to_num(
@@ -104,10 +107,9 @@ def _step(answer: Answer) -> dict[str, Any]:
         )
         spread = float(np.ptp(values)) or 1.0
         scores = np.round(255 * (values - values.min()) / spread).astype(int).tolist()
-    fewer = answer.tokens is not None and answer.tokens < len(kept)
     return {
-        "kept": kept,
-        "inside": answer.tokens if fewer else None,
+        "stages": [[stage.after, int(stage.kept.sum())] for stage in stages],
+        "survived": np.sum([stage.kept for stage in stages], axis=0, dtype=int).tolist(),
         "scores": scores,
         "answer": answer.text,
     }

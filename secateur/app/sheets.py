@@ -61,8 +61,13 @@ def heat(scores: Numbers, grid: tuple[int, int], size: tuple[int, int]) -> Image
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def sheet(panels: Sequence[Panel], columns: int | None = None) -> Image.Image:
-    """Panels side by side, captions under them; all pictures at the size of the first."""
+def sheet(
+    panels: Sequence[Panel], columns: int | None = None, *, heading: str = "", legend: str = ""
+) -> Image.Image:
+    """Panels side by side, captions under them; all pictures at the size of the first.
+
+    `heading` stands above them, `legend` below.
+    """
     if not panels:
         raise ValueError("panels: expected at least one")
     columns = min(len(panels), 4) if columns is None else columns
@@ -70,10 +75,16 @@ def sheet(panels: Sequence[Panel], columns: int | None = None) -> Image.Image:
     caption = 34 + 20 * max(len(panel.lines) for panel in panels)
     step_x, step_y = width + MARGIN, height + caption + MARGIN
     rows = -(-len(panels) // columns)
-    paper = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), PAPER)
+    top = MARGIN + (40 if heading else 0)
+    tall = top + rows * step_y + (20 if legend else 0)
+    paper = Image.new("RGB", (columns * step_x + MARGIN, tall), PAPER)
     draw = ImageDraw.Draw(paper)
+    wide = columns * step_x - MARGIN
+    draw.text((MARGIN, 20), _fitted(draw, heading, 24, wide), INK, ImageFont.load_default(24))
+    told = _fitted(draw, legend, 14, wide)
+    draw.text((MARGIN, tall - 34), told, FAINT, ImageFont.load_default(14))
     for place, panel in enumerate(panels):
-        x, y = MARGIN + place % columns * step_x, MARGIN + place // columns * step_y
+        x, y = MARGIN + place % columns * step_x, top + place // columns * step_y
         paper.paste(panel.image.resize((width, height)), (x, y))
         y += height + 8
         draw.text((x, y), _fitted(draw, panel.title, 18, width), INK, ImageFont.load_default(18))

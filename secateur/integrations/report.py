@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from secateur.integrations.encoded import Indices, Modality
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,22 @@ class Picture:
 
     grid: tuple[int, int]
     index: Indices
-    kept: np.ndarray[Any, np.dtype[np.bool_]]
+    kept: Flags
     scores: np.ndarray[Any, Any] | None = None
 
     @property
     def budget(self) -> int:
         """How many it kept, of padding too."""
         return int(self.kept.sum())
+
+
+class Stage(NamedTuple):
+    """What was left of one grid after a stage of pruning."""
+
+    after: int
+    """After how many layers of the language model; 0 for before it."""
+    kept: Flags
+    """True (h * w,) at the tokens that were left."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,6 +83,8 @@ class Report:
         The length every layer caches of the prompt.
     milliseconds
         Wall time by stage: "encode", "choose", "compact", "inside".
+    columns
+        One array an image: where its tokens stood in the unpruned prompt.
     """
 
     kept: list[Indices]
@@ -85,11 +98,28 @@ class Report:
     milliseconds: dict[str, float]
     inside: list[list[tuple[int, Indices]]] = field(default_factory=list)
     final_length: int = 0
+    columns: list[Indices] = field(default_factory=list)
+
+    def stages(self, which: int = 0, part: int = 0) -> list[Stage]:
+        """What was left of an image before the language model and after each cut inside it.
+
+        `which` and `part` say of which image and grid, as for `overlay`.
+        """
+        grid = self.pictures[which][part]
+        found = [Stage(0, grid.kept)]
+        if self.inside:
+            stood = self.columns[which][grid.index]
+            for after, left in self.inside[self.rows[which]]:
+                found.append(Stage(after, np.isin(stood, left)))
+        return found
 
     def overlay(
         self, image: Any, which: int = 0, *, part: int = 0, dim: float = 0.25, edge: int = 1
     ) -> Any:
         """A picture of what was kept: dropped tokens are dimmed, kept ones stay as they are.
+
+        Of a method that cuts inside the language model too, kept are those left after the last
+        cut; the later a token was dropped, the less it is dimmed.
 
         Parameters
         ----------
@@ -113,21 +143,19 @@ class Report:
 
         picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
         shown = np.asarray(picture.convert("RGB")).astype(np.float64)
-        chosen = self.pictures[which][part]
+        grid, stages = self.pictures[which][part].grid, self.stages(which, part)
         height, width = shown.shape[:2]
-        rows = np.minimum(np.arange(height) * chosen.grid[0] // height, chosen.grid[0] - 1)
-        columns = np.minimum(np.arange(width) * chosen.grid[1] // width, chosen.grid[1] - 1)
-        kept = chosen.kept.reshape(chosen.grid)[np.ix_(rows, columns)]
+        rows = np.minimum(np.arange(height) * grid[0] // height, grid[0] - 1)
+        columns = np.minimum(np.arange(width) * grid[1] // width, grid[1] - 1)
+        survived = np.sum([stage.kept for stage in stages], axis=0, dtype=int)
+        survived = survived.reshape(grid)[np.ix_(rows, columns)]
+        kept = survived == len(stages)
+        bright = dim + DIMMED_LESS * survived / len(stages)
         grey = shown.mean(axis=-1, keepdims=True)
-        out = np.where(kept[..., None], shown, dim * (0.5 * shown + 0.5 * grey))
+        out = np.where(kept[..., None], shown, bright[..., None] * (0.5 * shown + 0.5 * grey))
         if edge > 0:
-            inner = kept.copy()
-            for axis in (0, 1):
-                for step in range(-edge, edge + 1):
-                    inner &= np.roll(kept, step, axis=axis)
-            border = kept & ~inner
-            out[border] = (255.0, 140.0, 0.0)
-        return Image.fromarray(out.round().astype(np.uint8))
+            out[kept & ~_within(kept, edge)] = (255.0, 140.0, 0.0)
+        return Image.fromarray(np.minimum(out, 255.0).round().astype(np.uint8))
 
     def __repr__(self) -> str:
         before, after = self.prompt_length
@@ -139,6 +167,21 @@ class Report:
         more = f" and {len(self.kept) - 4} more" if len(self.kept) > 4 else ""
         spent = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.milliseconds.items())
         return f"Report(kept {told}{more}; prompt {before} -> {after}; {spent})"
+
+
+DIMMED_LESS = 0.6
+"""How much brighter than what went first is what would go after all stages."""
+
+
+def _within(kept: Flags, edge: int) -> Flags:
+    """Pixels (H, W) around which all are kept, as far as `edge`; outside nothing is."""
+    height, width = kept.shape
+    padded = np.pad(kept, edge)
+    inner = kept.copy()
+    for step in range(2 * edge + 1):
+        inner &= padded[step : step + height, edge : edge + width]
+        inner &= padded[edge : edge + height, step : step + width]
+    return inner
 
 
 def scores_of(size: int, pictures: Sequence[Picture]) -> np.ndarray[Any, Any] | None:

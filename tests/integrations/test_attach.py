@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 import secateur as sc
 from secateur.integrations.attach import attach, encode, prune_inputs
@@ -348,6 +349,29 @@ def test_the_overlay_dims_what_was_dropped(llava):
     assert shown[~kept].max() <= 0.25 * 255 + 1
     edged = np.asarray(att.last.overlay(np.asarray(picture)))
     assert (edged == (255, 140, 0)).all(axis=-1).sum() > 0
+
+
+def test_the_overlay_frames_what_was_left_after_the_last_cut(llava):
+    case, model = llava
+    picture = Image.new("RGB", (64, 64), "white")
+    with attach(model, sc.PyramidDrop(keep=6)) as att:
+        model(**case.inputs())
+    report = att.last
+    first, *cuts = report.stages()
+    assert first.after == 0
+    assert first.kept.all()
+    assert [(cut.after, cut.kept.sum()) for cut in cuts] == [
+        (after, len(left)) for after, left in report.inside[0]
+    ]
+    shown = np.asarray(report.overlay(picture, edge=0))[8::16, 8::16, 0].ravel()
+    survived = np.sum([stage.kept for stage in report.stages()], axis=0)
+    assert (shown[cuts[-1].kept] == 255).all()
+    by_stage = [shown[survived == n] for n in range(1, 2 + len(cuts))]
+    assert all(len(set(each)) == 1 for each in by_stage if len(each))
+    assert (np.diff([each[0] for each in by_stage if len(each)].copy()) > 0).all()
+    edged = np.asarray(report.overlay(picture))
+    framed = (edged == (255, 140, 0)).all(axis=-1).reshape(4, 16, 4, 16).any(axis=(1, 3)).ravel()
+    assert np.array_equal(framed, cuts[-1].kept), "no line runs over to the other side"
 
 
 def test_unknown_models_are_refused_with_the_list():

@@ -320,4 +320,5 @@ def _report(
         prompt_length=(int(encoded.real.sum(axis=1).max()), after),
         milliseconds=spent,
         final_length=after,
+        columns=[placed[n][1] for n in order],
     )
