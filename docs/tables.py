@@ -64,15 +64,13 @@ def readme_methods() -> str:
 
 def readme_models() -> str:
     """README's table of models."""
-    from secateur.integrations.transformers.models import FAMILIES
+    from secateur.integrations.transformers.models import FAMILIES, adapter_of
     from secateur.integrations.vllm.models import ROWS
 
     served = {row.served: row for row in ROWS.values()}
     rows = []
-    for name, where in FAMILIES.items():
-        module, _, kind = where.partition(":")
-        adapter = getattr(import_module(f"secateur.integrations.transformers.{module}"), kind)
-        family = adapter.family
+    for name in FAMILIES:
+        family = adapter_of(name).family
         rows.append(
             [
                 family.name,

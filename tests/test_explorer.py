@@ -184,7 +184,8 @@ def test_a_narrow_screen_needs_no_scrolling_aside(html, tmp_path):
     )
     (tmp_path / "within.html").write_text(within, "utf-8")
     around = (
-        "<p id=told></p><iframe src=within.html style='width:390px;height:3000px;border:0'></iframe><script>"
+        "<p id=told></p>"
+        "<iframe src=within.html style='width:390px;height:3000px;border:0'></iframe><script>"
         "onmessage = (event) => { document.getElementById('told').textContent = event.data; }"
         "</script>"
     )

@@ -18,6 +18,7 @@ from secateur.app.command import (
     app,
     method_of,
     printed,
+    suited_to,
     told,
     writable,
 )
@@ -80,6 +81,8 @@ def prune(
             from secateur.app.ask import ask, drawn, loaded
         network = loaded(model, text_encoder, device=device, dtype=dtype, revision=revision)
         own = model is None
+        if not own:
+            chosen = suited_to(type(network[0]).__name__, chosen, setting)
         answers = ask(picture, question, chosen, network=network, own=own)
         drawn(picture, answers, question).save(output, optimize=True)
         if html is not None:

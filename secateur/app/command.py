@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -96,6 +96,20 @@ def method_of(
     if calibration is not None and found and "mean_erank" in {x.name for x in fields(found)}:
         given["mean_erank"] = sc.Calibration.load(calibration)
     return sc.Method.from_dict(given)
+
+
+def suited_to(
+    kind: str, chosen: Sequence[sc.Method], settings: list[str] | None
+) -> list[sc.Method]:
+    """Methods with their authors' settings for a class of models, where no ``--set`` says more."""
+    from secateur.integrations.families.checkpoints import suited
+
+    said = {setting.partition("=")[0] for setting in settings or []}
+    found = [suited(method, kind, said) for method in chosen]
+    for before, after in zip(chosen, found, strict=True):
+        if before != after:
+            typer.echo(f"secateur: for {kind}, as its authors: {after!r}", err=True)
+    return found
 
 
 def writable(path: Path | None, option: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.app.command import AsJson, Keep, MethodName, Setting, Usual, app, method_of, told
+from secateur.app.progress import progress
 from secateur.core.extras import extra
 
 
@@ -48,15 +48,10 @@ def corpus(
             run, more = spread, {**more, "workers": workers}
         start = perf_counter()
         done = []
-        with typer.progressbar(
-            length=len(todo),
-            label="shards",
-            file=sys.stderr,
-            hidden=as_json or not sys.stderr.isatty(),
-        ) as bar:
+        with progress(len(todo), "shards") as step:
             for shard in run(source, target, pruner, **more):
                 done.append(shard)
-                bar.update(1)
+                step()
     report = {
         "shards": len(every),
         "done_before": len(every) - len(todo),

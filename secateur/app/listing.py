@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -66,19 +67,48 @@ def _places(acts: str) -> list[str]:
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the models of transformers that a method can be attached to, and their names on vLLM."""
+    """List the models that a method can be attached to, and what goes with their checkpoints."""
     with told():
         with extra("transformers", "models"):
-            from secateur.integrations.transformers.models import FAMILIES
+            from secateur.integrations.families.checkpoints import CHECKPOINTS, Checkpoint
+            from secateur.integrations.transformers.models import FAMILIES, adapter_of
             from secateur.integrations.vllm import SUPPORTED, architecture
 
         served = set(SUPPORTED.values())
-        rows = [
-            {
-                "class": name,
-                "file": where.partition(":")[0].replace(".", "/") + ".py",
-                "vllm": architecture(name) if name in served else None,
-            }
-            for name, where in FAMILIES.items()
-        ]
-    printed(rows, as_json, "Models")
+        rows: list[dict[str, Any]] = []
+        for name in FAMILIES:
+            family = adapter_of(name).family
+            known = CHECKPOINTS.get(name, Checkpoint(""))
+            rows.append(
+                {
+                    "class": name,
+                    "family": family.name,
+                    "prunes": list(family.modalities),
+                    "checkpoint": known.name or None,
+                    "text_encoder": known.text_encoder,
+                    "settings": known.settings,
+                    "checked": "small models with random weights",
+                    "vllm": architecture(name) if name in served else None,
+                }
+            )
+    if as_json:
+        printed(rows, True, "")
+        return
+    for row in rows:
+        typer.echo(f"{row['family']}: {row['class']}")
+        settings = [f"{name} {_pairs(given)}" for name, given in row["settings"].items()]
+        for what, lines in (
+            ("checkpoint", [row["checkpoint"]]),
+            ("text encoder", [row["text_encoder"]]),
+            ("settings", settings),
+            ("on vLLM", [row["vllm"]]),
+        ):
+            for line in filter(None, lines):
+                typer.echo(f"  {what:12}  {line}")
+    typer.echo("Checked in small models with random weights; no checkpoint was run.")
+
+
+def _pairs(given: Mapping[str, Any]) -> str:
+    """Settings in a line; what would not fit is told by --json."""
+    whole = " ".join(f"{key}={x}" for key, x in given.items())
+    return whole if len(whole) <= 50 else ", ".join(given) + " as published"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 import secateur as sc
 from secateur.app.command import AsJson, app, printed, told, writable
+from secateur.app.progress import progress
 from secateur.core.acts import Shrinks
 from secateur.core.extras import extra
 
@@ -50,16 +50,11 @@ def bench(
             planned += claiming.variants(compared, usually)
         running.open_run(folder, count)
         todo = len(running.missing(folder, planned))
-        with typer.progressbar(
-            length=todo,
-            label=f"{todo} of {len(planned)} cells",
-            file=sys.stderr,
-            hidden=as_json or not sys.stderr.isatty(),
-        ) as bar:
+        with progress(todo, f"{todo} of {len(planned)} cells") as done:
             if on_ray:
-                running.run_on_ray(folder, planned, count, done=lambda _: bar.update(1))
+                running.run_on_ray(folder, planned, count, done=lambda _: done())
             else:
-                running.run(folder, planned, count, lab=lab, done=lambda _: bar.update(1))
+                running.run(folder, planned, count, lab=lab, done=lambda _: done())
         found = {(each["label"], each["keep"]): each for each in running.results(folder, planned)}
         checked = []
         if claims:
@@ -173,19 +168,14 @@ def calibrate(
             from secateur.app.ask import inputs_of, loaded
             from secateur.calibration.folder import calibrate_on, pictures
         images = pictures(folder)
-        with typer.progressbar(
-            length=len(images),
-            label="images",
-            file=sys.stderr,
-            hidden=as_json or not sys.stderr.isatty(),
-        ) as bar:
+        with progress(len(images), "images") as done:
             network, processor, _ = loaded(model, None)
             found = calibrate_on(
                 images,
                 network,
                 processor,
                 lambda picture: inputs_of(processor, picture, "describe.", own=model is None),
-                done=lambda: bar.update(1),
+                done=done,
             )
         if output is not None:
             found.calibration.save(output)

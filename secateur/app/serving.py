@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.app.command import Keep, MethodName, Setting, Usual, app, method_of, told
+from secateur.app.command import Keep, MethodName, Setting, Usual, app, method_of, suited_to, told
 from secateur.core.extras import extra
 
 
@@ -32,8 +32,10 @@ def serve(
     with told():
         chosen = method_of(method, keep, setting, calibration)
         with extra("vllm", "serve"):
-            from secateur.integrations.vllm import overrides
-        asked = overrides(chosen, _model_type(model, revision))
+            from secateur.integrations.vllm import SUPPORTED, overrides
+        kind = _model_type(model, revision)
+        (chosen,) = suited_to(SUPPORTED.get(kind, ""), [chosen], setting)
+        asked = overrides(chosen, kind)
         command = ["vllm", "serve", model, "--hf-overrides", json.dumps(asked)]
         if revision is not None:
             command += ["--revision", revision]

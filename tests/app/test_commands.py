@@ -113,6 +113,61 @@ def test_serve_prints_what_it_runs_and_runs_it(tmp_path, monkeypatch):
     assert "pip install 'secateur[vllm]'" in run(*words).stderr
 
 
+def test_serve_takes_what_the_authors_set_for_the_family_unless_told(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
+
+    def told(*words):
+        result = run("serve", str(tmp_path), "--dry-run", *words)
+        return json.loads(result.stdout.split("'")[1])["secateur"], result.stderr
+
+    eadp, said = told("--method", "eadp")
+    assert (eadp["beta"], eadp["sign"]) == (2.0, -1)
+    assert "as its authors: EADP(" in said
+    eadp, said = told("--method", "eadp", "--set", "beta=1.5")
+    assert eadp["beta"] == 1.5
+    assert said == ""
+    erase, _ = told("--method", "erase", "--keep", "0.25")
+    assert sc.Method.from_dict(erase) == sc.ERASE.preset("qwen3-vl-8b", keep=0.25)
+
+
+def test_models_say_what_goes_with_a_checkpoint():
+    pytest.importorskip("transformers")
+    from secateur.integrations.families.checkpoints import CHECKPOINTS, suited
+    from secateur.integrations.transformers.models import FAMILIES
+
+    result = run("models")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "  text encoder  openai/clip-vit-large-patch14-336" in result.stdout
+    rows = {row["class"]: row for row in json.loads(run("models", "--json").stdout)}
+    assert rows["Qwen2VLForConditionalGeneration"]["settings"]["eadp"]["beta"] == 2.0
+    assert CHECKPOINTS.keys() <= FAMILIES.keys() == rows.keys()
+    for kind, known in CHECKPOINTS.items():
+        for name, settings in known.settings.items():
+            method = suited(sc.method(name), kind)
+            assert {key: getattr(method, key) for key in settings} == settings
+    assert suited(sc.TopK(), "Qwen2VLForConditionalGeneration") == sc.TopK()
+
+
+def test_progress_is_for_terminals(capsys, monkeypatch):
+    import sys
+
+    from secateur.app import progress as telling
+
+    with telling.progress(2, "images") as done:
+        done()
+    telling.saying("loading")
+    assert capsys.readouterr().err == ""
+    clock = iter([0.0, 0.0, 3.0, 6.0])
+    monkeypatch.setattr(telling, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with telling.progress(2, "images") as done:
+        done()
+        done()
+    said = [part.removeprefix("\033[K") for part in capsys.readouterr().err.split("\r")[1:]]
+    assert said == ["images: 0 of 2", "images: 1 of 2, 3 s left", "images: 2 of 2", ""]
+
+
 def test_serve_refuses_other_models(tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))

@@ -144,6 +144,14 @@ class Adapter(ABC):
         return frozenset(int(x) for name in names if (x := getattr(config, name, None)) is not None)
 
 
+def adapter_of(kind: str) -> Adapter:
+    """Who knows a class of models, by its name in `FAMILIES`."""
+    module, _, name = FAMILIES[kind].partition(":")
+    where = import_module(f"secateur.integrations.transformers.{module}")
+    known: Adapter = getattr(where, name)()
+    return known
+
+
 def family_of(model: Any) -> Adapter:
     """Who knows this model.
 
@@ -154,9 +162,7 @@ def family_of(model: Any) -> Adapter:
     """
     for kind in type(model).__mro__:
         if kind.__name__ in FAMILIES and kind.__module__.partition(".")[0] == "transformers":
-            module, _, name = FAMILIES[kind.__name__].partition(":")
-            where = import_module(f"secateur.integrations.transformers.{module}")
-            known: Adapter = getattr(where, name)().suited(model)
+            known = adapter_of(kind.__name__).suited(model)
             known.check(model)
             return known
     inner = _wrapped(model)
