@@ -1,7 +1,7 @@
 """What the site does to its pages.
 
-Formulas become MathML, which every browser draws by itself; the table of methods and the list of
-their pages are made from the registry, by `tables.py`.
+Formulas become MathML, which every browser draws by itself; the table of methods is made from the
+registry by `tables.py`, and a page for each of them by `method_pages.py`.
 """
 
 import html
@@ -10,16 +10,19 @@ import re
 from pathlib import Path
 
 from latex2mathml.converter import convert
+from method_pages import pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from tables import api_pages, readme_models, site_methods
+from mkdocs.structure.files import File, Files
+from tables import readme_models, site_methods
 
 import secateur
 from secateur import lab
 
 TABLE = "<!-- table of methods -->"
-PAGES = "<!-- every method -->"
 MODELS = "<!-- table of models -->"
+METHODS, EACH = "Methods", "Each method"
+"""The section of the navigation, and what stands in it above the methods' pages."""
 
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<latex>.*?)\\[)\]]</(?P=tag)>',
@@ -27,9 +30,24 @@ FORMULA = re.compile(
 )
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the methods' pages below those of their section."""
+    for section in config.nav or []:
+        if METHODS in section:
+            section[METHODS].append({EACH: list(pages())})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add a page for each method."""
+    for address, text in pages().items():
+        files.append(File.generated(config, address, content=text))
+    return files
+
+
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Put the table of methods, and what describes each, where a page asks for it."""
-    for mark, written in ((TABLE, site_methods), (MODELS, readme_models), (PAGES, api_pages)):
+    """Put the tables of methods and models where a page asks for them."""
+    for mark, written in ((TABLE, site_methods), (MODELS, readme_models)):
         if mark in markdown:
             markdown = markdown.replace(mark, written())
     return markdown
@@ -41,7 +59,7 @@ def on_page_content(page_html: str, **_: object) -> str:
 
 
 def _rendered(found: re.Match[str]) -> str:
-    latex = html.unescape(found["latex"]).strip()
+    latex = html.unescape(found["latex"]).strip().replace(r"\_", "_")
     if found["open"] == "(":
         return str(convert(latex))
     if r"\begin" in latex:

@@ -1,7 +1,7 @@
 """The tables of the documents, from the registry, the rows of models and the recorded runs.
 
 ``make tables`` writes README's tables and the page of published programs; a test fails where they
-are stale. The site takes the table of methods and the list of their pages when it is built.
+are stale. The site takes the table of methods when it is built.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.core.acts import Cuts
 from secateur.core.methods import Method, table
 from secateur.core.methods import own as own_methods
-from secateur.core.methods.video import VideoMethod
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -83,41 +81,12 @@ def readme_models() -> str:
 
 
 def site_methods() -> str:
-    """The site's table of methods."""
+    """The site's table of methods; time, guarantee and program are on each method's page."""
     rows = (
-        [
-            f"[{row.title}](../api/methods.md#{kind.__module__}.{kind.__name__})",
-            row.paper,
-            row.needs,
-            row.acts,
-            row.complexity,
-            row.guarantee,
-            row.parity,
-            program(kind),
-        ]
-        for row, kind in zip(table(), own_methods(), strict=True)
+        [f"[{row.title}]({row.name}.md)", row.paper, row.needs, row.acts, row.parity]
+        for row in table()
     )
-    return markdown(
-        "method | paper | needs | acts | time | guarantee | checked against | program", rows
-    )
-
-
-def api_pages() -> str:
-    """What the API's page of methods describes: each method, and the functions of its file."""
-    found = []
-    rooms = {room: list(kinds) for room, kinds in groupby(sorted(own_methods(), key=_room), _room)}
-    for room, title in enumerate(("Of an image", "Of a whole video", "Inside the language model")):
-        found.append(f"## {title}")
-        for kind in rooms.get(room, []):
-            lines = [f"::: {name}" for name in described(kind)]
-            found += [line for line in lines if line not in found]
-    return "\n\n".join(found)
-
-
-def _room(kind: type[Method]) -> int:
-    if issubclass(kind, VideoMethod):
-        return 1
-    return 2 if issubclass(kind, Cuts) and not kind.prunes_before else 0
+    return markdown("method | paper | needs | acts | checked against", rows)
 
 
 def described(kind: type[Method]) -> list[str]:

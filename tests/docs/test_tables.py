@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from secateur.core.inputs import INPUTS
 from secateur.core.methods import own
 
 pytest.importorskip("transformers", reason="the rows of models need transformers")
@@ -29,19 +30,33 @@ def test_a_changed_table_is_stale(tmp_path, monkeypatch):
         tables.stale()
 
 
-def test_every_method_has_a_row_and_a_page_with_the_functions_of_its_file():
-    pages, rows = tables.api_pages(), tables.site_methods()
+def test_every_method_has_a_row_and_a_page_with_all_that_its_file_offers(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    pages = importlib.import_module("method_pages").pages()
+    rows = tables.site_methods()
+    assert list(pages) == [f"methods/{kind.name}.md" for kind in own()]
     for kind in own():
-        name = f"{kind.__module__}.{kind.__name__}"
-        assert pages.count(f"::: {name}\n") + pages.endswith(f"::: {name}") == 1
-        assert rows.count(f"#{name})") == 1
+        page = pages[f"methods/{kind.name}.md"]
+        assert rows.count(f"({kind.name}.md)") == 1
+        assert page.count(f"::: {kind.__module__}.{kind.__name__}\n") == 1
+        assert f"Checked against {kind.parity}." in page
+        for name, x in kind.as_published.items():
+            assert f"| `{name}` | `{getattr(kind(), name)!r}` | `{x!r}` |" in page
+        for name in sorted(kind().needs):
+            assert f"`{name}`, {INPUTS[name].says}" in page
     for name in (
         "pool.pooled",
         "duet.pooled_merge",
         "dycoke.moving_cache",
         "visionselector.Scorer",
     ):
-        assert pages.count(f"::: secateur.core.methods.{name}\n") == 1
+        place = f"::: secateur.core.methods.{name}\n"
+        assert [page.count(place) for page in pages.values()].count(1) == 1
+    runs = [run for run in tables.attached() if run[0] == "hiprune"]
+    assert len(runs) > 0
+    assert all(f"`{case}`" in pages["methods/hiprune.md"] for _, _, case, _, _ in runs)
+    assert "| only the instruction's tokens score |" in pages["methods/eadp.md"]
+    assert "by: all" in pages["methods/hiprune.md"], "what it asks a model for"
 
 
 def test_every_run_is_told_with_its_model_and_what_is_compared():

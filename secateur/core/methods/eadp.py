@@ -59,8 +59,8 @@ MATRIX_UP_TO = 8192
 class EADP(Method, ChoosesParts):
     r"""Entropy-aware dense pruning: the tokens that best cover what the instruction asks for.
 
-    With :math:`S_{il} = \text{sign} \cos(E_i, T_l)`, :math:`G_i = \text{sign} \cos(E_i, g)` and
-    the share `keep_ratio` of text tokens l whose similarities over the image have the lowest
+    With :math:`S_{il} = \text{sign} \, \cos(E_i, T_l)`, :math:`G_i = \text{sign} \, \cos(E_i, g)`
+    and the share `keep_ratio` of text tokens l whose similarities over the image have the lowest
     entropy H_l:
 
     .. math::
