@@ -23,7 +23,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench clean
+.PHONY: help demo test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench dist clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
@@ -39,6 +39,7 @@ help:
 	@echo "make docs      build the site into site/"
 	@echo "make tables    write the tables of README and docs/methods/published.md"
 	@echo "make bench     time this commit with asv"
+	@echo "make dist      build sdist and wheel into dist/, and try both where nothing else is installed"
 	@echo "make clean     remove what these made, .venv included"
 
 demo: $(VENV)/.demo
@@ -101,6 +102,9 @@ speed: $(VENV)/.dev
 bench: $(VENV)/.bench
 	@git diff --quiet HEAD -- secateur benchmarks/suite || { echo "Times are stored under the commit's hash: commit your changes first." >&2; exit 1; }
 	@$(BIN)/python benchmarks/record.py $(ASV_ARGS)
+
+dist: $(VENV)/.dist
+	@PYTHON=$(BIN)/python .ci/dist
 
 clean:
 	rm -rf $(VENV) $(SERVING) $(RELEASES) build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,116 @@
+"""What a release consists of: project, citation, the workflow, what is left out of nothing."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import secateur as sc
+from secateur.core.methods import own
+
+yaml = pytest.importorskip("yaml")
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+
+# From the schema of the Citation File Format 1.2.0, as far as this file goes.
+ALLOWED = {
+    "abstract", "authors", "cff-version", "commit", "contact", "date-released", "doi",
+    "identifiers", "keywords", "license", "license-url", "message", "preferred-citation",
+    "references", "repository", "repository-artifact", "repository-code", "title", "type", "url",
+    "version",
+}  # fmt: skip
+REFERENCE = {
+    "authors", "collection-title", "doi", "end", "identifiers", "issue", "journal", "month",
+    "notes", "start", "status", "title", "type", "url", "volume", "year",
+}  # fmt: skip
+PERSON = {"family-names", "given-names", "name-particle", "name-suffix", "orcid", "affiliation"}
+ENTITY = {"name", "website", "orcid"}
+DOI = r"10\.\d{4,9}(\.\d+)?/[A-Za-z0-9:/_;.()\[\]\\-]+"
+
+
+def test_the_version_is_one():
+    assert PROJECT["version"] == sc.__version__ == str(CITATION["version"])
+    assert f"## {sc.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def people(given, where):
+    assert given, where
+    for each in given:
+        assert each.keys() <= (ENTITY if "name" in each else PERSON), (where, each)
+        assert each.get("name") or each.get("family-names"), (where, each)
+        assert all(isinstance(x, str) and x.strip() for x in each.values()), (where, each)
+
+
+def test_the_citation_is_of_the_format():
+    assert CITATION["cff-version"] == "1.2.0"
+    assert CITATION.keys() <= ALLOWED
+    assert {"message", "title", "authors"} <= CITATION.keys()
+    assert CITATION["type"] in ("software", "dataset")
+    people(CITATION["authors"], "authors")
+    assert len(set(CITATION["keywords"])) == len(CITATION["keywords"])
+    for each in CITATION["references"]:
+        assert each.keys() <= REFERENCE, each
+        assert {"authors", "title", "type"} <= each.keys(), each
+        assert each["type"] in ("article", "conference-paper", "report", "software", "thesis")
+        people(each["authors"], each["title"])
+        assert isinstance(each.get("year", 0), int)
+        assert each.get("month", 1) in range(1, 13)
+        assert "doi" not in each or re.fullmatch(
+            r"10\.\d{4,9}(\.\d+)?/[A-Za-z0-9:/_;\-\.\(\)\[\]\\]+", each["doi"]
+        )
+        for told in each.get("identifiers", []):
+            assert told.keys() == {"type", "value"}
+            assert told["type"] in ("doi", "url", "swh", "other")
+
+
+def test_every_paper_of_a_method_is_cited():
+    cited = str(CITATION["references"])
+    for kind in own():
+        for number in re.findall(r"arXiv (\d{4}\.\d{5})", kind.reference):
+            assert number in cited, (kind.name, number)
+
+
+def test_the_description_stands_alone_where_it_is_published():
+    """Every relative link of README is one that the build makes absolute."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]
+    text = (ROOT / "README.md").read_text("utf-8")
+    for each in told["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        replacement = re.sub(r"\\(\d)", r"\\\1", each["replacement"])
+        assert PROJECT["urls"]["Homepage"] in replacement
+        text = re.sub(each["pattern"], replacement.replace("$HFPR_VERSION", sc.__version__), text)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 8
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert f"/raw/v{sc.__version__}/docs/images/lab.png" in text
+
+
+def test_what_is_published_was_built_and_tried_and_signed():
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8"))
+    build, publish = flow["jobs"]["build"], flow["jobs"]["publish"]
+    assert {"run": "make dist"} in build["steps"]
+    assert publish["needs"] == "build"
+    assert publish["permissions"]["id-token"] == "write"
+    assert flow["permissions"] == {"contents": "read"}
+    last = publish["steps"][-1]
+    assert last["with"]["attestations"] is True
+    assert not {"password", "user"} & last["with"].keys(), "trusted publishing has no secret"
+    used = [step["uses"] for job in (build, publish) for step in job["steps"] if "uses" in step]
+    assert all("@" in each for each in used)
+
+
+def test_until_it_is_on_an_index_pages_say_where_it_comes_from():
+    """A page that tells to install secateur by name leads to the page that says from where."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        text = page.read_text("utf-8")
+        if "pip install" in text and "secateur[" in text and page.name != "install.md":
+            assert "install.md" in text, page
+    install = (ROOT / "docs" / "install.md").read_text("utf-8")
+    assert "on no package index yet" in install
+    assert "pip install 'secateur" not in (ROOT / "README.md").read_text("utf-8")
+    for extra in set(PROJECT["optional-dependencies"]) - {
+        "bench", "dev", "dist", "docs", "lint", "test", "test-serving"
+    }:  # fmt: skip
+        assert f"| `{extra}` |" in install
