@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PYTEST_SERVING = OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/serving
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Of what pip says, what it fetches, of what size, and when it begins to install.
+FETCHED := sed -u -n -e 's/^ *Downloading \([^ ]*\/\)*/  /p' -e 's/^ *Using cached \([^ ]*\/\)*/  /p' -e 's/^Installing collected.*/  installing .../p'
 
 SERVING := .venv-serving
 # transformers from the oldest release that attachments support to the newest there is.
@@ -113,7 +115,7 @@ clean:
 # One environment; each stamp is newer than pyproject.toml once that group is installed in it.
 $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing secateur[$*] into $(VENV) ..."
-	@$(PIP) install --quiet -c constraints.txt -e '.[$*]'
+	@$(PIP) install --progress-bar off -c constraints.txt -e '.[$*]' | $(FETCHED)
 	@touch $@
 
 # vLLM for the CPU; the audio libraries it brings are built for CUDA and do not load beside it.

@@ -12,7 +12,7 @@ BLOCK = re.compile(r"<!-- not run: needs a checkpoint; [^\n]+ -->\n```python\n(.
 
 
 class Whole:
-    """What every processor does with a conversation, and the tests' own of Qwen and InternVL lack."""
+    """What every processor does with a conversation; the tests' own of Qwen and InternVL do not."""
 
     def __init__(self, processor):
         self.processor = processor
