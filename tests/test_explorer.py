@@ -49,6 +49,7 @@ def left(step):
 def test_the_page_holds_what_the_methods_chose(data, scene):
     assert data["question"] == QUESTION
     assert data["grid"] == [12, 12]
+    assert data["grids"] == 1
     assert data["budgets"] == [4, 8, 12, 16, 24, 36, 48, 72, 96]
     assert data["budgets"][data["start"]] == 16
     assert list(data["methods"]) == ["DivPrune", "ERASE"]

@@ -65,7 +65,10 @@ class Answer:
         if self.report is None:
             return "all"
         first, *cuts = self.report.stages()
-        told = [f"{first.kept.sum()} of {first.kept.size} tokens"]
+        whose = "tokens"
+        if len(self.report.pictures[0]) > 1:
+            whose = f"the first of {len(self.report.pictures[0])} grids"
+        told = [f"{first.kept.sum()} of {first.kept.size} {whose}"]
         return ", ".join(told + [f"{cut.kept.sum()} after layer {cut.after}" for cut in cuts])
 
     def told(self) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def explored(
             "question": question,
             "image": _embedded(picture),
             "grid": list(part.grid),
+            "grids": _grids(first),
             "budgets": budgets,
             "start": budgets.index(methods[0].budget(total)),
             "whole": whole.text,
@@ -94,6 +95,11 @@ def page(data: dict[str, Any]) -> str:
 def _part(answer: Answer) -> Any:
     assert answer.report is not None
     return answer.report.pictures[0][0]
+
+
+def _grids(answer: Answer) -> int:
+    assert answer.report is not None
+    return len(answer.report.pictures[0])
 
 
 def _step(answer: Answer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ BLOCK = re.compile(r"<!-- not run: needs a checkpoint; [^\n]+ -->\n```python\n(.
 
 
 class Whole:
-    """What every processor does with a conversation; the tests' own of Qwen and InternVL do not."""
+    """What every processor does with a conversation; the one for Qwen here does not."""
 
     def __init__(self, processor):
         self.processor = processor
@@ -28,7 +28,7 @@ class Whole:
         return transformers.BatchFeature(dict(self.processor(images=images, text=[text])))
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_the_lines_for_a_model_on_a_gpu(cases, family, tmp_path, monkeypatch, capsys):
     case, asked = cases[family](), {}
 
