@@ -105,7 +105,7 @@ bench: $(VENV)/.bench
 	@git diff --quiet HEAD -- secateur benchmarks/suite || { echo "Times are stored under the commit's hash: commit your changes first." >&2; exit 1; }
 	@$(BIN)/python benchmarks/record.py $(ASV_ARGS)
 
-dist: $(VENV)/.dist
+dist: $(VENV)/.dist $(VENV)/.dev
 	@PYTHON=$(BIN)/python .ci/dist
 
 clean:
