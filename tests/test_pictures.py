@@ -5,6 +5,7 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 
+from secateur.app.pictures import seen
 from secateur.app.sheets import MARGIN, Panel, heat, sheet
 
 
@@ -35,3 +36,19 @@ def test_a_sheet_holds_its_panels_in_rows():
 def test_an_empty_sheet_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         sheet([])
+
+
+@pytest.mark.parametrize("size", [(90, 40), (40, 90), (60, 60)])
+def test_a_sheet_shows_the_part_of_a_picture_that_the_model_sees(size):
+    transformers = pytest.importorskip("transformers")
+    rows, columns = np.mgrid[: size[1], : size[0]]
+    ramp = np.stack([255 * columns / size[0], 255 * rows / size[1], 0 * rows], axis=-1)
+    picture = Image.fromarray(ramp.astype(np.uint8))
+    square = {"height": 28, "width": 28}
+    clip = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
+    given = clip(picture, do_rescale=False, do_normalize=False)["pixel_values"][0]
+    expected = np.asarray(given, dtype=np.float64).transpose(1, 2, 0)
+    shown = np.asarray(seen(picture, clip).resize((28, 28), Image.Resampling.BICUBIC))
+    assert np.abs(shown - expected).max() < 6
+    stretched = transformers.SiglipImageProcessorPil()
+    assert seen(picture, stretched) is picture

@@ -72,7 +72,7 @@ def prune(
         if model is None and (text_encoder or revision):
             raise ValueError("--text-encoder and --revision go with --model, which was not given")
         with extra("cli,transformers", "prune"):
-            from secateur.app.pictures import drawable, opened
+            from secateur.app.pictures import drawable, opened, seen
 
         drawable(output, "--output")
         writable(html, "--html")
@@ -84,7 +84,7 @@ def prune(
         if not own:
             chosen = suited_to(type(network[0]).__name__, chosen, setting)
         answers = ask(picture, question, chosen, network=network, own=own)
-        drawn(picture, answers, question).save(output, optimize=True)
+        drawn(seen(picture, network[1]), answers, question).save(output, optimize=True)
         if html is not None:
             from secateur.app.explore import explored
 

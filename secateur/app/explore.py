@@ -16,7 +16,7 @@ from PIL import Image
 
 import secateur
 from secateur.app.ask import Answer, Loaded, ask, loaded
-from secateur.app.pictures import opened
+from secateur.app.pictures import opened, seen
 from secateur.core.methods import Method
 
 SHARES = (1 / 36, 1 / 18, 1 / 12, 1 / 9, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3)
@@ -72,7 +72,7 @@ def explored(
     return page(
         {
             "question": question,
-            "image": _embedded(picture),
+            "image": _embedded(seen(picture, network[1])),
             "grid": list(part.grid),
             "grids": _grids(first),
             "budgets": budgets,

@@ -124,7 +124,8 @@ class Report:
         Parameters
         ----------
         image
-            The picture (PIL) that was given to the model, or an array (H, W, 3).
+            The picture (PIL) or array (H, W, 3) as the model saw it: where the processor cuts
+            off what is too long, as CLIP's does, the square in the middle.
         which
             Which image of the prompt.
         part
