@@ -1,5 +1,6 @@
 """README's lines for a checkpoint run as they stand, on small models of the families it names."""
 
+import json
 import re
 from pathlib import Path
 
@@ -60,3 +61,30 @@ def test_the_lines_for_a_model_on_a_gpu(cases, family, tmp_path, monkeypatch, ca
     assert sum(part.budget for part in report.pictures[0]) == pytest.approx(size / 4, abs=1)
     assert "Report(kept " in capsys.readouterr().out
     assert names["out"].shape[1] > names["inputs"]["input_ids"].shape[1]
+
+
+def test_prune_with_a_checkpoint_of_a_folder(cases, tmp_path):
+    """From the command line to a sheet and a page, on a model that is not the lab's."""
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from secateur.app.cli import app
+
+    case = cases["llava"]()
+    case.model().save_pretrained(tmp_path / "model")
+    case.processor().save_pretrained(tmp_path / "model")
+    Image.new("RGB", (90, 60), "teal").save(tmp_path / "photo.png")
+    words = ["prune", str(tmp_path / "photo.png"), "--question", "how many red dog ?"]
+    words += ["--model", str(tmp_path / "model"), "--method", "eadp", "--keep", "6", "--json"]
+    words += ["--device", "cpu", "--set", "beta=2.5", "-o", str(tmp_path / "kept.png")]
+    result = CliRunner().invoke(app, [*words, "--html", str(tmp_path / "page.html")])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)["answers"]
+    assert [answer["tokens"] for answer in told] == [None, 6]
+    assert "knows drawn scenes only" not in result.stderr
+    page = (tmp_path / "page.html").read_text("utf-8")
+    held = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.S)[1])
+    assert held["grid"] == [4, 4]
+    assert list(held["methods"]) == ["EADP"]
+    with Image.open(tmp_path / "kept.png") as sheet:
+        assert sheet.getpixel((30, 80)) == (0, 128, 128), "the picture, below the question"
