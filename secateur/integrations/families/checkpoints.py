@@ -33,7 +33,7 @@ class Checkpoint(NamedTuple):
 
 CHECKPOINTS = {
     "Gemma3ForConditionalGeneration": Checkpoint("google/gemma-3-4b-it"),
-    "Gemma4ForConditionalGeneration": Checkpoint("google/gemma-4-E4B-it"),
+    "Gemma4ForConditionalGeneration": Checkpoint("google/gemma-4-E2B-it"),
     "Idefics3ForConditionalGeneration": Checkpoint("HuggingFaceM4/Idefics3-8B-Llama3"),
     "InternVLForConditionalGeneration": Checkpoint("OpenGVLab/InternVL3-8B-hf"),
     "LlavaForConditionalGeneration": Checkpoint(
@@ -45,7 +45,7 @@ CHECKPOINTS = {
     "LlavaOnevisionForConditionalGeneration": Checkpoint(
         "llava-hf/llava-onevision-qwen2-7b-ov-hf", SIGLIP, {"eadp": EADP_LLAVA}
     ),
-    "Mistral3ForConditionalGeneration": Checkpoint("mistralai/Mistral-Small-3.2-24B-Instruct-2506"),
+    "Mistral3ForConditionalGeneration": Checkpoint("mistralai/Mistral-Small-3.1-24B-Instruct-2503"),
     "Qwen2VLForConditionalGeneration": Checkpoint(
         "Qwen/Qwen2-VL-7B-Instruct", None, {"eadp": EADP_QWEN}
     ),
