@@ -15,7 +15,7 @@ FETCHED := sed -u -n -e 's/^ *Downloading \([^ ]*\/\)*/  /p' -e 's/^ *Using cach
 SERVING := .venv-serving
 # transformers from the oldest release that attachments support to the newest there is.
 RELEASES := .venv-oldest .venv-newest
-ATTACHED := tests/integrations/test_contract.py tests/integrations/test_attach.py tests/integrations/test_inside.py tests/integrations/test_observation.py tests/integrations/test_cuts.py tests/integrations/test_stages.py tests/integrations/test_copies.py tests/integrations/test_threads.py
+ATTACHED := tests/integrations/test_contract.py tests/integrations/test_attach.py tests/integrations/test_inside.py tests/integrations/test_observation.py tests/integrations/test_cuts.py tests/integrations/test_stages.py tests/integrations/test_copies.py tests/integrations/test_threads.py tests/integrations/test_linear.py tests/integrations/test_chat.py
 
 # The newest release is looked at with every family, the oldest, which changes no more, with the usual.
 test-newest: LOOKED_AT = "not slow"

@@ -87,6 +87,27 @@ def qwen3_vl() -> tuple[Any, Any]:
     return hf.Qwen3VLForConditionalGeneration(config), prepare
 
 
+def qwen3_5() -> tuple[Any, Any]:
+    vision = {**QWEN_TOWER, "num_position_embeddings": 64}
+    sizes = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    rope = {**ROPE, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+    text = {**DECODER, **sizes, **heads, "head_dim": 16, "rope_parameters": rope}
+    config = hf.Qwen3_5Config(vision_config=vision, text_config=text, **IDS)
+    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    size = {"shortest_edge": 4096, "longest_edge": 262144}
+    prepare = hf.Qwen2VLImageProcessorPil(patch_size=16, size=size, **halves)
+    return hf.Qwen3_5ForConditionalGeneration(config), prepare
+
+
+def glm() -> tuple[Any, Any]:
+    rope = {**ROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+    vision, text = {**QWEN_TOWER, "image_size": 56}, {**DECODER, "rope_parameters": rope}
+    config = hf.Glm4vConfig(vision_config=vision, text_config=text, **IDS)
+    prepare = hf.Glm4vImageProcessorPil(size={"shortest_edge": 6272, "longest_edge": 401408})
+    return hf.Glm4vForConditionalGeneration(config), prepare
+
+
 def internvl() -> tuple[Any, Any]:
     vision, text = hf.InternVLVisionConfig(**TOWER), hf.Qwen2Config(**DECODER)
     config = hf.InternVLConfig(vision_config=vision, text_config=text, image_token_id=4)
@@ -139,6 +160,8 @@ SMALL = {
         llava_onevision,
         qwen2_5_vl,
         qwen3_vl,
+        qwen3_5,
+        glm,
         internvl,
         smolvlm,
         gemma3,
@@ -154,6 +177,8 @@ METHODS = {
     "llava_onevision": "divprune",
     "qwen2_5_vl": "erase",
     "qwen3_vl": "eadp",
+    "qwen3_5": "divprune",
+    "glm": "topk",
     "internvl": "topk",
     "smolvlm": "topk",
     "gemma3": "topk",

@@ -95,10 +95,19 @@ def heads(projected: Tensor, size: int) -> Tensor:
     return projected.unflatten(-1, (-1, size)).transpose(-2, -3)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (..., T, d) as all families here apply it, by halves."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, neighbours: bool = False) -> Tensor:
+    """Rotary embedding of (..., T, d), of as many of its first channels as the tables have.
+
+    The first half of those turns with the second, or, as `neighbours`, each with the next.
+    """
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    if neighbours:
+        across = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, dim=-1)
+        across = torch.cat((-second, first), dim=-1)
+    turned = turned * cos + across * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
 def requests_of(method: Method) -> dict[str, Request]:

@@ -13,10 +13,12 @@ SAID = {"user": "secateurasks", "assistant": "secateuranswers", "tool": "secateu
 PUT_IN = re.compile(
     r"(<\d+(\.\d+)?seconds>|(Picture|Video)\d+:)(?=<\|vision_start\|>)"
     r"|<row_\d+_col_\d+>|<global-img>|<fake_token_around_image>"
+    r"|(?<=<\|end_of_image\|>)\d+(\.\d+)?(seconds)?"
+    r"(?=<\|(begin_of_image|end_of_video)\|>)(?=((?!<\|begin_of_video\|>).)*<\|end_of_video\|>)"
 )
 """What is put into a user's words: before Qwen's pictures the time of a video's frame, or, where a
 template is told to count, the number of a picture or video; around Idefics3's and SmolVLM's tiles
-their places."""
+their places; after the frames of GLM-4V's videos their time."""
 
 
 def squeezed(text: str) -> str:

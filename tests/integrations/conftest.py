@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,16 +58,16 @@ CHATML = (
 )
 
 
-def tokenizer(**special: str) -> Any:
-    """A word-level tokenizer of the words above, a letter where it knows no word."""
-    listed = [*SPECIAL, *WORDS, *string.ascii_lowercase, *string.digits]
+def tokenizer(marks: Sequence[str] = (), **special: str) -> Any:
+    """A word-level tokenizer of the words above, a letter where it knows no word, then `marks`."""
+    listed = [*SPECIAL, *WORDS, *string.ascii_lowercase, *string.digits, *marks]
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(listed))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **special
     )
-    made.add_special_tokens({"additional_special_tokens": SPECIAL[4:]})
+    made.add_special_tokens({"additional_special_tokens": [*SPECIAL[4:], *marks]})
     made.padding_side = "left"
     return made
 
@@ -98,7 +99,10 @@ class Case:
     name: ClassVar[str]
     layers: ClassVar[int] = 4
     videos: ClassVar[bool] = False
+    variant: ClassVar[bool] = False
+    """Whether it differs from another only by class: its tests are slow ones."""
     cuttable: ClassVar[bool] = True
+    """Whether methods that shorten caches can cut between the layers of its decoder."""
     image_mark: ClassVar[str] = "<image>"
     sizes: ClassVar[tuple[tuple[int, int], ...]] = ((32, 32),)
 
@@ -303,9 +307,9 @@ class Qwen25Case(Case):
             "video_grid_thw": grid,
         }
         text = self.text(words, images=0, videos=1)
-        return self.filled(processor, text, videos)
+        return self.framed(processor, text, videos)
 
-    def filled(self, processor, text, videos):
+    def framed(self, processor, text, videos):
         return processor(text=[text], videos=videos)
 
 
@@ -352,7 +356,7 @@ class Qwen3Case(Qwen25Case):
             transformers.Qwen3VLConfig(vision_config=vision, text_config=text, **self.tokens())
         )
 
-    def filled(self, processor, text, videos):
+    def framed(self, processor, text, videos):
         """Every frame between its own marks, with its time before it."""
         frames, height, width = videos["video_grid_thw"][0].tolist()
         tokens = "<|video_pad|> " * (height * width // 4)
@@ -360,6 +364,201 @@ class Qwen3Case(Qwen25Case):
         text = text.replace("<|vision_start|> <|video_pad|> <|vision_end|> ", "".join(one))
         made = processor(text=[text])
         return {**made, **videos}
+
+
+MIXTURE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+
+
+class Qwen3MoeCase(Qwen3Case):
+    name = "qwen3_vl_moe"
+    variant = True
+
+    def build(self, **config):
+        dense = super().build(**config).config
+        text = {**dense.text_config.to_dict(), **MIXTURE}
+        text.pop("model_type")
+        vision = dense.vision_config.to_dict()
+        vision.pop("model_type")
+        return transformers.Qwen3VLMoeForConditionalGeneration(
+            transformers.Qwen3VLMoeConfig(vision_config=vision, text_config=text, **self.tokens())
+        )
+
+
+class Qwen35Case(Qwen3Case):
+    name = "qwen3_5"
+    layers = 4
+    cuttable = False
+    kind = "Qwen3_5"
+    mixture: ClassVar[dict[str, int]] = {}
+
+    def build(self, **config):
+        vision = {
+            "depth": 4,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "patch_size": self.patch,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+        }
+        text = {
+            **self.text_config(),
+            "head_dim": 16,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            **self.mixture,
+            **config,
+        }
+        text["rope_parameters"] = {
+            **text["rope_parameters"],
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+            "partial_rotary_factor": 0.5,
+        }
+        config = getattr(transformers, f"{self.kind}Config")
+        return getattr(transformers, f"{self.kind}ForConditionalGeneration")(
+            config(vision_config=vision, text_config=text, **self.tokens())
+        )
+
+
+class Qwen35MoeCase(Qwen35Case):
+    name = "qwen3_5_moe"
+    variant = True
+    kind = "Qwen3_5Moe"
+    mixture = MIXTURE
+
+
+GLM_MARKS = ["<|image|>", "<|video|>", "<|user|>", "<|assistant|>"] + [
+    f"<|{edge}_of_{what}|>" for what in ("image", "video") for edge in ("begin", "end")
+]
+GLM_CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|> {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|begin_of_image|> <|image|> <|end_of_image|> "
+    "{% elif c['type'] == 'video' %}<|begin_of_video|> <|video|> <|end_of_video|> "
+    "{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+class GlmProcessor(QwenProcessor):
+    """GLM-4V's image processor and marks; its own processor needs torchvision for videos."""
+
+    chat_template = GLM_CHAT
+
+    def __init__(self, patch: int) -> None:
+        kind = transformers.models.glm4v.image_processing_pil_glm4v.Glm4vImageProcessorPil
+        size = {"shortest_edge": 128, "longest_edge": 8192}
+        self.image_processor = kind(patch_size=patch, merge_size=2, size=size)
+        self.tokenizer = tokenizer(GLM_MARKS)
+        self.tokenizer.chat_template = GLM_CHAT
+
+    def __call__(self, text, images=None, padding=True, return_tensors="pt", videos=None):
+        found = dict(videos or {})
+        frames = []
+        if images:
+            found |= dict(self.image_processor(images=images, return_tensors="pt"))
+        for grid in found.get("video_grid_thw", ()):
+            count, size = int(grid[0]), int(grid.prod()) // int(grid[0]) // 4
+            image = "<|image|> " * size
+            each = [f"<|begin_of_image|> {image}<|end_of_image|> {n} " for n in range(count)]
+            frames.append("".join(each))
+        sizes = (found["image_grid_thw"].prod(-1) // 4).tolist() if images else []
+        filled = []
+        for each in text:
+            while " <|image|> " in each and sizes:
+                each = each.replace(" <|image|> ", " " + "<|image|>! " * sizes.pop(0), 1)
+            each = each.replace("<|image|>!", "<|image|>")
+            while "<|video|> " in each:
+                each = each.replace("<|video|> ", frames.pop(0), 1)
+            filled.append(each)
+        out = self.tokenizer(filled, padding=padding, return_tensors="pt")
+        ids = out["input_ids"]
+        image, start, end = self.tokenizer.convert_tokens_to_ids(
+            ["<|image|>", "<|begin_of_video|>", "<|end_of_video|>"]
+        )
+        framed = (ids == start).cumsum(-1) > (ids == end).cumsum(-1)
+        kinds = (ids == image).int() * (1 + framed.int())
+        return {
+            "input_ids": ids,
+            "attention_mask": out["attention_mask"],
+            "mm_token_type_ids": kinds,
+            **found,
+        }
+
+
+class GlmCase(Qwen25Case):
+    name = "glm4v"
+    kind = "Glm4v"
+    kinds: ClassVar[dict[str, str]] = {}
+    mixture: ClassVar[dict[str, int]] = {}
+
+    def processor(self):
+        return GlmProcessor(self.patch)
+
+    def build(self, **config):
+        vision = {
+            "depth": 4,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "patch_size": self.patch,
+            "image_size": 32,
+            "out_hidden_size": 64,
+            **({"model_type": self.kinds["vision"]} if self.kinds else {}),
+        }
+        text = {**self.text_config(), **self.mixture, **config}
+        text["rope_parameters"] = {
+            **text["rope_parameters"],
+            "mrope_section": [1, 1, 2],
+            "partial_rotary_factor": 0.5,
+        }
+        if self.kinds:
+            text["model_type"] = self.kinds["text"]
+        marks = tokenizer(GLM_MARKS)
+        tokens = {
+            f"{what}_{edge}_token_id": marks.convert_tokens_to_ids(f"<|{mark}_of_{what}|>")
+            for what in ("image", "video")
+            for edge, mark in (("start", "begin"), ("end", "end"))
+        }
+        for what in ("image", "video"):
+            tokens[f"{what}_token_id"] = marks.convert_tokens_to_ids(f"<|{what}|>")
+        config = getattr(transformers, f"{self.kind}Config")
+        return getattr(transformers, f"{self.kind}ForConditionalGeneration")(
+            config(vision_config=vision, text_config=text, **tokens)
+        )
+
+
+class GlmMoeCase(GlmCase):
+    name = "glm4v_moe"
+    kind = "Glm4vMoe"
+    variant = True
+    mixture: ClassVar[dict[str, int]] = {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+    }
+
+
+class Glm46Case(GlmCase):
+    name = "glm46v"
+    kind = "Glm46V"
+    variant = True
+    kinds: ClassVar[dict[str, str]] = {"vision": "glm4v_vision", "text": "glm4v_text"}
+
+
+class Glm46MoeCase(GlmMoeCase):
+    name = "glm46v_moe"
+    kind = "Glm46V"
+    kinds: ClassVar[dict[str, str]] = {"vision": "glm4v_moe_vision", "text": "glm4v_moe_text"}
 
 
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96]]
@@ -857,6 +1056,13 @@ CASES: dict[str, type[Case]] = {
         Qwen2Case,
         Qwen25Case,
         Qwen3Case,
+        Qwen3MoeCase,
+        Qwen35Case,
+        Qwen35MoeCase,
+        GlmCase,
+        GlmMoeCase,
+        Glm46Case,
+        Glm46MoeCase,
         SmolCase,
         Idefics3Case,
     )
@@ -873,12 +1079,15 @@ USUAL = ("llava", "qwen2_5_vl", "qwen3_vl")
 """Families that `make test` looks at; with the newest transformers all of them are."""
 
 
-@pytest.fixture(
-    scope="session",
-    params=[
-        name if name in USUAL else pytest.param(name, marks=pytest.mark.families) for name in CASES
-    ],
-)
+def looked_at(name: str) -> Any:
+    """A family as a parameter, marked by when it is looked at."""
+    if name in USUAL:
+        return name
+    mark = pytest.mark.slow if CASES[name].variant else pytest.mark.families
+    return pytest.param(name, marks=mark)
+
+
+@pytest.fixture(scope="session", params=map(looked_at, CASES))
 def case(request: pytest.FixtureRequest) -> Case:
     """Each model family in turn."""
     return CASES[request.param]()

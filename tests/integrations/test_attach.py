@@ -237,7 +237,10 @@ def test_text_encoders_that_do_not_fit_are_refused(llava, cases):
         attach(qwen, sc.EADP(), processor, (clip(), processor.tokenizer))
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+FURTHER = [pytest.param(name, marks=pytest.mark.families) for name in ("glm4v", "qwen3_5")]
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen3_vl", *FURTHER])
 def test_videos_keep_tokens_of_every_frame(cases, by_norm, by_hand, name):
     case = cases[name]()
     model = case.model()

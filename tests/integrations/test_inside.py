@@ -21,7 +21,7 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False}
 @pytest.fixture(autouse=True)
 def _cuttable(case):
     if not case.cuttable:
-        pytest.skip("attach() refuses to cut between its layers, see test_gemma.py")
+        pytest.skip("attach() refuses to cut there, see test_gemma.py and test_linear.py")
 
 
 def methods():

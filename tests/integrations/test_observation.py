@@ -174,7 +174,12 @@ def test_crops_are_where_the_model_puts_them(cases):
         first += visual.crops
 
 
-WITH_PIXELS = ("llava", "qwen2_5_vl", "qwen3_vl")
+WITH_PIXELS = (
+    "llava",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    pytest.param("glm4v", marks=pytest.mark.families),
+)
 
 
 @pytest.mark.parametrize("name", WITH_PIXELS)

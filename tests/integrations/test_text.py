@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import secateur as sc
 from secateur.integrations.attach import attach
 from secateur.integrations.text import Guidance, TextEncoder, load_text_encoder
-from secateur.integrations.turns import Turns, squeezed
+from secateur.integrations.turns import PUT_IN, Turns, squeezed
 
 VICUNA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}"
@@ -441,3 +441,12 @@ def test_another_tower_is_refused(llava, tmp_path):
     made.half().save_pretrained(tmp_path / "tuned")
     encoder = TextEncoder(*load_text_encoder(tmp_path / "tuned"))
     encoder.check(tower, "LLaVA-1.5")
+
+
+def test_times_behind_the_frames_of_a_video_are_nobodys_words():
+    """GLM-4V's; the same numbers between images are the user's."""
+    image = "<|begin_of_image|><|end_of_image|>"
+    video = f"<|begin_of_video|>{image}0{image}1.5seconds<|end_of_video|>"
+    found = [match.span() for match in PUT_IN.finditer(f"{image}7{image}{video}12{image}3{image}")]
+    start = len(f"{image}7{image}<|begin_of_video|>{image}")
+    assert found == [(start, start + 1), (start + 1 + len(image), start + 11 + len(image))]

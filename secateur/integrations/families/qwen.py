@@ -17,6 +17,9 @@ QWEN2_5_VL = Family("Qwen2.5-VL", OBSERVED | {"pixels"}, modalities=("image", "v
 QWEN3_VL = Family(
     "Qwen3-VL", OBSERVED | {"pixels"}, modalities=("image", "video"), normalisation=HALVES
 )
+QWEN3_5 = Family(
+    "Qwen3.5", OBSERVED | {"pixels"}, modalities=("image", "video"), normalisation=HALVES
+)
 
 
 def frame_parts(

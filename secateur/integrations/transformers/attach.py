@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,10 +22,16 @@ from secateur.core.acts import Cuts
 from secateur.core.methods.base import Method
 from secateur.integrations.choosing import choose_each, wanted
 from secateur.integrations.encoded import Positions
-from secateur.integrations.observing import requests_of, watching
+from secateur.integrations.observing import requests_of
 from secateur.integrations.report import Report
 from secateur.integrations.transformers import cache
-from secateur.integrations.transformers.cache import Trace, lengths_as_new_tokens, trace_in
+from secateur.integrations.transformers.cache import (
+    Trace,
+    lengths_as_new_tokens,
+    refuse_splitting,
+    trace_in,
+)
+from secateur.integrations.transformers.chat import read_turn
 from secateur.integrations.transformers.encode import PIXELS, Reader, Stopwatch, has_visuals
 from secateur.integrations.transformers.internals import (
     cache_in,
@@ -34,10 +40,15 @@ from secateur.integrations.transformers.internals import (
     compiled_part,
     naming_the_cache,
     naming_the_embeds,
-    window_of,
 )
-from secateur.integrations.transformers.layers import Cutter, Stretch, continuing
-from secateur.integrations.transformers.models import UnsupportedModelError
+from secateur.integrations.transformers.layers import (
+    Cutter,
+    Stretch,
+    adding,
+    check_layers,
+    continuing,
+)
+from secateur.integrations.transformers.models import UnsupportedModelError, inner_model
 from secateur.integrations.transformers.shorten import Prompt, as_arguments, shorten
 
 MARK = "_secateur_attachment"
@@ -49,15 +60,17 @@ CALL = "secateur_call"
 WRAPPED = ("forward", "generate", "prepare_inputs_for_generation", "__reduce_ex__")
 """The methods of the model that an attachment stands in front of."""
 
-_UNSPLITTABLE = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_early_exit")
-
 
 @dataclass(eq=False)
 class _Generating:
-    """A `generate` on its way, and the prompt that its first step takes."""
+    """A `generate` on its way, and the prompt that its first step takes.
+
+    `trace` is what the cache holds after that step, where it goes on from an earlier prompt.
+    """
 
     owner: str
     prompt: Prompt | None
+    trace: Trace | None = None
 
 
 _GENERATING: ContextVar[_Generating | None] = ContextVar("secateur_generating", default=None)
@@ -165,17 +178,35 @@ class Attachment:
         self.last = prompt.report
         return prompt
 
+    def _turn(self, inputs: dict[str, Any], shown: bool) -> Prompt:
+        """A turn that goes on from a cache."""
+        if shown and isinstance(self.method, Cuts):
+            raise ValueError(
+                f"{cache_name()}: {type(self.method).__name__} prunes inside the language model, "
+                "where a turn with images starts from an empty cache; a turn of text goes on"
+            )
+        if shown:
+            return self._shortened(inputs, generating=True)
+        return _pruned(
+            self._reader, self.method, frozenset(), inputs, self._positions, generating=True
+        )
+
     def _run(self, stock: Callable[..., Any], prompt: Prompt, call: dict[str, Any]) -> Any:
         """One forward of the language model over a shortened prompt."""
         rows = call["inputs_embeds"].shape[0]
         decoder = self.family.language_model(self.model)
-        cutter = None
+        cutter, turn, generating = None, None, _GENERATING.get()
+        if generating is not None and generating.owner == self._name:
+            turn = generating.trace
         with ExitStack() as stack:
             if prompt.planes:
-                stack.enter_context(_adding(decoder, prompt, rows))
-            if isinstance(self.method, Cuts):
+                stack.enter_context(adding(decoder, prompt, rows))
+            if turn is not None and turn.stretches:
+                stack.enter_context(continuing(decoder, turn.stretches, cache_in(call)))
+            elif turn is None and isinstance(self.method, Cuts):
                 told = self.family.family.name
-                cutter = Cutter(self.method, decoder, prompt, rows, len(prompt.planes) or 1, told)
+                first, turning = len(prompt.planes) or 1, self.family.neighbours(self.model)
+                cutter = Cutter(self.method, decoder, prompt, rows, first, told, neighbours=turning)
                 cutter.check(cache_in(call))
                 stack.enter_context(cutter.running())
             outputs = stock(**call)
@@ -188,7 +219,8 @@ class Attachment:
             self._tell(prompt, cutter)
         filled = cache_in(outputs) if cache_in(call) is None else cache_in(call)
         if filled is not None:
-            setattr(filled, cache.MARK, Trace.of(self._name, prompt, mask, times, stretches))
+            trace = turn or Trace.of(self._name, prompt, mask, times, stretches)
+            setattr(filled, cache.MARK, trace)
         return outputs
 
     def _tell(self, prompt: Prompt, cutter: Cutter) -> None:
@@ -279,19 +311,22 @@ class Attachment:
         kwargs = naming_the_cache({**dict(zip(names, args, strict=False)), **kwargs})
         if kwargs.get("inputs") is not None and "input_ids" not in kwargs:
             kwargs["input_ids"] = kwargs.pop("inputs")
-        if not has_visuals(kwargs):
-            if trace_in(kwargs, self._name) is not None:
-                raise ValueError(
-                    f"{cache_name()}: holds a pruned prompt, which generate() cannot line up with "
-                    "input_ids; start from an empty cache, or decode step by step with forward()"
-                )
+        trace = trace_in(kwargs, self._name)
+        if trace is not None and cached_length(cache_in(kwargs)) >= trace.length:
+            refuse_splitting(kwargs)
+            with self._reader.guidance.asking(said):
+                turn = read_turn(self.model, self.family, trace, kwargs, self._turn)
+            generating, call = _Generating(self._name, turn.prompt, turn.trace), turn.call
+            call = lengths_as_new_tokens(self.model, turn.trace.before, call)
+        elif has_visuals(kwargs):
+            refuse_splitting(kwargs)
+            with self._reader.guidance.asking(said):
+                prompt = self._shortened(kwargs, generating=True)
+            generating = _Generating(self._name, prompt)
+            call = {**as_arguments(self.family, prompt, kwargs), "inputs_embeds": prompt.embeds}
+            call = lengths_as_new_tokens(self.model, (prompt.before, prompt.length), call)
+        else:
             return stock(**kwargs)
-        _refuse(kwargs)
-        with self._reader.guidance.asking(said):
-            prompt = self._shortened(kwargs, generating=True)
-        call = {**as_arguments(self.family, prompt, kwargs), "inputs_embeds": prompt.embeds}
-        call = lengths_as_new_tokens(self.model, prompt, call)
-        generating = _Generating(self._name, prompt)
         token = _GENERATING.set(generating)
         try:
             out = stock(**call)
@@ -321,8 +356,8 @@ def attach(
     Parameters
     ----------
     model
-        A `...ForConditionalGeneration` of transformers; `sc.attach(object(), ...)` names those
-        that are known.
+        A `...ForConditionalGeneration` of transformers, by itself or with LoRA adapters of PEFT;
+        `sc.attach(object(), ...)` names those that are known.
     method
         How to choose: before the language model (`EADP`), inside it (`FastV`) or both (`ERASE`).
     processor
@@ -365,6 +400,7 @@ def attach(
     >>> att.last.prompt_length, att.last.kept[0]                    # doctest: +SKIP
     >>> att.detach()                                                # doctest: +SKIP
     """
+    model = inner_model(model)
     present = getattr(model, MARK, None)
     if present is not None:
         raise ValueError(
@@ -410,6 +446,7 @@ def prune_inputs(
     ValueError
         For methods that prune inside the language model: only `attach` can do that.
     """
+    model = inner_model(model)
     if isinstance(method, Cuts):
         raise ValueError(
             f"{type(method).__name__} prunes inside the language model; use attach() for it"
@@ -438,10 +475,8 @@ def _checked(
     reader = Reader.of(model, processor, text_encoder, instruction, method.reads)
     family = reader.family
     wanted(method, family.family, reader.guidance.encoder)
-    windows = window_of(family.language_model(model).config) is not None
-    if windows and isinstance(method, Cuts) and not method.shortens_caches:
-        told = f"{type(method).__name__} cannot leave what it drops in caches of sliding windows"
-        raise UnsupportedModelError(model, told)
+    if isinstance(method, Cuts):
+        check_layers(model, family.language_model(model), method)
     return reader, positions or method.positions or family.family.positions
 
 
@@ -463,38 +498,3 @@ def _pruned(
     spent["choose"] += watch.spent["choose"]
     encoded = replace(encoded, milliseconds=spent)
     return shorten(reader.model, inputs, encoded, chosen, positions, generating=generating)
-
-
-def _refuse(given: Mapping[str, Any]) -> None:
-    config = given.get("generation_config")
-    for name in _UNSPLITTABLE:
-        value = given.get(name)
-        value = getattr(config, name, None) if value is None else value
-        if value is not None:
-            raise ValueError(f"{name}: not possible with a pruned prompt; leave it out")
-    if given.get("assistant_model") is not None:
-        raise ValueError("assistant_model: not possible with a pruned prompt; leave it out")
-
-
-@contextmanager
-def _adding(decoder: Any, prompt: Prompt, rows: int) -> Iterator[None]:
-    """Hand the decoder what its first layers add at visual tokens (deepstack)."""
-    times = rows // len(prompt.mask)
-    masks = torch.from_numpy(np.repeat(prompt.visual, times, axis=0))
-    planes = [
-        torch.cat([own for own in plane if own is not None for _ in range(times)], dim=0)
-        for plane in prompt.planes
-    ]
-
-    def add(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        device = kwargs["inputs_embeds"].device
-        kwargs = {
-            **kwargs,
-            "visual_pos_masks": masks.to(device),
-            "deepstack_visual_embeds": planes,
-        }
-        return args, kwargs
-
-    with watching() as watch:
-        watch.before(decoder, add)
-        yield

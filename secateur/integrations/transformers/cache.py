@@ -23,6 +23,9 @@ from secateur.integrations.transformers.shorten import Prompt
 MARK = "_secateur_trace"
 """The attribute of a cache that holds its trace, so that the trace goes where the cache goes."""
 
+UNSPLITTABLE = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_early_exit")
+"""Settings of `generate` that cut a prompt up, or compare its tokens."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trace:
@@ -105,14 +108,18 @@ def trace_in(call: Mapping[str, Any], owner: str) -> Trace | None:
     return None
 
 
-def lengths_as_new_tokens(model: Any, prompt: Prompt, call: dict[str, Any]) -> dict[str, Any]:
+def lengths_as_new_tokens(
+    model: Any, lengths: tuple[int, int], call: dict[str, Any]
+) -> dict[str, Any]:
     """Limits on the whole sequence as limits on new tokens, and a static cache of the right size.
 
     `generate` subtracts the length of `inputs_embeds` from `max_length` and adds it to the size of
-    static caches when `input_ids` are of another length. What the user said in a
-    `generation_config` is changed in a copy of it, everything else in the arguments.
+    static caches when `input_ids` are of another length; `lengths` are theirs and its own.
+    What the user said in a `generation_config` is changed in a copy of it, everything else in the
+    arguments.
     """
-    if prompt.length == prompt.before:
+    before, length = lengths
+    if length == before:
         return call
     call = dict(call)
     config = call.get("generation_config")
@@ -124,13 +131,12 @@ def lengths_as_new_tokens(model: Any, prompt: Prompt, call: dict[str, Any]) -> d
         said[name] = next((x for x in (call.get(name), *stored) if x is not None), None)
     for most, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if said[new] is None and said[most]:
-            said[new] = max(int(said[most]) - prompt.before, 0)
+            said[new] = max(int(said[most]) - before, 0)
             _say(call, config, most, None)
             _say(call, config, new, said[new])
     if said["max_new_tokens"] == 0:
         raise ValueError(
-            f"max_length: the prompt has {prompt.before} tokens already, raise it or use "
-            "max_new_tokens"
+            f"max_length: the prompt has {before} tokens already, raise it or use max_new_tokens"
         )
     kinds = (call.get("cache_implementation"), getattr(config, "cache_implementation", None))
     if "static" in kinds and cache_in(call) is None:
@@ -139,7 +145,7 @@ def lengths_as_new_tokens(model: Any, prompt: Prompt, call: dict[str, Any]) -> d
         _say(call, config, "cache_implementation", None)
         call[cache_name()] = StaticCache(
             config=model.config.get_text_config(decoder=True),
-            max_cache_len=prompt.length + (said["max_new_tokens"] or 20),
+            max_cache_len=length + (said["max_new_tokens"] or 20),
         )
     return call
 
@@ -151,3 +157,15 @@ def _say(call: dict[str, Any], config: Any, name: str, value: Any) -> None:
         setattr(config, name, value)
     elif value is not None:
         call[name] = value
+
+
+def refuse_splitting(given: Mapping[str, Any]) -> None:
+    """Refuse ways to generate that cut prompts up, or count their tokens."""
+    config = given.get("generation_config")
+    for name in UNSPLITTABLE:
+        value = given.get(name)
+        value = getattr(config, name, None) if value is None else value
+        if value is not None:
+            raise ValueError(f"{name}: not possible with a pruned prompt; leave it out")
+    if given.get("assistant_model") is not None:
+        raise ValueError("assistant_model: not possible with a pruned prompt; leave it out")

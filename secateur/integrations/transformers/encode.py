@@ -16,7 +16,12 @@ from secateur.integrations.encoded import TEXT, Encoded, Indices, Modality, Visu
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.text import Flags, Guidance, TextEncoder
 from secateur.integrations.transformers.internals import check_release, compiled_part
-from secateur.integrations.transformers.models import Adapter, UnsupportedModelError, family_of
+from secateur.integrations.transformers.models import (
+    Adapter,
+    UnsupportedModelError,
+    family_of,
+    inner_model,
+)
 
 PIXELS = ("pixel_values", "pixel_values_videos")
 """The arguments of `forward` that bring images and videos."""
@@ -90,9 +95,11 @@ class Reader:
                 "the whole model, after attaching",
             )
         watch = Stopwatch(self.model.get_input_embeddings().weight.device)
-        visuals = self.family.encode(
-            self.model, inputs, wants - TEXT, self.guidance.encoder, self.pixels, requests
-        )
+        visuals: list[Visual] = []
+        if has_visuals(inputs):
+            visuals = self.family.encode(
+                self.model, inputs, wants - TEXT, self.guidance.encoder, self.pixels, requests
+            )
         watch.lap("encode")
         shown = ids.detach().cpu().numpy()
         mask = inputs.get("attention_mask")
@@ -165,6 +172,7 @@ def encode(
     >>> chosen = choose_each(sc.TopK(keep=64), encoded)             # doctest: +SKIP
     >>> shorten(model, inputs, encoded, chosen).embeds.shape        # doctest: +SKIP
     """
+    model = inner_model(model)
     reader = Reader.of(model, processor, text_encoder, instruction)
     own = {"embeds"} if reader.guidance.encoder is not None else frozenset[str]()
     offers = reader.family.family.offers | TEXT | own

@@ -28,9 +28,11 @@ def missing() -> list[str]:
     from transformers import cache_utils, generation, masking_utils, vision_utils
     from transformers.models.gemma3 import modeling_gemma3 as gemma3
     from transformers.models.gemma4 import modeling_gemma4 as gemma4
+    from transformers.models.glm4v import modeling_glm4v as glm
     from transformers.models.llama import modeling_llama as llama
     from transformers.models.llava_onevision import modeling_llava_onevision as onevision
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen25
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as qwen35
     from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
 
     static = cache_utils.StaticLayer(max_cache_len=1)
@@ -57,6 +59,8 @@ def missing() -> list[str]:
         "GenerationMixin.prepare_inputs_for_generation(next_sequence_length=)": _takes(
             generation.GenerationMixin.prepare_inputs_for_generation, "next_sequence_length"
         ),
+        "Glm4vModel.get_rope_index": _takes(glm.Glm4vModel.get_rope_index, *grids),
+        "LinearAttentionLayer": hasattr(cache_utils, "LinearAttentionLayer"),
         "LlamaDecoderLayer.forward(position_embeddings=)": _takes(
             llama.LlamaDecoderLayer.forward, "position_embeddings"
         ),
@@ -69,6 +73,7 @@ def missing() -> list[str]:
         "Qwen2_5_VLModel.get_rope_index": _takes(
             qwen25.Qwen2_5_VLModel.get_rope_index, *grids, "second_per_grid_ts"
         ),
+        "Qwen3_5Model.get_rope_index": _takes(qwen35.Qwen3_5Model.get_rope_index, *grids),
         "Qwen3VLModel.get_rope_index": _takes(qwen3.Qwen3VLModel.get_rope_index, *grids),
         "Qwen3VLTextModel.forward(visual_pos_masks=, deepstack_visual_embeds=)": _takes(
             qwen3.Qwen3VLTextModel.forward, "visual_pos_masks", "deepstack_visual_embeds"
@@ -140,7 +145,7 @@ def naming_the_embeds(prepare: Callable[..., Any]) -> inspect.Signature:
 
 
 def rope_index(model: Any, inputs: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
-    """Time, row and column (3, B, T) of a Qwen prompt; None where types of its tokens are missing.
+    """Time, row and column (3, B, T) of Qwen and GLM; None where types of tokens are missing.
 
     `get_rope_index` of the model is asked (5.17 to 5.24), which writes nothing: how videos are
     spaced has changed between releases, and no public argument makes a model tell its positions.
@@ -174,7 +179,8 @@ def per_layer_inputs(model: Any, ids: Tensor) -> Tensor | None:
 def check_cache(cache: Any, *, static: bool = True) -> None:
     """Refuse a cache whose layers we cannot shorten, or, without `static`, leave unequal.
 
-    `layers` and `offloading` of a cache: 5.17 to 5.24.
+    `layers` and `offloading` of a cache: 5.17 to 5.24. The states of linear attention, which
+    count no tokens, are left as they are, and never shortened.
     """
     from transformers.cache_utils import (
         DynamicLayer,
@@ -185,10 +191,10 @@ def check_cache(cache: Any, *, static: bool = True) -> None:
 
     if cache is None:
         return
-    known = {DynamicLayer.__name__}
+    known = {DynamicLayer.__name__, "LinearAttentionLayer"}
     if static:
         windows = (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)
-        known |= {kind.__name__ for kind in (StaticLayer, *windows)}
+        known = {kind.__name__ for kind in (DynamicLayer, StaticLayer, *windows)}
     odd = {type(layer).__name__ for layer in cache.layers} - known
     if odd or getattr(cache, "offloading", False):
         what = ", ".join(sorted(odd)) or "offloaded layers"
@@ -278,6 +284,11 @@ def compiled_part(model: Any, *, itself: bool = True) -> str | None:
         if own.get("_compiled_call_impl") is not None or forward is not None:
             return str(name)
     return None
+
+
+def attends(layer: Any) -> bool:
+    """Whether a decoder layer has keys and values of every token; linear attention has not."""
+    return hasattr(layer, "self_attn")
 
 
 def kind_of(config: Any, layer: int) -> str:

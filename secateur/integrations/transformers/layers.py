@@ -26,6 +26,7 @@ from secateur.integrations.encoded import Indices, Tensor
 from secateur.integrations.observing import Watch, heads, rotate, watching
 from secateur.integrations.text import Flags
 from secateur.integrations.transformers.internals import (
+    attends,
     cache_in,
     cached_length,
     causal_mask,
@@ -35,7 +36,23 @@ from secateur.integrations.transformers.internals import (
     shorten_cache,
     window_of,
 )
+from secateur.integrations.transformers.models import UnsupportedModelError
 from secateur.integrations.transformers.shorten import Prompt
+
+
+def check_layers(model: Any, decoder: Any, method: Cuts) -> None:
+    """Refuse a decoder whose layers cannot do what a method asks of them."""
+    name = type(method).__name__
+    if window_of(decoder.config) is not None and not method.shortens_caches:
+        told = f"{name} cannot leave what it drops in caches of sliding windows"
+        raise UnsupportedModelError(model, told)
+    if method.shortens_caches and not all(map(attends, decoder.layers)):
+        raise UnsupportedModelError(
+            model,
+            f"{name} makes layers that ran forget what it drops, and linear attention cannot "
+            "forget what it has read; methods that leave those layers as they are, such as "
+            "FastV(published=True), can be attached",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +97,16 @@ class Cutter:
         rows: int,
         earliest: int,
         family: str = "",
+        *,
+        neighbours: bool = False,
     ) -> None:
         self.method, self.prompt = method, prompt
-        self.model = model
+        self.model, self.neighbours = model, neighbours
         self.times = rows // len(prompt.mask)
         depth = len(model.layers)
+        ahead = method.looks_ahead
+        askable = [n + (not ahead) for n, layer in enumerate(model.layers) if attends(layer)]
+        earliest = max(earliest, askable[0])
         self.layouts = [
             Layout(depth, tuple(images), earliest, tuple(chosen), family)
             for images, chosen in zip(prompt.images, prompt.chosen, strict=True)
@@ -96,6 +118,12 @@ class Cutter:
                     raise ValueError(
                         f"{type(method).__name__}: a cut after {cut.after} layers does not fit a "
                         f"language model of {depth}"
+                    )
+                if cut.after not in askable:
+                    raise ValueError(
+                        f"{type(method).__name__}: a cut after {cut.after} layers asks layer "
+                        f"{cut.after - (not ahead)}, whose linear attention has no keys; cuts "
+                        f"are possible after {', '.join(map(str, askable))}"
                     )
                 for beam in range(row * self.times, (row + 1) * self.times):
                     self.cuts.setdefault(cut.after, {})[beam] = cut
@@ -142,6 +170,42 @@ class Cutter:
                 self._follow(watch, number)
             yield
 
+    def _turned(self, attention: Any, what: str, projected: Tensor, angles: Any) -> Tensor:
+        """Queries or keys (B, H, T, d), normed and rotated, from what a projection returned.
+
+        Queries are scaled as the layer scales them, for attention that divides by the root of d;
+        behind each there may be a gate.
+        """
+        size = int(attention.head_dim)
+        width = projected.shape[-1] // attention.config.num_attention_heads
+        x = projected.unflatten(-1, (-1, width if what == "q" else size))[..., :size]
+        norm = getattr(attention, f"{what}_norm", None)
+        x = (x if norm is None else norm(x)).transpose(1, 2)
+        cos, sin = (each[:, None] for each in angles)
+        scale = getattr(attention, "scaling", size**-0.5) * size**0.5
+        x = rotate(x, cos, sin, neighbours=self.neighbours)
+        return x if what == "k" or abs(scale - 1) < 1e-9 else x * scale
+
+    def _projected(self, attention: Any, what: str, states: Tensor, angles: Any) -> Tensor:
+        """Queries or keys (B, H, T, d), as above, that an attention layer makes of any states."""
+        projected = getattr(attention, f"{what}_proj")(states)
+        return self._turned(attention, what, projected, angles)
+
+    def _ahead(self, layer: Any, hidden: Tensor, angles: Any) -> dict[str, Tensor]:
+        """Queries and keys that a layer will make of the states it is about to read.
+
+        It may live on another device, where only its own call would bring them.
+        """
+        device = layer.input_layernorm.weight.device
+        if device.type != "meta":  # else its modules fetch their weights by themselves
+            angles = tuple(x.to(device) for x in angles)
+        states = layer.input_layernorm(hidden if device.type == "meta" else hidden.to(device))
+        made = {"queries": "q", "keys": "k"}
+        return {
+            name: self._projected(layer.self_attn, what, states, angles).to(hidden.device)
+            for name, what in made.items()
+        }
+
     @torch.no_grad()
     def _prepare(self) -> None:
         """Let the method see the embeddings of every prompt."""
@@ -153,29 +217,30 @@ class Cutter:
 
     def _watch(self, watch: Watch, after: int) -> None:
         """Note what layer `after` - 1 is called with and projects, and cut before the next."""
-        layer = self.model.layers[after - 1]
-        scorer, looks = layer.self_attn, self.method.looks
-        queries, keys = watch.output(scorer.q_proj), watch.output(scorer.k_proj)
+        ahead, looks = self.method.looks_ahead, self.method.looks
+        scorer = self.model.layers[after if ahead else after - 1].self_attn
+        queries = [] if ahead else watch.output(scorer.q_proj)
+        keys = [] if ahead else watch.output(scorer.k_proj)
+        called = [] if ahead else watch.arguments(scorer)
         values = watch.output(scorer.v_proj) if "values" in looks else []
-        called, entered = watch.arguments(scorer), watch.arguments(layer)
+        entered = watch.arguments(self.model.layers[after - 1])
         size = int(scorer.head_dim)
 
         @torch.no_grad()
         def cut(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             start = perf_counter()
-            angles = called[0][1]["position_embeddings"]
+            handed = {**kwargs, **self._handed(after, args[0], kwargs)} if ahead else called[0][1]
+            angles = handed["position_embeddings"]
             seen: dict[str, Any] = {
                 "hidden": args[0].detach(),
                 "entered": entered[0][0][0].detach(),
                 "rotary": angles,
             }
-            if self.method.looks_ahead:
-                given = {**kwargs, **self._handed(after, args[0], kwargs)}
-                ahead = given["position_embeddings"]
-                seen |= _ahead(self.model.layers[after], args[0].detach(), ahead)
+            if ahead:
+                seen |= self._ahead(self.model.layers[after], args[0].detach(), angles)
             else:
-                seen["queries"] = _turned(scorer, "q", queries[0].detach(), angles)
-                seen["keys"] = _turned(scorer, "k", keys[0].detach(), angles)
+                seen["queries"] = self._turned(scorer, "q", queries[0].detach(), angles)
+                seen["keys"] = self._turned(scorer, "k", keys[0].detach(), angles)
             if values:
                 seen["values"] = heads(values[0].detach(), size)
             stays = self._decide(after, scorer, seen)
@@ -203,6 +268,9 @@ class Cutter:
         if self.at is None or kind in self.shorter:
             return self.shorter.get(kind, {})
         mask = torch.from_numpy(self.mask).to(hidden.device).long()
+        if not attends(self.model.layers[number]):
+            self.shorter[kind] = {"attention_mask": None if self.mask.all() else mask}
+            return self.shorter[kind]
         blocks = torch.from_numpy(self.image).to(hidden.device) if self.prompt.both_ways else None
         # No window is shorter than the prompt, see `check`.
         whole = causal_mask(self.model.config, hidden, mask, cache_in(kwargs), number, blocks)
@@ -213,12 +281,14 @@ class Cutter:
             positions = torch.from_numpy(counted).to(hidden.device)
             handed["position_embeddings"] = rotary(self.model, hidden, positions, kind)
             if ids is not None:
-                handed["position_ids"] = positions
+                handed["position_ids"] = positions.expand(*ids.shape[:-2], -1, -1)
         else:
             angles = kwargs["position_embeddings"]
             handed["position_embeddings"] = tuple(_taken(x, self.at) for x in angles)
             if ids is not None:
-                handed["position_ids"] = _taken(ids[..., None], self.at)[..., 0]
+                planes = (*ids.shape[:-2], len(self.mask), -1)
+                at = self.at.to(ids.device).expand(*ids.shape[:-2], -1, -1)
+                handed["position_ids"] = ids.expand(planes).gather(-1, at)
         self.shorter[kind] = handed
         return handed
 
@@ -259,7 +329,7 @@ class Cutter:
             if "rotary" in looks:
                 own["rotary"] = angles
             if "ask" in looks:
-                own["ask"] = lambda states, angles=angles: _projected(
+                own["ask"] = lambda states, angles=angles: self._projected(
                     scorer, "q", states[None], tuple(x[None] for x in angles)
                 )[0]
             stay = self.method.decide(cut, self._sight(row, **own))
@@ -342,60 +412,27 @@ def continuing(model: Any, stretches: Sequence[Stretch], cache: Any) -> Iterator
 
 
 def _hand_over(watch: Watch, model: Any, stretch: Stretch, stop: int, cache: Any) -> None:
+    """To its attention layers; the others read new tokens only, as the model tells them."""
     own: dict[str, Any] = {}
+    layers = [n for n in range(stretch.first, stop) if attends(model.layers[n])]
 
     def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not own:
             hidden = args[0]
-            held = cached_length(cache, stretch.first)
+            held = cached_length(cache, layers[0])
             grown = held + hidden.shape[1] - stretch.mask.shape[1]
             mask = torch.from_numpy(stretch.mask).to(hidden.device).long()
             mask = torch.cat([mask, mask.new_ones(len(mask), grown)], dim=1)
-            own["attention_mask"] = causal_mask(model.config, hidden, mask, cache, stretch.first)
+            own["attention_mask"] = causal_mask(model.config, hidden, mask, cache, layers[0])
             if stretch.following is not None:
                 first = torch.from_numpy(stretch.following).to(hidden.device)[:, None]
                 steps = torch.arange(grown - hidden.shape[1], grown, device=hidden.device)
-                kind = kind_of(model.config, stretch.first)
+                kind = kind_of(model.config, layers[0])
                 own["position_embeddings"] = rotary(model, hidden, first + steps, kind)
         return args, {**kwargs, **own}
 
-    for number in range(stretch.first, stop):
+    for number in layers:
         watch.before(model.layers[number], hook)
-
-
-def _turned(attention: Any, what: str, projected: Tensor, angles: Any) -> Tensor:
-    """Queries or keys (B, H, T, d), normed and rotated, from what a projection returned.
-
-    Queries are scaled as the layer scales them, for attention that divides by the root of d.
-    """
-    size = int(attention.head_dim)
-    x, norm = projected.unflatten(-1, (-1, size)), getattr(attention, f"{what}_norm", None)
-    x = (x if norm is None else norm(x)).transpose(1, 2)
-    cos, sin = (each[:, None] for each in angles)
-    scale = getattr(attention, "scaling", size**-0.5) * size**0.5
-    x = rotate(x, cos, sin)
-    return x if what == "k" or abs(scale - 1) < 1e-9 else x * scale
-
-
-def _ahead(layer: Any, hidden: Tensor, angles: Any) -> dict[str, Tensor]:
-    """Queries and keys that a layer will make of the states it is about to read.
-
-    It may live on another device, where only its own call would bring them.
-    """
-    device = layer.input_layernorm.weight.device
-    if device.type != "meta":  # else its modules fetch their weights by themselves
-        angles = tuple(x.to(device) for x in angles)
-    states = layer.input_layernorm(hidden if device.type == "meta" else hidden.to(device))
-    made = {"queries": "q", "keys": "k"}
-    return {
-        name: _projected(layer.self_attn, what, states, angles).to(hidden.device)
-        for name, what in made.items()
-    }
-
-
-def _projected(attention: Any, what: str, states: Tensor, angles: Any) -> Tensor:
-    """Queries or keys (B, H, T, d), as above, that an attention layer makes of any states."""
-    return _turned(attention, what, getattr(attention, f"{what}_proj")(states), angles)
 
 
 def _taken(x: Tensor, gather: Tensor) -> Tensor:
@@ -403,3 +440,27 @@ def _taken(x: Tensor, gather: Tensor) -> Tensor:
     gather = gather.to(x.device)
     x = x.expand(len(gather), -1, -1)
     return x.gather(1, gather[..., None].expand(-1, -1, x.shape[-1]))
+
+
+@contextmanager
+def adding(decoder: Any, prompt: Prompt, rows: int) -> Iterator[None]:
+    """Hand the decoder what its first layers add at visual tokens (deepstack)."""
+    times = rows // len(prompt.mask)
+    masks = torch.from_numpy(np.repeat(prompt.visual, times, axis=0))
+    planes = [
+        torch.cat([own for own in plane if own is not None for _ in range(times)], dim=0)
+        for plane in prompt.planes
+    ]
+
+    def add(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        device = kwargs["inputs_embeds"].device
+        kwargs = {
+            **kwargs,
+            "visual_pos_masks": masks.to(device),
+            "deepstack_visual_embeds": planes,
+        }
+        return args, kwargs
+
+    with watching() as watch:
+        watch.before(decoder, add)
+        yield

@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Indices, Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
+from secateur.integrations.text import Flags
 
 FAMILIES = {
     "Gemma3ForConditionalGeneration": "gemma3:Gemma3",
     "Gemma4ForConditionalGeneration": "gemma4:Gemma4",
+    "Glm46VForConditionalGeneration": "glm:GLM4V",
+    "Glm4vForConditionalGeneration": "glm:GLM4V",
+    "Glm4vMoeForConditionalGeneration": "glm:GLM4V",
     "Idefics3ForConditionalGeneration": "smolvlm:SmolVLM",
     "InternVLForConditionalGeneration": "internvl:InternVL",
     "LlavaForConditionalGeneration": "llava:Llava",
@@ -25,6 +29,9 @@ FAMILIES = {
     "Qwen2VLForConditionalGeneration": "qwen2_5_vl:Qwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:Qwen25VL",
     "Qwen3VLForConditionalGeneration": "qwen3_vl:Qwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "qwen3_vl:Qwen3VL",
+    "Qwen3_5ForConditionalGeneration": "qwen3_5:Qwen35",
+    "Qwen3_5MoeForConditionalGeneration": "qwen3_5:Qwen35",
     "SmolVLMForConditionalGeneration": "smolvlm:SmolVLM",
 }
 """The model classes of transformers that can be attached to, and the file and class beside this
@@ -136,12 +143,19 @@ class Adapter(ABC):
         """The decoder, with `layers`."""
         return model.model.language_model
 
+    def neighbours(self, model: Any) -> bool:
+        """Whether the decoder turns channels 0 and 1, 2 and 3, ... together, not its halves."""
+        return False
+
     def structure_tokens(self, model: Any) -> frozenset[int]:
         """Tokens around images and turns, which are no part of an instruction."""
-        config = model.config
-        around = ("vision_start_token_id", "vision_end_token_id", "boi_token_id", "eoi_token_id")
-        names = ("image_token_id", "video_token_id", *around)
-        return frozenset(int(x) for name in names if (x := getattr(config, name, None)) is not None)
+        found = [
+            getattr(model.config, f"{what}{mark}_token_id", None)
+            for what in ("image", "video", "vision")
+            for mark in ("", "_start", "_end")
+        ]
+        found += [getattr(model.config, f"{name}_token_id", None) for name in ("boi", "eoi")]
+        return frozenset(int(x) for x in found if x is not None)
 
 
 def adapter_of(kind: str) -> Adapter:
@@ -171,6 +185,25 @@ def family_of(model: Any) -> Adapter:
             model, f"it wraps another model; attach to model.{inner}, then wrap or compile it"
         )
     raise UnsupportedModelError(model)
+
+
+def inner_model(model: Any) -> Any:
+    """The model that adapters of PEFT, such as LoRA's, were put into; any other as it is.
+
+    `get_base_model` and `active_peft_config` are PEFT's (0.21).
+
+    Raises
+    ------
+    UnsupportedModelError
+        Where the adapter is no part of the model, but tokens before every prompt.
+    """
+    if not hasattr(model, "get_base_model"):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise UnsupportedModelError(
+            model, "its adapter puts tokens of its own before every prompt; LoRA's can be attached"
+        )
+    return model.get_base_model()
 
 
 def _wrapped(model: Any) -> str | None:
