@@ -34,6 +34,8 @@ class Checkpoint(NamedTuple):
 CHECKPOINTS = {
     "Gemma3ForConditionalGeneration": Checkpoint("google/gemma-3-4b-it"),
     "Gemma4ForConditionalGeneration": Checkpoint("google/gemma-4-E2B-it"),
+    "Glm4vForConditionalGeneration": Checkpoint("zai-org/GLM-4.1V-9B-Thinking"),
+    "Glm4vMoeForConditionalGeneration": Checkpoint("zai-org/GLM-4.5V"),
     "Idefics3ForConditionalGeneration": Checkpoint("HuggingFaceM4/Idefics3-8B-Llama3"),
     "InternVLForConditionalGeneration": Checkpoint("OpenGVLab/InternVL3-8B-hf"),
     "LlavaForConditionalGeneration": Checkpoint(
@@ -59,6 +61,9 @@ CHECKPOINTS = {
         None,
         {"eadp": EADP_QWEN, "erase": PRESETS["qwen3-vl-8b"]._asdict()},
     ),
+    "Qwen3VLMoeForConditionalGeneration": Checkpoint("Qwen/Qwen3-VL-30B-A3B-Instruct"),
+    "Qwen3_5ForConditionalGeneration": Checkpoint("Qwen/Qwen3.5-27B"),
+    "Qwen3_5MoeForConditionalGeneration": Checkpoint("Qwen/Qwen3.5-35B-A3B"),
     "SmolVLMForConditionalGeneration": Checkpoint("HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
 }
 """By the class of transformers, the checkpoint that most people mean."""
