@@ -842,6 +842,7 @@ KINDS = ["sliding_attention", "full_attention"] * 4
 
 class Gemma3Case(LlavaCase):
     name = "gemma3"
+    layers = 5  # of which two follow the cuts of tests
     window = 48
 
     def build(self, **config):
@@ -929,6 +930,7 @@ class Gemma4Processor(InternProcessor):
 
 class Gemma4Case(Gemma3Case):
     name = "gemma4"
+    layers = 4
     cuttable = False
     sizes = ((32, 48), (40, 32), (24, 64))
 
