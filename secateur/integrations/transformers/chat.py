@@ -79,11 +79,6 @@ def read_turn(
     shown = any(bool(marked.any()) for marked in family.standing(model, ids).values())
     if shown and not has_visuals(given):
         raise ValueError("pixel_values: expected, since the new turn has placeholders of images")
-    if shown and family.types:
-        raise ValueError(
-            f"{cache_name()}: {family.family.name} lets the tokens of an image see each other both "
-            "ways only at the start; a turn with images starts from an empty cache"
-        )
     if shown:
         part |= {name: given[name] for name in family.visual_inputs if name in given}
     prompt = shortened(part, shown)
@@ -109,6 +104,9 @@ def read_turn(
     positions = prompt.positions[-planes:] + (following + held - trace.length)[..., None]
     prompt = replace(prompt, positions=positions)
     call = as_arguments(family, prompt, {**given, **part})
+    if call.get(family.types) is not None:
+        # Read by position; new tokens see all that the cache holds, so it may count as text.
+        call[family.types] = torch.nn.functional.pad(call[family.types], (held, 0))
     call["input_ids"] = given["input_ids"]
     call["attention_mask"] = whole
     call["position_ids"] = torch.nn.functional.pad(positions, (held, 0))
