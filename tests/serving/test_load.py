@@ -1,4 +1,4 @@
-"""Two servers of two methods over one store of encoded images, two thousand requests each at worst.
+"""Two servers of two methods over one store of encoded images, two thousand requests, 64 at a time.
 
 Slow readers, users who leave, malformed and huge pictures among them: whoever asked properly gets
 what the model says to that request alone, and memory stays beside stock's.
@@ -108,8 +108,9 @@ def test_two_thousand_requests_to_two_servers_over_one_store(checkpoints, tmp_pa
         return await asyncio.gather(*(one(number) for number in range(REQUESTS)))
 
     async def run(addresses):
+        # As users' clients do: a connection that was closed meanwhile is opened again.
         clients = [
-            openai.AsyncOpenAI(base_url=f"{each}/v1", api_key="none", max_retries=0, timeout=3600)
+            openai.AsyncOpenAI(base_url=f"{each}/v1", api_key="none", max_retries=3, timeout=3600)
             for each in addresses
         ]
         try:
