@@ -15,6 +15,7 @@ SHORT = {
     "before the encoder": "pixels",
     "before the language model": "before",
     "inside it": "inside",
+    "while decoding": "decoding",
 }
 """Where a method acts, in a word."""
 

@@ -3,7 +3,8 @@
 Every `Method` chooses from encoded tokens, unless it says `prunes_before = False`. What it can do
 beside that, it says by deriving from an act: it may choose from the parts of an image or a video
 together (`ChoosesParts`), hand the projector states of its own making (`Makes`), make the picture
-smaller (`Shrinks`), or drop and fold tokens between layers of the language model (`Cuts`).
+smaller (`Shrinks`), drop and fold tokens between layers of the language model (`Cuts`), or hide
+some from the newest token at each step of decoding (`Forgets`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeGuard
 
 import numpy as np
 
-from secateur.core.arrays import Array, like, to_numpy
-from secateur.core.attention import text_attention
+from secateur.core.arrays import Array, device, like, namespace, to_numpy
+from secateur.core.attention import real, text_attention
 from secateur.core.inputs import Tokens
 from secateur.core.selection import Selection
 
@@ -151,6 +152,12 @@ class Sight:
             mask=self.mask,
         )
 
+    def from_last(self) -> Array:
+        """What the visual tokens (N,) receive from the prompt's last real token."""
+        xp, visual = namespace(self.visual), self.visual
+        everyone = xp.arange(self.length, dtype=visual.dtype, device=device(visual))
+        return self.attention(real(everyone, self.mask)[-1:])
+
     def others(self, skip: int = 0) -> Array:
         """Ascending positions of the real tokens that are not visual, but for the first `skip`."""
         there = np.ones(self.length, dtype=bool)
@@ -197,6 +204,11 @@ class Cuts(ABC):
     """What of `Sight` it wants."""
 
     @property
+    def cuts_inside(self) -> bool:
+        """Whether it does so with these parameters."""
+        return True
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether queries and keys are those of the layer that comes next, worked out ahead."""
         return False
@@ -231,6 +243,50 @@ class Cuts(ABC):
     @abstractmethod
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Which visual tokens stay at a cut of `plan`."""
+
+
+class Forgets(ABC):
+    """Hides visual tokens from the newest one, in the later layers, at each step of decoding.
+
+    Nothing leaves the cache: what is hidden at one step may be seen at the next.
+    """
+
+    @property
+    def forgets(self) -> bool:
+        """Whether it does so with these parameters."""
+        return True
+
+    @property
+    @abstractmethod
+    def forgets_after(self) -> int:
+        """How many layers see everything; the last of them tells the attention."""
+
+    @abstractmethod
+    def in_sight(self, attention: Array, before: Array | None) -> Array:
+        """Which visual tokens the newest token sees in the layers that follow.
+
+        Parameters
+        ----------
+        attention
+            What it pays the visual tokens (V,) of its prompt, mean over the heads.
+        before
+            The same of the token before; None at the first step.
+
+        Returns
+        -------
+        Array
+            True (V,) at what it sees.
+        """
+
+
+def forgets(method: object) -> TypeGuard[Forgets]:
+    """Whether a method hides tokens while decoding, as it is set."""
+    return isinstance(method, Forgets) and method.forgets
+
+
+def acts_inside(method: object) -> TypeGuard[Cuts]:
+    """Whether a method drops or folds tokens inside the language model, as it is set."""
+    return isinstance(method, Cuts) and method.cuts_inside
 
 
 class Makes(ABC):

@@ -240,6 +240,13 @@ def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
     return by_row(f, k, incremental)
 
 
+@solves(LogDeterminant, "span")
+@operation
+def determinant_span(f: LogDeterminant, k: Any) -> Picks:
+    """Greedy log-determinant of Y Y^T from `f.factors` (..., N, D): O(k N D), O(N D) memory."""
+    return by_row(f, k, track)
+
+
 @solves(LogDeterminant, "kernel")
 @operation
 def determinant(f: LogDeterminant, k: Any) -> Picks:

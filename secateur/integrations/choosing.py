@@ -20,6 +20,7 @@ from secateur.core.selection import Selection
 from secateur.integrations.encoded import (
     BY_TOKEN,
     OF_PARTS,
+    PLANES,
     TEXT,
     Encoded,
     Indices,
@@ -48,7 +49,7 @@ class Chosen:
 
 
 def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> frozenset[str]:
-    """The fields of `Tokens` to gather for a method, and nothing more.
+    """The fields of `Tokens` to gather for a method, and `PLANES` if they join its features.
 
     Raises
     ------
@@ -80,7 +81,8 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
             f"{type(method).__name__} needs {', '.join(missing)}, which {family.name} does not "
             f"have (it offers {', '.join(sorted(offers))})"
         )
-    return (method.needs | method.optional) & offers
+    deep = {PLANES} if method.looks_deep else frozenset()
+    return ((method.needs | method.optional) & offers) | deep
 
 
 def keep_all(visual: Visual) -> Chosen:
@@ -224,6 +226,9 @@ def _tokens(visual: Visual, part: Part, wants: frozenset[str], text: Text | None
     if part.features is None:
         places = torch.from_numpy(part.index).to(visual.features.device)
         features = visual.features.detach()[places]
+        if PLANES in wants:
+            planes = (plane.detach()[places] for plane in visual.planes)
+            features = torch.cat([features, *planes], 1)
     else:
         features = part.features.detach()
     given: dict[str, Any] = {

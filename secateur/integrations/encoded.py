@@ -17,6 +17,8 @@ Modality = Literal["image", "video"]
 Positions = Literal["original", "compact"]
 TEXT = frozenset({"text", "text_global", "text_mask"})
 """Inputs of methods that tell the instruction."""
+PLANES = "planes"
+"""Asked for like a field of `Tokens`: `Visual.planes`, which join its features."""
 
 
 @dataclass(kw_only=True)

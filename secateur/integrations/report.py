@@ -12,6 +12,10 @@ from secateur.integrations.encoded import Indices, Modality
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
+PAPER, INK, FAINT, EDGE = (18, 20, 24), (240, 240, 240), (90, 94, 102), (255, 140, 0)
+GAP, WIDEST = 4, 1600
+"""Pixels between frames of a strip, and about how wide one is."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -125,11 +129,13 @@ class Report:
         ----------
         image
             The picture (PIL) or array (H, W, 3) as the model saw it: where the processor cuts
-            off what is too long, as CLIP's does, the square in the middle.
+            off what is too long, as CLIP's does, the square in the middle. Of a video, one
+            of its frames, or all of them, in order: a list, or an array (F, H, W, 3).
         which
             Which image of the prompt.
         part
             Which of its grids: of LLaVA-NeXT's crops 0 is the overview, of a video the frame.
+            Plays no part where all frames are given.
         dim
             Brightness of what was dropped.
         edge
@@ -138,10 +144,26 @@ class Report:
         Returns
         -------
         PIL.Image.Image
-            At the size of `image`.
+            At the size of `image`. Of all frames a strip, row under row where it is long, and
+            below it the timeline: a bar a frame, as high as the share of its tokens that it kept.
+            Where a model reads several frames as one, the first of them is shown.
         """
         from PIL import Image
 
+        if isinstance(image, (list, tuple)) or getattr(image, "ndim", 3) == 4:
+            parts = self.pictures[which]
+            if not len(image) or len(image) % len(parts):
+                raise ValueError(
+                    f"image: {len(image)} frames for {len(parts)} that the model read; give all, "
+                    "or as many for each"
+                )
+            step = len(image) // len(parts)
+            panels = [
+                self.overlay(image[step * place], which, part=place, dim=dim, edge=edge)
+                for place in range(len(parts))
+            ]
+            left = [int(self.stages(which, place)[-1].kept.sum()) for place in range(len(parts))]
+            return strip(panels, left, parts[0].kept.size)
         picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
         shown = np.asarray(picture.convert("RGB")).astype(np.float64)
         grid, stages = self.pictures[which][part].grid, self.stages(which, part)
@@ -155,7 +177,7 @@ class Report:
         grey = shown.mean(axis=-1, keepdims=True)
         out = np.where(kept[..., None], shown, bright[..., None] * (0.5 * shown + 0.5 * grey))
         if edge > 0:
-            out[kept & ~_within(kept, edge)] = (255.0, 140.0, 0.0)
+            out[kept & ~_within(kept, edge)] = EDGE
         return Image.fromarray(np.minimum(out, 255.0).round().astype(np.uint8))
 
     def __repr__(self) -> str:
@@ -183,6 +205,33 @@ def _within(kept: Flags, edge: int) -> Flags:
         inner &= padded[step : step + height, edge : edge + width]
         inner &= padded[edge : edge + height, step : step + width]
     return inner
+
+
+def strip(frames: Sequence[Any], kept: Sequence[int], of: int) -> Any:
+    """Frames (PIL) in rows, and under each row a bar a frame, of `kept` of so many tokens.
+
+    The tallest bar there can be is a third of a frame high, and a line says where it would end.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, height = frames[0].size
+    columns = min(len(frames), max(1, WIDEST // (width + GAP)))
+    rows = -(-len(frames) // columns)
+    room, words = max(24, height // 3), 16
+    step = height + room + words + 3 * GAP
+    paper = Image.new("RGB", (columns * (width + GAP) + GAP, rows * step + GAP), PAPER)
+    draw = ImageDraw.Draw(paper)
+    font = ImageFont.load_default(12)
+    for place, (frame, count) in enumerate(zip(frames, kept, strict=True)):
+        x, y = GAP + place % columns * (width + GAP), GAP + place // columns * step
+        paper.paste(frame, (x, y))
+        top, foot = y + height + GAP, y + height + GAP + room
+        draw.line((x, top, x + width - 1, top), fill=FAINT)
+        high = round(room * count / max(1, of))
+        if high:
+            draw.rectangle((x, foot - high, x + width - 1, foot), fill=EDGE)
+        draw.text((x + width // 2, foot + 2), str(count), INK, font, anchor="ma")
+    return paper
 
 
 def scores_of(size: int, pictures: Sequence[Picture]) -> np.ndarray[Any, Any] | None:

@@ -377,6 +377,29 @@ def test_the_overlay_frames_what_was_left_after_the_last_cut(llava):
     assert np.array_equal(framed, cuts[-1].kept), "no line runs over to the other side"
 
 
+def test_the_overlay_of_a_video_is_a_strip_with_a_timeline(cases):
+    case = cases["qwen2_5_vl"]()
+    model = case.model()
+    with attach(model, sc.EVS(keep=0.5)) as att:
+        model(**case.video(frames=3))
+    parts = att.last.pictures[0]
+    counts = [part.budget for part in parts]
+    assert counts[0] == parts[0].kept.size
+    assert 0 < counts[1] < counts[0]
+    pictures = [case.images(1, seed)[0].resize((96, 72)) for seed in range(6)]
+    paper = np.asarray(att.last.overlay(pictures))
+    for number, count in enumerate(counts):
+        # Two pictures are one frame to Qwen; of each pair the first is shown.
+        x = 4 + 100 * number
+        own = np.asarray(att.last.overlay(pictures[2 * number], part=number))
+        assert np.array_equal(paper[4:76, x : x + 96], own)
+        bar = (paper[80:105, x + 48] == (255, 140, 0)).all(axis=-1).sum()
+        assert bar == (round(24 * count / counts[0]) + 1 if count else 0)
+    assert np.array_equal(np.asarray(att.last.overlay(np.stack(pictures))), paper)
+    with pytest.raises(ValueError, match="5 frames for 3 that the model read"):
+        att.last.overlay(pictures[:5])
+
+
 def test_unknown_models_are_refused_with_the_list():
     with pytest.raises(UnsupportedModelError, match="cannot attach to Linear") as error:
         attach(torch.nn.Linear(2, 2), sc.TopK())

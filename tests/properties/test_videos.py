@@ -188,3 +188,23 @@ def test_of_one_frame_those_by_attention_keep_the_most_attended(tokens, data):
         sc.FastVID(keep=keep, context=0.0),
     ):
         assert method.select(image).sorted().tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["topk", "divprune", "fps"])
+@given(tokens=videos(), data=st.data())
+@settings(max_examples=15)
+def test_over_the_video_all_frames_are_one_image(name, tokens, data):
+    keep = data.draw(st.integers(1, tokens.size // tokens.frames))
+    image = sc.Tokens(features=tokens.features, attention=tokens.attention)
+    whole = sc.method(name, keep=keep * tokens.frames).select(image)
+    video = sc.method(name, keep=keep, over="video").select(image.with_(frames=tokens.frames))
+    assert video.indices.tolist() == whole.indices.tolist()
+
+
+@pytest.mark.parametrize("name", ["evs", "dycoke"])
+@given(tokens=videos(), share=st.floats(0.02, 1.0))
+@settings(max_examples=10)
+def test_what_is_dropped_where_it_stands_still_keeps_an_image_whole(name, tokens, share):
+    n = tokens.size // tokens.frames
+    image = sc.Tokens(features=tokens.features[:n])
+    assert sc.method(name, keep=share).select(image).sorted().tolist() == list(range(n))

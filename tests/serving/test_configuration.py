@@ -40,6 +40,7 @@ REFUSED = [
     ({"method": "topk", "kept": 3}, "topk: no parameter 'kept'"),
     ({"method": "topk", "keep": 0}, "keep: a count is at least 1"),
     ({"method": "fastv"}, "acts inside the language model"),
+    ({"method": "dycoke", "sight": 0.2}, "hides tokens while decoding by their attention"),
     ({"method": "erase"}, "needs pixels, which vLLM's llava_next does not give"),
     ({"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0}, "take a fixed count"),
     ({"method": "agilepruner", "mean_erank": {"running": None}}, "depend on other requests"),
@@ -110,14 +111,6 @@ def test_newlines_that_cannot_be_counted(checkpoints, newlines, words):
     asked = overrides(sc.DivPrune(keep=9), checkpoint.kind, newlines=newlines)
     with pytest.raises(ConfigurationError, match=words):
         configuration(checkpoint.folder, asked)
-
-
-def test_a_budget_over_a_video_whose_frames_are_told_apart(checkpoints):
-    asked = overrides(sc.EVS(keep=9), "qwen3_vl")
-    folder = checkpoints("qwen3_vl").folder
-    with pytest.raises(ConfigurationError, match="EVS shares one budget over a video, and qwen3"):
-        configuration(folder, asked)
-    configuration(folder, asked, limit_mm_per_prompt={"video": 0})
 
 
 def test_a_method_that_no_architecture_reads(checkpoints):

@@ -172,7 +172,7 @@ def test_keeping_all_is_stock_vllm(checkpoints, name):
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", VIDEOS)
 def test_a_budget_over_a_whole_video(checkpoints, name):
     checkpoint = checkpoints(name)
     # What changes between frames decides how many each keeps; their sum is known.
@@ -184,6 +184,23 @@ def test_a_budget_over_a_whole_video(checkpoints, name):
         got = written(llm, [request])
         del llm
     assert got == [request.expected(method)]
+
+
+def test_text_between_frames_comes_in_chunks(checkpoints):
+    checkpoint = checkpoints("qwen3_vl")
+    method = sc.EVS(keep=0.6)
+    words = ("what is in the picture ?", "how many red dog ?", "what is in the picture ?")
+    requests = [Request(checkpoint, videos=1, words=each) for each in words]
+    requests.append(Request(checkpoint, SIZES[:1], videos=1, seed=3))
+    chunks = {"enable_chunked_prefill": True, "max_num_batched_tokens": 40, "max_num_seqs": 4}
+    limit = limits(checkpoint)
+    with engine(
+        checkpoint.folder, method, checkpoint.kind, limit_mm_per_prompt=limit, **chunks
+    ) as llm:
+        together = written(llm, requests)
+        one_by_one = [written(llm, [each])[0] for each in requests]
+        del llm
+    assert together == one_by_one == [each.expected(method) for each in requests]
 
 
 @pytest.mark.parametrize("name", NEWLINES)

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secateur.core.acts import Cut as Cut
-from secateur.core.acts import Cuts, Shrinks
+from secateur.core.acts import Cuts, Forgets, Shrinks
 from secateur.core.methods.base import Method as Method
 from secateur.core.methods.inside import InsideMethod as InsideMethod
 
@@ -217,6 +217,7 @@ def table() -> list[Row]:
         inside = issubclass(kind, Cuts)
         stages = ["before the encoder"] * issubclass(kind, Shrinks)
         stages += ["before the language model"] * kind.prunes_before + ["inside it"] * inside
+        stages += ["while decoding"] * issubclass(kind, Forgets)
         rows.append(
             Row(
                 kind.name,

@@ -125,6 +125,14 @@ class Method(ABC):
         """Refuse parameters that mean nothing inside a model; called when it is attached."""
 
     @property
+    def looks_deep(self) -> bool:
+        """Whether its features are joined by those that a model adds in its first layers.
+
+        Qwen3-VL has such, three beside those of the input.
+        """
+        return False
+
+    @property
     def reads(self) -> Reading:
         """How a text encoder is given the instruction.
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from secateur.core.arrays import Array, constant, namespace
+from secateur.core.arrays import Array, constant, namespace, widened
 from secateur.core.inputs import Tokens
 from secateur.core.maps import min_max
-from secateur.core.maximize import maximize
+from secateur.core.maximize import SQUARE, maximize
 from secateur.core.methods.base import Method, Program, Reading
 from secateur.core.objectives import LogDeterminant
 from secateur.core.selection import Selection
-from secateur.core.similarity import cosine
+from secateur.core.similarity import cosine, unit
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class CDPruner(Method):
 
     Notes
     -----
-    O(N^2 D + k^2 N) time, O(N^2) memory. Several texts (a list) count with the mean of their
+    O(N^2 D + k^2 N) time, O(N^2) memory; of more than 4096 tokens, where that is more than D, such
+    as those of a video, O(k N D) and O(N D). Several texts (a list) count with the mean of their
     relevances before min-max. `scores` holds r, `gains` the growth of the log-determinant.
 
     The authors' program repeats tokens once the kernel's rank is spent (k above the number of
@@ -104,6 +105,11 @@ class CDPruner(Method):
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Greedy log-determinant; see `Method.choose`."""
         r = constant(self.relevance(tokens))
+        if tokens.size > int(tokens.features.shape[-1]) and tokens.size**2 > SQUARE:
+            directions = unit(constant(widened(tokens.features)))
+            r = namespace(directions).astype(r, directions.dtype)
+            spanning = LogDeterminant.from_span(r[..., :, None] * directions, check_finite=False)
+            return replace(maximize(spanning, k), scores=r)
         similarity = constant(cosine(tokens.features, check_finite=False))
         r = namespace(similarity).astype(r, similarity.dtype)
         kernel = r[..., :, None] * similarity * r[..., None, :]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from secateur.core.acts import Forgets
 from secateur.core.arrays import (
     Array,
     checked,
@@ -24,7 +25,7 @@ from secateur.core.arrays import (
     widened,
 )
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Program, require_share
+from secateur.core.methods.base import Program, require_share, require_whole
 from secateur.core.methods.video import VideoMethod
 from secateur.core.order import settled_cosine
 from secateur.core.segments import cosine_in_time, in_time
@@ -32,7 +33,7 @@ from secateur.core.selection import Selection
 
 
 @dataclass(frozen=True)
-class DyCoke(VideoMethod):
+class DyCoke(VideoMethod, Forgets):
     r"""Dynamic compression of tokens: of four frames one stays whole.
 
     Frames come in fours. The second keeps the
@@ -52,6 +53,13 @@ class DyCoke(VideoMethod):
         of the others. Plays no part where `drop` is given.
     drop
         Share of the tokens of a reduced frame to drop; the published 0.7 keeps 0.475 of a video.
+    sight
+        Share of the visual tokens that the newest token sees, while decoding, where its attention
+        has moved (`moving_cache`); None: all, always. The authors have 0.2.
+    after
+        How many layers see all of them even then.
+    moved
+        Cosine of the attention at two steps under which it has moved.
 
     Notes
     -----
@@ -61,8 +69,7 @@ class DyCoke(VideoMethod):
     Published: a last frame without its second is lost, and the third frame of the last four is
     kept whole (the program reduces it only where more frames follow); at most four frames,
     which the program fails on, are taken in the same way. By default every frame has its turn.
-
-    While decoding, the authors also hide most visual tokens from the newest one: `moving_cache`.
+    While decoding, the last visual token is always in sight.
 
     References
     ----------
@@ -78,18 +85,26 @@ class DyCoke(VideoMethod):
     """
 
     drop: float | None = None
+    sight: float | None = None
+    after: int = 3
+    moved: float = 0.9
 
     name: ClassVar[str] = "dycoke"
     complexity: ClassVar[str] = "N D"
     reference: ClassVar[str] = "Tao et al., CVPR 2025, arXiv 2411.15024"
     parity: ClassVar[str] = "the authors' program: kept tokens, and masks while decoding"
     program: ClassVar[Program | None] = Program("KD-TAO/DyCoke", "dd74634")
-    as_published: ClassVar[Mapping[str, Any]] = {"drop": 0.7}
+    as_published: ClassVar[Mapping[str, Any]] = {"drop": 0.7, "sight": 0.2}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.drop is not None:
             require_share("drop", self.drop)
+        if self.sight is not None:
+            require_share("sight", self.sight)
+        require_whole("after", self.after, least=1)
+        if not -1.0 <= self.moved <= 1.0:
+            raise ValueError(f"moved: expected a cosine in [-1, 1], got {self.moved!r}")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -120,6 +135,28 @@ class DyCoke(VideoMethod):
             return "before"
         last = self.published and t + 2 >= frames - frames % 2
         return "before that" if t % 4 == 2 and not last else "whole"
+
+    @property
+    def forgets(self) -> bool:
+        """Where `sight` says how much is seen."""
+        return self.sight is not None
+
+    @property
+    def forgets_after(self) -> int:
+        """As `after` says; see `Forgets.forgets_after`."""
+        return self.after
+
+    def in_sight(self, attention: Array, before: Array | None) -> Array:
+        """By `moving_cache`; see `Forgets.in_sight`."""
+        xp, keep = namespace(attention), 1.0 if self.sight is None else self.sight
+        if not self.published:
+            return moving_cache(attention, before, keep=keep, moved=self.moved)[0]
+        last = xp.ones((1,), dtype=xp.bool, device=device(attention))
+        if int(attention.shape[0]) == 1:
+            return last
+        before = None if before is None else before[:-1]
+        seen = moving_cache(attention[:-1], before, keep=keep, moved=self.moved)[0]
+        return xp.concat([seen, last], axis=-1)
 
     def choose_videos(self, tokens: Tokens, k: int) -> Selection:
         """Frame by frame; see `VideoMethod.choose`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from secateur.core.arrays import constant, namespace, widened
 from secateur.core.frames import first_everywhere
@@ -33,7 +33,8 @@ class EVS(VideoMethod):
     Notes
     -----
     O(N D) time for N = T n tokens. Picks are listed in the order of their places; ties go to the
-    earlier token. An image, a video of one frame, is kept whole.
+    earlier token. An image, a video of one frame, is kept whole. On Qwen3-VL, as in the program,
+    the features of its first layers are joined to those of the input.
 
     Published: the share of the tokens is cut to a whole number as it stands in floating point,
     so that 0.1 of 1000, had as 1 - 0.9, are 99; by default numbers within rounding of a whole
@@ -64,6 +65,16 @@ class EVS(VideoMethod):
     def needs(self) -> frozenset[str]:
         """The tokens alone."""
         return frozenset({"features"})
+
+    @property
+    def looks_deep(self) -> bool:
+        """As the program does."""
+        return True
+
+    @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """The program leaves them; see `Method.positions`."""
+        return "original" if self.published else None
 
     def budget(self, size: int, frames: int = 1) -> int:
         """The share of a video, at least one frame; see `Method.budget`."""

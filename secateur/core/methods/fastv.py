@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from secateur.core.acts import Cut, Sight, Stay
-from secateur.core.arrays import (
-    device,
-    namespace,
-)
-from secateur.core.attention import best, real
+from secateur.core.attention import best
 from secateur.core.methods.base import Program, require_whole
 from secateur.core.methods.inside import InsideMethod, descending_cuts
 
@@ -86,7 +82,4 @@ class FastV(InsideMethod):
 
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Those the last token attends to; see `Cuts.decide`."""
-        xp, visual = namespace(sight.queries), sight.visual
-        everyone = xp.arange(sight.length, dtype=visual.dtype, device=device(visual))
-        final = real(everyone, sight.mask)[-1:]
-        return Stay(best(sight.attention(final), cut.keep))
+        return Stay(best(sight.from_last(), cut.keep))

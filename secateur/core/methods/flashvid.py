@@ -32,7 +32,7 @@ from secateur.core.methods.base import (
     require_share,
     require_whole,
 )
-from secateur.core.methods.video import VideoMethod
+from secateur.core.methods.video import TwoStages
 from secateur.core.order import settled
 from secateur.core.segments import cuts, few_frames, frame_means, in_time, likeness, spans
 from secateur.core.selection import Selection, Shares, sharing
@@ -43,13 +43,13 @@ PICKS = ("attn", "div", "attn_div", "attn_div_v2")
 NEIGHBOURS = 7
 """At most so many neighbours say a density."""
 TOGETHER = 1 << 22
-"""Distances within frames that are worked on at once."""
+"""Numbers of frames, or distances within them, that are worked on at once."""
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class FlashVID(VideoMethod):
+class FlashVID(TwoStages):
     r"""Trees of tokens over time, and clusters of what they leave.
 
     The video is cut into segments of like frames (`secateur.core.segments.cuts` of neighbouring
@@ -72,6 +72,9 @@ class FlashVID(VideoMethod):
     are density peaks (`secateur.density_clusters`, at most 7 neighbours, L the frames of the
     segment); every other joins the nearest, and the plain mean takes the peak's place.
 
+    *Inside* the language model, of the V tokens that went in, :math:`\lceil V \cdot
+    \text{inside} \rceil` stay, those that the prompt's last token attends to most.
+
     Parameters
     ----------
     keep
@@ -92,6 +95,11 @@ class FlashVID(VideoMethod):
     selection
         ``"attn_div_v2"`` as above; ``"attn_div"`` without E; ``"div"`` without a and E;
         ``"attn"``: the picks are those of highest attention.
+    inside
+        Share of the visual tokens that the cut inside leaves; None: there is none.
+        The authors have 0.3.
+    after
+        How many layers run before that cut, as a share of them; the authors' 20 of 28.
 
     Notes
     -----
@@ -137,13 +145,14 @@ class FlashVID(VideoMethod):
     least_segments: int = 8
     fill_segments: bool = True
     selection: Pick = "attn_div_v2"
+    after: float = field(default=20 / 28, kw_only=True)
 
     name: ClassVar[str] = "flashvid"
     complexity: ClassVar[str] = "N n D + k N"
     reference: ClassVar[str] = "Fan et al., ICLR 2026, arXiv 2602.08024"
     parity: ClassVar[str] = "the authors' program: segments, picks, trees and clusters"
     program: ClassVar[Program | None] = Program("Fanziyang-v/FlashVID", "1d37422")
-    as_published: ClassVar[dict[str, Any]] = {"expansion": 1.25}
+    as_published: ClassVar[dict[str, Any]] = {"expansion": 1.25, "inside": 0.3}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,6 +178,10 @@ class FlashVID(VideoMethod):
     def budget(self, size: int, frames: int = 1) -> int:
         """About how many, frame by frame; see `Method.budget`."""
         return frames * self._of_frame(size // frames)[0]
+
+    def left(self, size: int, share: float) -> int:
+        """As many, rounded up."""
+        return math.ceil(size * share - (0.0 if self.published else 1e-9))
 
     def _of_frame(self, n: int) -> tuple[int, int]:
         """Tokens of a frame in all, and those of them that are picked."""
@@ -236,7 +249,7 @@ def picks_of_frames(
     selection
         See `FlashVID`.
     """
-    xp, (times, n, _) = namespace(video), shape_of(video)
+    xp, (times, n, width) = namespace(video), shape_of(video)
     if selection == "attn" or count == 0:
         scores = video[..., 0] if attention is None else attention
         return xp.astype(top(scores, count), index_dtype(xp))
@@ -252,7 +265,7 @@ def picks_of_frames(
     # Compared within a frame only: brought to about 1, and rounded, so that ties are ties.
     largest = xp.max(xp.abs(weight), axis=-1, keepdims=True)
     weight = settled(weight / xp.where(largest > 0, largest, xp.ones_like(largest)))
-    step = max(1, TOGETHER // (n * n))
+    step = max(1, TOGETHER // (n * max(n, width)))
     ranges = [(low, min(low + step, times)) for low in range(0, times, step)]
     few = [_spread_picks(video[a:b, ...], weight[a:b, :], count) for a, b in ranges]
     return xp.concat(few, axis=0)
@@ -302,7 +315,7 @@ class _Segment:
 
     def merge(self, method: FlashVID, picked: Numbers, spend: int, noise: Iterator[Array]) -> None:
         """Keep the picks (L, A) and merge the others, to about `spend` tokens a frame."""
-        length, n, width = shape_of(self.tokens)
+        length, n, _ = shape_of(self.tokens)
         first = n * np.arange(length)[:, None]
         picks = (first + picked).ravel()
         self.add(picks, picks, 1.0)
@@ -316,33 +329,50 @@ class _Segment:
         root, weight = np.arange(length * n), np.ones(length * n)
         if length > 1:
             root, weight = _trees(method, self.tokens, free.reshape(length, n), spend)
-        roots = np.flatnonzero(free & (root == np.arange(length * n)))
-        share = merged / len(roots)
-        xp = namespace(self.tokens)
-        flat = xp.reshape(self.tokens, (length * n, width))
-        grown = Selection.of(
-            like(roots, flat, dtype=index_dtype(xp)), length * n, folded=root, fold_weights=weight
-        ).merge(flat)
+        share = merged / int((free & (root == np.arange(length * n))).sum())
         goes, part = np.arange(length * n), np.ones(length * n)
-        edges = np.searchsorted(roots, n * np.arange(length + 1))
-        for low, high in pairwise(edges.tolist()):
-            if share < 1 and high > low:
-                own = roots[low:high]
-                count = math.ceil(len(own) * share - (0.0 if method.published else 1e-9))
-                centres, cluster = density_clusters(
-                    grown[low:high, :],
-                    count,
-                    min(NEIGHBOURS, count),
-                    noise=next(noise, None),
-                    check_finite=False,
-                )
-                joins = to_numpy(cluster)
-                goes[own] = own[to_numpy(centres)[joins]]
-                part[own] = 1.0 / np.bincount(joins, minlength=count)[joins]
+        for own, grown in _grown(self.tokens, free, root, weight) if share < 1 else ():
+            count = math.ceil(len(own) * share - (0.0 if method.published else 1e-9))
+            centres, cluster = density_clusters(
+                grown,
+                count,
+                min(NEIGHBOURS, count),
+                noise=next(noise, None),
+                check_finite=False,
+            )
+            joins = to_numpy(cluster)
+            goes[own] = own[to_numpy(centres)[joins]]
+            part[own] = 1.0 / np.bincount(joins, minlength=count)[joins]
         source = np.flatnonzero(free)
         target = goes[root[source]]
         told = ~np.isin(target, picks)
         self.add(source[told], target[told], (weight[source] * part[root[source]])[told])
+
+
+def _grown(
+    tokens: Array, free: Numbers, root: Numbers, weight: Numbers
+) -> Iterator[tuple[Numbers, Array]]:
+    """The roots of each frame that has any, and what becomes of them with all their trees."""
+    xp, (length, n, width) = namespace(tokens), shape_of(tokens)
+    flat, whole = xp.reshape(tokens, (length * n, width)), index_dtype(xp)
+    members = np.flatnonzero(free)
+    members = members[np.argsort(root[members], kind="stable")]
+    goes = root[members]
+    step = max(1, TOGETHER // (n * width))
+    for first in range(0, length, step):
+        frames = n * np.arange(first, min(first + step, length) + 1)
+        own = slice(*np.searchsorted(goes, frames[[0, -1]]).tolist())
+        roots = np.unique(goes[own])
+        shares = Shares(
+            like(members[own], flat, dtype=whole),
+            like(goes[own], flat, dtype=whole),
+            like(weight[members[own]], flat),
+        )
+        chosen = Selection.of(like(roots, flat, dtype=whole), length * n)
+        grown = sharing(chosen, shares).merge(flat)
+        for low, high in pairwise(np.searchsorted(roots, frames).tolist()):
+            if high > low:
+                yield roots[low:high], grown[low:high, :]
 
 
 def _trees(method: FlashVID, video: Array, free: Numbers, spend: int) -> tuple[Numbers, Numbers]:
@@ -350,15 +380,15 @@ def _trees(method: FlashVID, video: Array, free: Numbers, spend: int) -> tuple[N
     xp, (length, n, width) = namespace(video), shape_of(video)
     # Every frame has as many tokens that are free.
     places = np.nonzero(free)[1].reshape(length, -1)
-    flat = (places + n * np.arange(length)[:, None]).ravel()
-    rows = xp.take(xp.reshape(video, (length * n, width)), like(flat, video), axis=0)
-    directions = xp.reshape(unit(rows), (*places.shape, width))
+    tokens = xp.reshape(video, (length * n, width))
     best, parent = np.full((length, n), -1.0), np.zeros((length, n), dtype=np.int64)
-    step = max(1, TOGETHER // places.shape[1] ** 2)
+    step = max(1, TOGETHER // (places.shape[1] * max(places.shape[1], width)))
     for low in range(1, length, step):
         high = min(low + step, length)
-        before = xp.matrix_transpose(directions[low - 1 : high - 1, ...])
-        cosine = settled(directions[low:high, ...] @ before)
+        few = places[low - 1 : high] + n * np.arange(low - 1, high)[:, None]
+        rows = xp.take(tokens, like(few.ravel(), video), axis=0)
+        directions = xp.reshape(unit(rows), (*few.shape, width))
+        cosine = settled(directions[1:, ...] @ xp.matrix_transpose(directions[:-1, ...]))
         nearest = to_numpy(xp.argmax(cosine, axis=-1))
         np.put_along_axis(best[low:high], places[low:high], to_numpy(xp.max(cosine, axis=-1)), -1)
         at = np.take_along_axis(places[low - 1 : high - 1], nearest, axis=-1)

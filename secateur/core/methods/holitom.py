@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from secateur.core.acts import Cut, Look, Sight, Stay
 from secateur.core.arrays import (
     Array,
     checked,
@@ -31,7 +32,7 @@ from secateur.core.methods.base import (
     require_share,
     require_whole,
 )
-from secateur.core.methods.video import VideoMethod
+from secateur.core.methods.video import TwoStages
 from secateur.core.order import nearest_direction
 from secateur.core.segments import cosine_in_time, in_time, spans, still_windows
 from secateur.core.selection import Selection
@@ -40,7 +41,7 @@ Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class HoliTom(VideoMethod):
+class HoliTom(TwoStages):
     r"""Holistic token merging: what stands still within a window is one token.
 
     A token stands still from a frame to the next where its cosine to the one at its place
@@ -57,7 +58,8 @@ class HoliTom(VideoMethod):
     .. math:: x_c' = \beta x_c + (1 - \beta) \operatorname{mean}_{i \text{ joined } c} x_i
 
     Of the other places, and of all in a window of one frame, each frame keeps those of highest
-    attention, ceil(f' r') of f', unchanged.
+    attention, ceil(f' r') of f', unchanged. Inside the language model, where `inside` says so, the
+    less attended tokens fold into the more attended (`fold_into_attended`).
 
     Parameters
     ----------
@@ -71,6 +73,11 @@ class HoliTom(VideoMethod):
         How many neighbours say a density, at most as many as there are peaks.
     window
         How many frames a window may have.
+    inside
+        Share of the visual tokens that the fold inside leaves; None: there is none.
+        The authors offer 0.5.
+    after
+        How many layers run before that fold, as a share of them; the authors' 18 of 28.
 
     Notes
     -----
@@ -83,7 +90,7 @@ class HoliTom(VideoMethod):
     Published: a window of few still places may round to none of them; by default one stays at
     least. The program lists a window's means before its frames, and has newlines after
     rows, which no selection of visual tokens says. Equal densities, where it draws noise, go to
-    the lower index here. Its fold inside the language model: `fold_into_attended`.
+    the lower index here.
 
     References
     ----------
@@ -107,7 +114,9 @@ class HoliTom(VideoMethod):
     beta: float | None = 0.6
     neighbours: int = 7
     window: int = 1024
+    after: float = field(default=18 / 28, kw_only=True)
 
+    looks: ClassVar[frozenset[Look]] = frozenset({"queries", "keys", "hidden"})
     name: ClassVar[str] = "holitom"
     complexity: ClassVar[str] = "N D + T N + n^2 D a window"
     reference: ClassVar[str] = "Shao et al., NeurIPS 2025, arXiv 2505.21334"
@@ -132,6 +141,17 @@ class HoliTom(VideoMethod):
     def counted_from(self) -> CountedFrom:
         """The features: what stands still decides."""
         return "features"
+
+    def left(self, size: int, share: float) -> int:
+        """As many, rounded."""
+        return round(size * share)
+
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Fold into those that the last token attends to; see `Cuts.decide`."""
+        states = widened(sight.hidden)
+        kept, folded = fold_into_attended(states, sight.from_last(), sight.visual, cut.keep)
+        places = np.searchsorted(to_numpy(sight.visual), to_numpy(kept))
+        return Stay(like(places, sight.visual), folded)
 
     def choose_video(self, tokens: Tokens, k: int, noise: list[Array] | None = None) -> Selection:
         """Window by window; `noise`, an array a window with means, is for its densities."""

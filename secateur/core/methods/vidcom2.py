@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -59,7 +59,8 @@ class VidCom2(VideoMethod):
         Whether exactly T times the tokens of `keep` stay, as vLLM has it: of too many, those of
         largest V + F go, and of too few, the dropped ones of smallest V + F return, wherever in
         the video they are; a frame may then lose all. Otherwise, as the authors have it, the
-        number follows from the frames: about that, never below one a frame.
+        number follows from the frames: about that, never below one a frame. On Qwen3-VL vLLM
+        also joins the features of the first layers to those of the input, and the authors do not.
     channels
         Share of the channels that count, those of lowest variance.
     temperature
@@ -111,6 +112,16 @@ class VidCom2(VideoMethod):
     def needs(self) -> frozenset[str]:
         """The tokens alone."""
         return frozenset({"features"})
+
+    @property
+    def looks_deep(self) -> bool:
+        """As vLLM does."""
+        return self.exact
+
+    @property
+    def positions(self) -> Literal["original", "compact"] | None:
+        """As vLLM has it they stay, the authors' program counts anew; see `Method.positions`."""
+        return "original" if self.published and self.exact else super().positions
 
     @property
     def counted_from(self) -> CountedFrom:
@@ -200,15 +211,18 @@ def ordinariness(features: Array, frames: int, channels: Array) -> tuple[Array, 
 
     Notes
     -----
-    O(N C) time. Tokens of length one are not built: their inner products with a mean are those
-    of the tokens, over their lengths.
+    O(N C) time, O(N) memory beside a few frames. Tokens of length one are not built: their inner
+    products with a mean are those of the tokens, over their lengths.
     """
-    xp = namespace(features)
-    video = in_time(xp.take(features, channels, axis=-1), frames)
-    ranges = list(few_frames(video, frames))
+    xp, video = namespace(features), in_time(features, frames)
+    ranges = list(few_frames(video[..., : int(channels.shape[0])], frames))
+
+    def counting(start: int, stop: int) -> Array:
+        return safely_wide(xp.take(video[start:stop, ...], channels, axis=-1))
+
     one_over, of_frame = [], []
     for start, stop in ranges:
-        few = safely_wide(video[start:stop, ...])
+        few = counting(start, stop)
         length = xp.sqrt(xp.vecdot(few, few))
         there = length > 0
         inverse = xp.where(there, 1.0 / xp.where(there, length, xp.ones_like(length)), 0.0 * length)
@@ -218,7 +232,7 @@ def ordinariness(features: Array, frames: int, channels: Array) -> tuple[Array, 
     centre = xp.mean(frame_centres, axis=0)
     to_video, to_frame = [], []
     for (start, stop), inverse in zip(ranges, one_over, strict=True):
-        few = safely_wide(video[start:stop, ...])
+        few = counting(start, stop)
         own = xp.matrix_transpose(frame_centres[start:stop, None, :])
         to_video.append((few @ centre) * inverse)
         to_frame.append((few @ own)[..., 0] * inverse)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
-from secateur.core.arrays import device, index_dtype, namespace
+from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
+from secateur.core.arrays import device, index_dtype, namespace, to_numpy
+from secateur.core.attention import best
 from secateur.core.inputs import Tokens
-from secateur.core.methods.base import Method, Over
+from secateur.core.methods.base import Method, Over, require_share
+from secateur.core.methods.inside import descending_cuts
 from secateur.core.selection import Selection, stack
 
 
@@ -51,3 +55,39 @@ class VideoMethod(Method):
     def choose_video(self, tokens: Tokens, k: int) -> Selection:
         """Choose from one video, without a batch; for methods that do not give `choose_videos`."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TwoStages(VideoMethod, Cuts):
+    """A method that may cut once more, inside the language model, what it kept before."""
+
+    inside: float | None = field(default=None, kw_only=True)
+    after: float = field(default=0.7, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inside is not None:
+            require_share("inside", self.inside, zero=False)
+        require_share("after", self.after, zero=False)
+
+    @property
+    def cuts_inside(self) -> bool:
+        """Where `inside` says how many stay."""
+        return self.inside is not None
+
+    @abstractmethod
+    def left(self, size: int, share: float) -> int:
+        """How many of `size` visual tokens the second cut leaves."""
+
+    def plan(self, layout: Layout) -> tuple[Cut, ...]:
+        """One cut of what was kept before; see `Cuts.plan`."""
+        if self.inside is None:
+            return ()
+        entered = sum(int(to_numpy(each.count).sum()) for each in layout.chosen)
+        layers = max(round(self.after * layout.depth), layout.earliest)
+        keep = max(1, self.left(entered, self.inside))
+        return descending_cuts([layers], [keep], layout.depth, entered)
+
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Those that the last token attends to; see `Cuts.decide`."""
+        return Stay(best(sight.from_last(), cut.keep))

@@ -137,6 +137,37 @@ class LogDeterminant(ByRow):
         self.selectable = checked_selectable(selectable, self)
         return self
 
+    @classmethod
+    def from_span(
+        cls, vectors: Array, *, selectable: Any = None, check_finite: bool = True
+    ) -> Self:
+        r"""The log-determinant of Y Y^T, whose N x N kernel is never built.
+
+        The same function as ``LogDeterminant(Y Y^T)``. A pick takes O(N D) time: of what it adds
+        to the span of the picks before, the part of every vector along that is explained. Memory
+        is O(N + D^2) beside the vectors; no more than D picks add anything.
+
+        Parameters
+        ----------
+        vectors
+            Y (..., N, D), a row a token.
+        selectable
+            False (..., N) at tokens that may not be picked.
+        check_finite
+            Whether to refuse NaN and infinity.
+
+        Examples
+        --------
+        >>> import numpy as np, secateur as sc
+        >>> f = sc.LogDeterminant.from_span(np.array([[1.0, 0.0], [3.0, 0.0], [1.0, 1.0]]))
+        >>> picks = sc.maximize(f, 2)
+        >>> picks.indices, picks.gains.round(4)
+        (array([1, 2]), array([2.1972, 0.    ]))
+        """
+        self = cls.from_factors(vectors, selectable=selectable, check_finite=check_finite)
+        self.identity, self.monotone = 0.0, False
+        return self
+
     def _begin(
         self, kernel: Array | None, factors: Array | None, gamma: float, shape: tuple[int, ...]
     ) -> None:
@@ -144,6 +175,8 @@ class LogDeterminant(ByRow):
         """The kernels (..., N, N) given; None from factors."""
         self.factors = factors
         """The factors Y (..., N, D) given; None from a kernel."""
+        self.identity = 1.0
+        """What I is multiplied by beside the factors."""
         self.gamma = gamma
         """What Y Y^T is multiplied by beside the identity."""
         self.size = shape[-1]
@@ -167,9 +200,9 @@ class LogDeterminant(ByRow):
 
     @property
     def form(self) -> str:
-        """``"kernel"``, ``"factors"``, or ``"certified"``: a monotone or a masked kernel."""
+        """``"kernel"``, ``"factors"``, ``"span"``; ``"certified"``: a monotone or masked kernel."""
         if self.factors is not None:
-            return "factors"
+            return "factors" if self.identity else "span"
         return "kernel" if self.selectable is None and not self.monotone else "certified"
 
     def diagonal(self) -> Array:
@@ -178,7 +211,7 @@ class LogDeterminant(ByRow):
         if self.factors is None:
             return xp.astype(xp.linalg.diagonal(self.kernel), wide(xp))
         y = xp.astype(self.factors, wide(xp))
-        return 1.0 + self.gamma * xp.sum(y * y, axis=-1)
+        return self.identity + self.gamma * xp.sum(y * y, axis=-1)
 
     def kernel_row(self, pick: int) -> Array:
         """K_pj (N,) of one image in the dtype of sums."""
@@ -187,7 +220,8 @@ class LogDeterminant(ByRow):
             return xp.astype(self.kernel[pick, :], wide(xp))
         y = xp.astype(self.factors, wide(xp))
         places = xp.arange(self.size, device=device(y))
-        return self.gamma * (y @ y[pick, :]) + xp.astype(places == pick, y.dtype)
+        own = self.identity * xp.astype(places == pick, y.dtype)
+        return self.gamma * (y @ y[pick, :]) + own
 
     def _value(self, picks: Array) -> Array:
         xp = namespace(self.sample)
@@ -210,7 +244,7 @@ class LogDeterminant(ByRow):
 
     def tracker(self) -> Tracker:
         """What is left of every token's variance, by incremental Cholesky: O(N |S|) a pick."""
-        return _Explained(self)
+        return _Spanned(self) if self.form == "span" else _Explained(self)
 
 
 class _Explained:
@@ -239,9 +273,28 @@ class _Explained:
             left = max(left, 1.0)
         elif left <= float(self._noise[pick]):
             return
+        self._explain(pick, left)
+
+    def _explain(self, pick: int, left: float) -> None:
         row = self._f.kernel_row(pick)
         for earlier in self._factor:
             row = row - earlier * earlier[pick]
         row = row / left**0.5
         self._factor.append(row)
         self._left = self._left - row * row
+
+
+class _Spanned(_Explained):
+    """Directions of length one, one a pick that adds any: left_j = |y_j|^2 - what lies in them."""
+
+    def _explain(self, pick: int, left: float) -> None:
+        xp, y = namespace(self._left), self._f.sample
+        new = xp.astype(y[pick, :], wide(xp))
+        if self._factor:
+            basis = xp.stack(self._factor)
+            for _ in range(2):  # once leaves what rounding left
+                new = new - (basis @ new) @ basis
+        new = new / float(xp.linalg.vector_norm(new))
+        self._factor.append(new)
+        along = xp.astype(y @ xp.astype(new, y.dtype), new.dtype)
+        self._left = self._left - along * along

@@ -18,13 +18,13 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from secateur.core.acts import Cuts
+from secateur.core.acts import acts_inside, forgets
 from secateur.core.methods.base import Method
 from secateur.integrations.choosing import choose_each, wanted
 from secateur.integrations.encoded import Positions
 from secateur.integrations.observing import requests_of
 from secateur.integrations.report import Report
-from secateur.integrations.transformers import cache
+from secateur.integrations.transformers import cache, refusing
 from secateur.integrations.transformers.cache import (
     Trace,
     lengths_as_new_tokens,
@@ -33,6 +33,7 @@ from secateur.integrations.transformers.cache import (
 )
 from secateur.integrations.transformers.chat import read_turn
 from secateur.integrations.transformers.encode import PIXELS, Reader, Stopwatch, has_visuals
+from secateur.integrations.transformers.forgetting import Memory, stepping
 from secateur.integrations.transformers.internals import (
     cache_in,
     cache_name,
@@ -45,7 +46,6 @@ from secateur.integrations.transformers.layers import (
     Cutter,
     Stretch,
     adding,
-    check_layers,
     continuing,
 )
 from secateur.integrations.transformers.models import UnsupportedModelError, inner_model
@@ -180,7 +180,7 @@ class Attachment:
 
     def _turn(self, inputs: dict[str, Any], shown: bool) -> Prompt:
         """A turn that goes on from a cache."""
-        if shown and isinstance(self.method, Cuts):
+        if shown and acts_inside(self.method):
             raise ValueError(
                 f"{cache_name()}: {type(self.method).__name__} prunes inside the language model, "
                 "where a turn with images starts from an empty cache; a turn of text goes on"
@@ -194,7 +194,10 @@ class Attachment:
     def _run(self, stock: Callable[..., Any], prompt: Prompt, call: dict[str, Any]) -> Any:
         """One forward of the language model over a shortened prompt."""
         rows = call["inputs_embeds"].shape[0]
-        decoder = self.family.language_model(self.model)
+        decoder, turning = (
+            self.family.language_model(self.model),
+            self.family.neighbours(self.model),
+        )
         cutter, turn, generating = None, None, _GENERATING.get()
         if generating is not None and generating.owner == self._name:
             turn = generating.trace
@@ -203,9 +206,9 @@ class Attachment:
                 stack.enter_context(adding(decoder, prompt, rows))
             if turn is not None and turn.stretches:
                 stack.enter_context(continuing(decoder, turn.stretches, cache_in(call)))
-            elif turn is None and isinstance(self.method, Cuts):
+            elif turn is None and acts_inside(self.method):
                 told = self.family.family.name
-                first, turning = len(prompt.planes) or 1, self.family.neighbours(self.model)
+                first = len(prompt.planes) or 1
                 cutter = Cutter(self.method, decoder, prompt, rows, first, told, neighbours=turning)
                 cutter.check(cache_in(call))
                 stack.enter_context(cutter.running())
@@ -220,6 +223,8 @@ class Attachment:
         filled = cache_in(outputs) if cache_in(call) is None else cache_in(call)
         if filled is not None:
             trace = turn or Trace.of(self._name, prompt, mask, times, stretches)
+            if forgets(self.method):
+                trace = replace(trace, memory=Memory.of(filled, prompt, times, turning))
             setattr(filled, cache.MARK, trace)
         return outputs
 
@@ -250,7 +255,7 @@ class Attachment:
         trace = trace_in(given, self._name)
         if trace is None:
             return False
-        return step is None or len(trace.stretches) > 0
+        return step is None or len(trace.stretches) > 0 or trace.memory is not None
 
     @torch.compiler.disable(reason="secateur chooses visual tokens outside compiled graphs")
     def _called(
@@ -268,15 +273,15 @@ class Attachment:
             known = cached_length(cache_in(given)) >= trace.length
             trace = trace if known else None
             given = given if trace is None else trace.continued(given)
-        if trace is None or not trace.stretches:
+        if trace is None:
             return stock(**given)
         decoder = self.family.language_model(self.model)
-        with continuing(decoder, trace.stretches, cache_in(given)):
+        with stepping(decoder, self.method, trace.stretches, trace.memory, given):
             return stock(**given)
 
     def _whole(self, stock: Callable[..., Any], given: dict[str, Any]) -> Any:
         """A forward over a prompt with images that nobody has shortened yet."""
-        if given.get("labels") is not None and isinstance(self.method, Cuts):
+        if given.get("labels") is not None and acts_inside(self.method):
             raise ValueError(
                 f"labels: {type(self.method).__name__} drops tokens between layers, so logits "
                 "do not line up with labels; compute the loss from the logits"
@@ -314,12 +319,14 @@ class Attachment:
         trace = trace_in(kwargs, self._name)
         if trace is not None and cached_length(cache_in(kwargs)) >= trace.length:
             refuse_splitting(kwargs)
+            refusing.arguments(self.method, self.model, kwargs, turn=True)
             with self._reader.guidance.asking(said):
                 turn = read_turn(self.model, self.family, trace, kwargs, self._turn)
             generating, call = _Generating(self._name, turn.prompt, turn.trace), turn.call
             call = lengths_as_new_tokens(self.model, turn.trace.before, call)
         elif has_visuals(kwargs):
             refuse_splitting(kwargs)
+            refusing.arguments(self.method, self.model, kwargs, turn=False)
             with self._reader.guidance.asking(said):
                 prompt = self._shortened(kwargs, generating=True)
             generating = _Generating(self._name, prompt)
@@ -447,10 +454,7 @@ def prune_inputs(
         For methods that prune inside the language model: only `attach` can do that.
     """
     model = inner_model(model)
-    if isinstance(method, Cuts):
-        raise ValueError(
-            f"{type(method).__name__} prunes inside the language model; use attach() for it"
-        )
+    refusing.unattached(method)
     reader, chosen = _checked(model, method, processor, text_encoder, positions, instruction)
     wants = wanted(method, reader.family.family, reader.guidance.encoder)
     if not has_visuals(inputs):
@@ -475,8 +479,7 @@ def _checked(
     reader = Reader.of(model, processor, text_encoder, instruction, method.reads)
     family = reader.family
     wanted(method, family.family, reader.guidance.encoder)
-    if isinstance(method, Cuts):
-        check_layers(model, family.language_model(model), method)
+    refusing.decoder(method, model, family.language_model(model))
     return reader, positions or method.positions or family.family.positions
 
 

@@ -11,6 +11,7 @@ import torch
 
 from secateur.integrations.encoded import Tensor
 from secateur.integrations.text import Flags
+from secateur.integrations.transformers.forgetting import Memory
 from secateur.integrations.transformers.internals import (
     CACHES,
     cache_in,
@@ -45,6 +46,8 @@ class Trace:
         Position (P, B) that the next token of each prompt gets.
     stretches
         Layers whose caches hold fewer tokens of the prompts than those before.
+    memory
+        What steps remember for a method that hides tokens; None for others.
     """
 
     owner: str
@@ -53,6 +56,7 @@ class Trace:
     length: int
     following: Tensor
     stretches: tuple[Stretch, ...] = ()
+    memory: Memory | None = None
 
     @classmethod
     def of(

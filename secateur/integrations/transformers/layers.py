@@ -170,26 +170,10 @@ class Cutter:
                 self._follow(watch, number)
             yield
 
-    def _turned(self, attention: Any, what: str, projected: Tensor, angles: Any) -> Tensor:
-        """Queries or keys (B, H, T, d), normed and rotated, from what a projection returned.
-
-        Queries are scaled as the layer scales them, for attention that divides by the root of d;
-        behind each there may be a gate.
-        """
-        size = int(attention.head_dim)
-        width = projected.shape[-1] // attention.config.num_attention_heads
-        x = projected.unflatten(-1, (-1, width if what == "q" else size))[..., :size]
-        norm = getattr(attention, f"{what}_norm", None)
-        x = (x if norm is None else norm(x)).transpose(1, 2)
-        cos, sin = (each[:, None] for each in angles)
-        scale = getattr(attention, "scaling", size**-0.5) * size**0.5
-        x = rotate(x, cos, sin, neighbours=self.neighbours)
-        return x if what == "k" or abs(scale - 1) < 1e-9 else x * scale
-
     def _projected(self, attention: Any, what: str, states: Tensor, angles: Any) -> Tensor:
         """Queries or keys (B, H, T, d), as above, that an attention layer makes of any states."""
         projected = getattr(attention, f"{what}_proj")(states)
-        return self._turned(attention, what, projected, angles)
+        return turned(attention, what, projected, angles, self.neighbours)
 
     def _ahead(self, layer: Any, hidden: Tensor, angles: Any) -> dict[str, Tensor]:
         """Queries and keys that a layer will make of the states it is about to read.
@@ -239,8 +223,9 @@ class Cutter:
             if ahead:
                 seen |= self._ahead(self.model.layers[after], args[0].detach(), angles)
             else:
-                seen["queries"] = self._turned(scorer, "q", queries[0].detach(), angles)
-                seen["keys"] = self._turned(scorer, "k", keys[0].detach(), angles)
+                asked, told = queries[0].detach(), keys[0].detach()
+                seen["queries"] = turned(scorer, "q", asked, angles, self.neighbours)
+                seen["keys"] = turned(scorer, "k", told, angles, self.neighbours)
             if values:
                 seen["values"] = heads(values[0].detach(), size)
             stays = self._decide(after, scorer, seen)
@@ -433,6 +418,25 @@ def _hand_over(watch: Watch, model: Any, stretch: Stretch, stop: int, cache: Any
 
     for number in layers:
         watch.before(model.layers[number], hook)
+
+
+def turned(
+    attention: Any, what: str, projected: Tensor, angles: Any, neighbours: bool = False
+) -> Tensor:
+    """Queries or keys (B, H, T, d), normed and rotated, from what a projection returned.
+
+    Queries are scaled as the layer scales them, for attention that divides by the root of d;
+    behind each there may be a gate.
+    """
+    size = int(attention.head_dim)
+    width = projected.shape[-1] // attention.config.num_attention_heads
+    x = projected.unflatten(-1, (-1, width if what == "q" else size))[..., :size]
+    norm = getattr(attention, f"{what}_norm", None)
+    x = (x if norm is None else norm(x)).transpose(1, 2)
+    cos, sin = (each[:, None] for each in angles)
+    scale = getattr(attention, "scaling", size**-0.5) * size**0.5
+    x = rotate(x, cos, sin, neighbours=neighbours)
+    return x if what == "k" or abs(scale - 1) < 1e-9 else x * scale
 
 
 def _taken(x: Tensor, gather: Tensor) -> Tensor:

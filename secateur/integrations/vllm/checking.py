@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.core.acts import Cuts, Shrinks
+from secateur.core.acts import Shrinks, acts_inside, forgets
 from secateur.core.complexity import RunningCalibration
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method, methods
@@ -88,6 +88,11 @@ def method_of(stored: Any, model_type: str) -> Method:
             else "acts inside the language model, whose attention vLLM does not show"
         )
         raise ValueError(f"secateur: {stored['method']} {why}; take one of {', '.join(serves)}")
+    if forgets(method):
+        raise ValueError(
+            f"secateur: {stored['method']} hides tokens while decoding by their attention, which "
+            "vLLM does not show; leave sight out"
+        )
     if method.counted_from == "features":
         raise ValueError(
             f"secateur: {method.name} with a count that depends on the features; vLLM makes room "
@@ -120,7 +125,7 @@ def _published(method: Method, model_type: str) -> str | None:
     """What of its authors' program is not to be had here; None where nothing is missing."""
     if not method.published or not method.prunes_before:
         return None
-    if isinstance(method, Cuts):
+    if acts_inside(method):
         return "acts inside the language model too, whose attention vLLM does not show"
     if method.positions == "compact" and ROWS[model_type].placed:
         return f"numbers kept tokens anew, and in vLLM's {model_type} they stay where they were"
@@ -239,16 +244,6 @@ def refused(model_config: Any) -> str | None:
         return f"{asked} without images; vLLM was told to serve text alone"
     if multimodal.video_pruning_rate not in (None, RATE):
         return "--video-pruning-rate prunes videos a second time; leave it out, keep says how many"
-    if (
-        ROWS[asked].told_apart
-        and method.over != "frame"
-        and multimodal.get_limit_per_prompt("video") > 0
-    ):
-        return (
-            f"{type(method).__name__} shares one budget over a video, and {asked} has text between "
-            "frames, each of which needs a count beforehand; take a method with over='frame', or "
-            "serve images alone: --limit-mm-per-prompt '{\"video\": 0}'"
-        )
     gone = missing(ROWS[asked].within)
     if gone:
         return f"this vLLM lacks {', '.join(gone)}; take one of {', '.join(CHECKED)}"
@@ -298,7 +293,7 @@ def _announce(method: Method, model_type: str) -> None:
     ran = f"run with {', '.join(CHECKED)}"
     if theirs not in CHECKED:
         ran += f"; {theirs} " + ("only read" if theirs in READ else "not known to us")
-    if isinstance(method, Cuts):
+    if acts_inside(method):
         ran += "; without its stage inside the language model"
     init_logger("vllm.secateur").info(
         "secateur %s: %r on %s (%s), vLLM %s (%s)",

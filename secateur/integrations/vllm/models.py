@@ -27,8 +27,6 @@ class Row:
         The modules of `vllm` it rests on.
     placed
         Whether kept tokens keep positions in time, row and column.
-    told_apart
-        Whether text stands between the frames of a video, so that each needs a count of its own.
     cropped
         Whether images are cut into crops that share a budget.
     """
@@ -38,7 +36,6 @@ class Row:
     module: str
     within: tuple[str, ...]
     placed: bool = False
-    told_apart: bool = False
     cropped: bool = False
 
     @property
@@ -84,7 +81,6 @@ ROWS: dict[str, Row] = {
         "qwen",
         (f"{_MODELS}qwen2_5_vl", f"{_MODELS}qwen3_vl"),
         placed=True,
-        told_apart=True,
     ),
 }
 

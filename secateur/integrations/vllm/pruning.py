@@ -186,6 +186,9 @@ class Pruned:
             features=torch.cat([each.features for each in visuals]),
             parts=parts,
             separators=separators,
+            planes=[
+                torch.cat(same) for same in zip(*(each.planes for each in visuals), strict=True)
+            ],
         )
         chosen = choose(self.method, whole, self.wants, texts)
         ends = np.searchsorted(chosen.kept, starts)

@@ -1,8 +1,10 @@
 """Qwen2.5-VL and Qwen3-VL on vLLM: kept tokens keep time, row and column.
 
-An image keeps `keep` tokens, so does every frame of a video. vLLM asks for the positions of a
-prompt before anything is encoded; text is numbered then, by the sizes of the images, and the
-positions of kept tokens travel with their embeddings, as those of vLLM's own video pruning do.
+An image keeps `keep` tokens, so does every frame of a video, unless a method shares out a budget
+over all of them. vLLM asks for the positions of a prompt before anything is encoded; text is
+numbered then, by the sizes of the images, and the positions of kept tokens travel with their
+embeddings, as those of vLLM's own video pruning do. So does the text between the frames of
+Qwen3-VL where how many tokens each keeps is known only once the video is encoded.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Info(Sized):
         if values not in item:
             return [grid[0] * grid[1]] * frames
         if modality == "video" and self.method.over != "frame":
-            # Only how many of all frames together is known; see `checking` for who needs more.
+            # Only how many of all frames together is known.
             return [self.method.budget(frames * grid[0] * grid[1], frames)]
         if self.method.counted_from != "pixels":
             return [self.method.budget(grid[0] * grid[1])] * frames
@@ -113,20 +115,32 @@ class Processor3(Instructed, qwen3_vl.Qwen3VLMultiModalProcessor):
 
         def of_video(place: int) -> Any:
             item = out_mm_kwargs["video"][place]
-            return self.get_video_repl(
-                tokens_per_frame=self.info.kept("video", item),
-                timestamps=item["timestamps"].data,
-                tokenizer=self.info.get_tokenizer(),
-                vision_start_token_id=config.vision_start_token_id,
-                vision_end_token_id=config.vision_end_token_id,
-                video_token_id=config.video_token_id,
-                select_token_id=True,
+            kept, frames = self.info.kept("video", item), int(item["video_grid_thw"].data[0])
+            if len(kept) == frames:
+                return _between(kept, item["timestamps"].data, self.info.get_tokenizer(), config)
+            # Room for the kept tokens of all frames and the text between, all of it embedded.
+            bare = _between(
+                [0] * frames, item["timestamps"].data, self.info.get_tokenizer(), config
             )
+            return [config.video_token_id] * (sum(kept) + len(bare.full))
 
         return [
             PromptReplacement(modality="image", target=image.target, replacement=of_image),
             PromptReplacement(modality="video", target=video.target, replacement=of_video),
         ]
+
+
+def _between(kept: Sequence[int], timestamps: Any, tokenizer: Any, config: Any) -> Any:
+    """The prompt's tokens of a video of Qwen3-VL whose frames keep so many."""
+    return qwen3_vl.Qwen3VLMultiModalProcessor.get_video_repl(
+        tokens_per_frame=list(kept),
+        timestamps=timestamps,
+        tokenizer=tokenizer,
+        vision_start_token_id=config.vision_start_token_id,
+        vision_end_token_id=config.vision_end_token_id,
+        video_token_id=config.video_token_id,
+        select_token_id=True,
+    )
 
 
 class Positioned(Pruned):
@@ -251,9 +265,18 @@ class Positioned(Pruned):
         for place, (visual, (index, features)) in enumerate(zip(visuals, kept, strict=True)):
             chosen = torch.from_numpy(index).to(features.device)
             planes = [plane[chosen] for plane in visual.planes]
+            rows = torch.cat([features, *planes], dim=1)
             where = self._places(visual.parts[0].grid, index, self.rate(inputs, modality, place))
-            found.append(torch.cat([features, *planes, where.to(features)], dim=1))
+            if modality == "video" and self.method.over != "frame":
+                rows, where = self.with_text(inputs, visual, place, index, rows, where)
+            found.append(torch.cat([rows, _digits(where).to(rows)], dim=1))
         return found
+
+    def with_text(
+        self, inputs: Any, visual: Visual, number: int, index: Any, rows: Any, where: Any
+    ) -> tuple[Any, Any]:
+        """The rows of a video and their positions with what stands between its frames."""
+        return rows, where
 
     def given(self, modality: str, inputs: Any) -> list[Any]:
         """Embeddings that came with the request, all of them, with positions."""
@@ -268,16 +291,15 @@ class Positioned(Pruned):
         ):
             index = np.arange(len(features))
             rate = self.rate(inputs, modality, place)
-            where = self._places((grid[1] // merge, grid[2] // merge), index, rate)
+            where = _digits(self._places((grid[1] // merge, grid[2] // merge), index, rate))
             found.append(torch.cat([features, where.to(features)], dim=1))
         return found
 
     def _places(self, grid: tuple[int, int], index: Any, rate: float) -> Any:
-        """Two digits (n, 6) each of time, row and column."""
+        """Time, row and column (n, 3)."""
         frame, inside = np.divmod(index, grid[0] * grid[1])
         row, column = np.divmod(inside, grid[1])
-        places = np.stack([self.time(frame, rate), row, column], axis=1)
-        return torch.from_numpy(np.concatenate(np.divmod(places, DIGIT), axis=1))
+        return np.stack([self.time(frame, rate), row, column], axis=1)
 
     def time(self, frame: Any, rate: float) -> Any:
         """Positions in time of frames."""
@@ -340,6 +362,11 @@ class Positioned(Pruned):
         return embeds, positions, int(positions.max()) + 1 - positions.shape[1]
 
 
+def _digits(where: Any) -> Any:
+    """Two digits (n, 6) each of time, row and column (n, 3)."""
+    return torch.from_numpy(np.concatenate(np.divmod(where, DIGIT), axis=1))
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     Processor25, info=Info25, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
 )
@@ -391,17 +418,46 @@ class SecateurQwen3VLForConditionalGeneration(Positioned, qwen3_vl.Qwen3VLForCon
         """Timestamps tell the time; every frame begins anew."""
         return frame * 0
 
+    def with_text(
+        self, inputs: Any, visual: Visual, number: int, index: Any, rows: Any, where: Any
+    ) -> tuple[Any, Any]:
+        """With timestamps and marks, which stand apart from the frames they tell."""
+        (h, w), frames = visual.parts[0].grid, len(visual.parts)
+        if frames == 1:  # how many it keeps is known, and its text is written out
+            return rows, where
+        counts = np.bincount(index // (h * w), minlength=frames).tolist()
+        told = _between(counts, inputs.timestamps[number], self._tokenizer, self.config).full
+        ids = torch.tensor(told, device=rows.device)
+        words = self.language_model.embed_input_ids(ids).detach()
+        own = ids == self.config.video_token_id
+        full = rows.new_zeros((len(told), rows.shape[1]))
+        full[:, : words.shape[1]] = words.to(rows)
+        full[own] = rows
+        # A frame ends with its mark; its tokens take the room of all, however many are left.
+        ends = np.asarray(told) == self.config.vision_end_token_id
+        frame = np.cumsum(ends) - ends
+        text = ~own.cpu().numpy()
+        before = np.cumsum(text) - text + max(h, w) * (frame + ends)
+        places = np.repeat(before[:, None], 3, axis=1)
+        places[~text] += where
+        return full, places
+
     def runs(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> Any:
         """As for images; frames of a video stand apart."""
         merge = self.visual.spatial_merge_size
         for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
             offset, length = feature.mm_position.offset, feature.mm_position.length
-            _, tall, wide = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+            frames, tall, wide = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
             extent = max(tall // merge, wide // merge)
             if feature.modality == "image":
                 yield offset, length, extent
                 continue
             own = np.asarray(input_tokens[offset : offset + length]) == self.config.video_token_id
+            if own.all():
+                # Text between frames is among these, and all but the kept tokens counts one.
+                kept = self.method.budget(frames * tall * wide // merge**2, frames)
+                yield offset, length, length - kept + frames * extent
+                continue
             edges = np.flatnonzero(np.diff(np.concatenate([[0], own.astype(np.int8), [0]])))
             for first, stop in edges.reshape(-1, 2):
                 yield offset + int(first), int(stop - first), extent

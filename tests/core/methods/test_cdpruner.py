@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -68,3 +70,22 @@ def test_it_needs_the_instruction():
         sc.CDPruner(keep=2).select(sc.Tokens(features=np.ones((4, 3))))
     with pytest.raises(ValueError, match="sign: expected -1 or 1, got 0"):
         sc.CDPruner(sign=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_of_many_tokens_no_kernel_is_built(monkeypatch, dtype):
+    dice = np.random.default_rng(3)
+    x = dice.normal(size=(400, 24)).astype(dtype)
+    tokens = sc.Tokens(features=x, text_global=x[5], frames=10)
+    usual = sc.CDPruner(keep=30, over="video").select(tokens.with_(frames=None))
+    monkeypatch.setattr("secateur.core.methods.cdpruner.SQUARE", 1000)
+    few = sc.CDPruner(keep=30).select(tokens.with_(frames=None))
+    assert few.indices.tolist()[:24] == usual.indices.tolist()[:24]  # as many as have volume
+    tracemalloc.start()
+    try:
+        chosen = sc.CDPruner(keep=2, over="video").select(tokens)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert chosen.indices.tolist() == usual.indices.tolist()[:20]
+    assert peak < x.shape[0] ** 2 * x.itemsize

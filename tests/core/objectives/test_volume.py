@@ -105,3 +105,21 @@ def test_gamma_is_no_negative_number():
     for gamma in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="gamma: expected a finite number of at least 0"):
             sc.LogDeterminant.from_factors(np.eye(2), gamma)
+
+
+@pytest.mark.parametrize("width", [3, 8, 20])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_span_is_its_kernel(to_xp, to_numpy, width, seed):
+    dice = np.random.default_rng(seed)
+    y = dice.normal(size=(30, width))
+    y[7], y[11] = y[2], 0.0  # a duplicate, and what spans nothing
+    kernel = sc.maximize(sc.LogDeterminant(y @ y.T), 14, backend="reference")
+    f = sc.LogDeterminant.from_span(to_xp(y))
+    assert not f.monotone
+    span = sc.maximize(f, 14)
+    assert to_numpy(span.indices).tolist() == kernel.indices.tolist()
+    np.testing.assert_allclose(to_numpy(span.gains), kernel.gains, atol=1e-9)
+    slow = sc.maximize(f, 14, "naive")
+    assert to_numpy(slow.indices).tolist() == kernel.indices.tolist()
+    # Past the rank, lowest places follow, as they do of the kernel.
+    assert np.isneginf(kernel.gains).sum() == max(0, 14 - width)
