@@ -10,7 +10,6 @@ those who separate it (secateur, submodlib). It stops if anybody's set is worth 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from machine import DOCS, described, interleaved, medians, spelled
+from machine import DOCS, described, interleaved, keep_temporaries, medians, spelled
 from suite.images import photo_like, relevance_like
 
 import secateur as sc
@@ -49,14 +48,6 @@ def dense_greedy(s: torch.Tensor, w: torch.Tensor, k: int) -> list[int]:
         opened[pick] = False
         m = torch.maximum(m, s[:, pick])
     return picks
-
-
-def keep_temporaries() -> None:
-    """Let glibc keep freed memory: returning it to the system at every pick dominates otherwise."""
-    libc = ctypes.CDLL(None)
-    trim_threshold, mmap_threshold = -1, -3
-    libc.mallopt(mmap_threshold, 1 << 30)
-    libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def submodlib_lazy(s: np.ndarray, k: int) -> Callable[[], list[int]]:

@@ -13,6 +13,7 @@ from secateur.core.methods import table
 
 SHORT = {
     "before the encoder": "pixels",
+    "inside the encoder": "encoder",
     "before the language model": "before",
     "inside it": "inside",
     "while decoding": "decoding",

@@ -12,8 +12,8 @@ import typer
 import secateur as sc
 from secateur.app.command import AsJson, app, printed, told, writable
 from secateur.app.progress import progress
-from secateur.core.acts import Shrinks
 from secateur.core.extras import extra
+from secateur.core.methods.video import VideoMethod
 
 
 @app.command()
@@ -87,22 +87,22 @@ def _told_of(rows: list[dict[str, Any]], checked: list[Any], count: int, as_json
     ]
     printed(shown, False, f"Right answers on {count} scenes")
     if any(str(row["spent"]).endswith("*") for row in shown):
-        typer.echo("* spent less than the budget: compare it with others at what it spent")
+        typer.echo("* did not spend the budget: compare it with others at what it spent")
     for each in checked:
         typer.echo(f"{each.verdict:9} {each.claim} ({each.measured})")
 
 
 def _spent(row: dict[str, Any]) -> str | None:
-    """The tokens that were left on average, marked where they are fewer than the budget."""
+    """The tokens that were left on average, marked where they are not the budget."""
     spent = row["spent"]
     if spent is None or row["keep"] is None:
         return None
-    return f"{spent:.0f}{'*' if row['frugal'] else ''}"
+    return f"{spent:.0f}{'*' if row['frugal'] or row.get('lavish') else ''}"
 
 
 def _named(only: str | None) -> list[str]:
     """The methods to measure, without those that cannot be attached to the lab's model."""
-    unfit = {name for name, kind in sc.methods().items() if issubclass(kind, Shrinks)}
+    unfit = {name for name, kind in sc.methods().items() if issubclass(kind, VideoMethod)}
     unfit |= {"visionselector"}
     if only is None:
         return sorted(set(sc.methods()) - unfit)
@@ -110,7 +110,7 @@ def _named(only: str | None) -> list[str]:
     if impossible := [name for name in names if name in unfit]:
         raise ValueError(
             f"--methods: {impossible[0]} cannot be measured on the lab's model, which has no "
-            "weights for visionselector and takes pictures of one size"
+            "weights for visionselector and no videos"
         )
     return names
 

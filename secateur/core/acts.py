@@ -3,8 +3,9 @@
 Every `Method` chooses from encoded tokens, unless it says `prunes_before = False`. What it can do
 beside that, it says by deriving from an act: it may choose from the parts of an image or a video
 together (`ChoosesParts`), hand the projector states of its own making (`Makes`), make the picture
-smaller (`Shrinks`), drop and fold tokens between layers of the language model (`Cuts`), or hide
-some from the newest token at each step of decoding (`Forgets`).
+smaller (`Shrinks`), drop cells of it that are then never encoded (`Skips`), fold tokens inside the
+encoder (`Folds`), drop and fold them between layers of the language model (`Cuts`), or hide some
+from the newest token at each step of decoding (`Forgets`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from secateur.core.arrays import Array, device, like, namespace, to_numpy
 from secateur.core.attention import real, text_attention
 from secateur.core.inputs import Tokens
+from secateur.core.merging import Merged
 from secateur.core.selection import Selection
 
 
@@ -223,6 +225,10 @@ class Cuts(ABC):
         """Whether positions start again at 0 after every cut, for the layers that follow."""
         return False
 
+    def renumbers_after(self, cut: Cut, layout: Layout) -> bool:
+        """Whether they do after one cut; those that `renumbers` says for all need not say it."""
+        return self.renumbers
+
     @abstractmethod
     def plan(self, layout: Layout) -> tuple[Cut, ...]:
         """When to drop, and how many visual tokens remain.
@@ -343,6 +349,77 @@ class ChoosesParts(ABC):
         pictures
             How many times `keep` they share, where `keep` is a count.
         """
+
+
+class Skips(ABC):
+    """Chooses from the picture alone, so that an encoder need not read what it drops."""
+
+    @property
+    @abstractmethod
+    def skips(self) -> bool | None:
+        """Whether what it drops stays out of the encoder; None for where the model can do that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What a method sees of pictures in a layer of the encoder; t is their current length.
+
+    Attributes
+    ----------
+    number
+        The layer's, from 0.
+    depth
+        How many layers there are up to the one whose states become features.
+    grid
+        (h, w) of a picture's tokens before any folding.
+    class_token
+        Whether token 0 is a class token, which has to stay where it is.
+    states
+        (P, t, C), as the layer's attention left them or, for `Folds.behind`, the layer.
+    keys
+        (P, t, d) of its attention, averaged over heads.
+    sizes
+        How many tokens (P, t) each stands for.
+    """
+
+    number: int
+    depth: int
+    grid: tuple[int, int]
+    class_token: bool
+    states: Array
+    keys: Array
+    sizes: Array
+
+
+class Folds(ABC):
+    """Folds tokens inside the encoder, each picture's by themselves."""
+
+    behind: ClassVar[bool] = True
+    """Whether it folds what a layer returns; else what goes from its attention to its MLP."""
+    together: ClassVar[bool] = False
+    """Whether pictures of one size are left with as many tokens, and may fold as one batch."""
+
+    @property
+    def folds(self) -> bool:
+        """Whether it does so with these parameters."""
+        return True
+
+    @property
+    def proportional(self) -> bool:
+        """Whether later layers attend to a token as to as many as it stands for."""
+        return False
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a token stands in the prompt where the first of those stood that it stands for.
+
+        Else tokens stand one after the other, in the encoder's order.
+        """
+        return True
+
+    @abstractmethod
+    def fold(self, layer: Layer) -> Merged | None:
+        """The tokens (P, t', C) that are left of those of a layer; None for all as they are."""
 
 
 class Shrinks(ABC):

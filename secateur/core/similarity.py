@@ -8,6 +8,7 @@ several of them one below the other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Protocol
 
 from secateur.core.arrays import (
@@ -108,7 +109,8 @@ class SoftmaxSimilarity:
 
     .. math:: s_{ij} = e^{\cos(x_i, y_j) / \tau} \Big/ \sum_{j'} e^{\cos(x_i, y_{j'}) / \tau}
 
-    O(H + N) numbers beside the vectors (H, D) and (N, D); one pass over H N cosines at first.
+    O(H + N) numbers beside the vectors (H, D) and (N, D); one pass over H N cosines at first,
+    unless all columns are asked for at once, whose sums are then theirs.
     """
 
     def __init__(self, rows: Array, candidates: Array, temperature: float) -> None:
@@ -118,18 +120,27 @@ class SoftmaxSimilarity:
         self._temperature = temperature
         self.sample = self._y
         self.height, self.size = int(rows.shape[-2]), int(candidates.shape[-2])
+
+    @cached_property
+    def _log_total(self) -> Array:
+        """The logarithm (H,) of what each row's entries are divided by."""
+        xp = namespace(self.sample)
         parts = []
         for start, stop in blocks(self, self.height):
-            logits = self._x[start:stop, :] @ self._y.T / temperature
+            logits = self._x[start:stop, :] @ self._y.T / self._temperature
             top = xp.max(logits, axis=-1, keepdims=True)
             parts.append(top[:, 0] + xp.log(xp.sum(xp.exp(logits - top), axis=-1)))
-        self._log_total = xp.concat(parts)
+        return xp.concat(parts)
 
     def columns(self, indices: Array) -> Array:
         """How well those of `indices` serve all rows: (H, m)."""
         xp = namespace(self.sample)
-        y = xp.take(self._y, indices, axis=0)
-        return xp.exp(self._x @ y.T / self._temperature - self._log_total[:, None])
+        logits = self._x @ xp.take(self._y, indices, axis=0).T / self._temperature
+        whole = int(indices.shape[0]) == self.size
+        if whole and to_numpy(indices).tolist() == list(range(self.size)):
+            powers = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+            return powers / xp.sum(powers, axis=-1, keepdims=True)
+        return xp.exp(logits - self._log_total[:, None])
 
     def rows(self, indices: Array) -> Array:
         """How well all tokens serve the rows of `indices`: (m, N)."""
@@ -150,20 +161,24 @@ class StackedSimilarity:
 
     def columns(self, indices: Array) -> Array:
         """How well those of `indices` serve all rows: (H, m)."""
-        xp = namespace(self.sample)
-        return xp.concat([xp.astype(part.columns(indices), wide(xp)) for part in self._parts])
+        return self._joined([part.columns(indices) for part in self._parts])
 
     def rows(self, indices: Array) -> Array:
         """How well all tokens serve the rows of `indices` (m, ), which ascend: (m, N)."""
-        xp = namespace(self.sample)
         host, start, found = to_numpy(indices), 0, []
         for part in self._parts:
             own = host[(host >= start) & (host < start + part.height)] - start
             if own.size:
-                entries = part.rows(like(own, indices, dtype=indices.dtype))
-                found.append(xp.astype(entries, wide(xp)))
+                found.append(part.rows(like(own, indices, dtype=indices.dtype)))
             start += part.height
-        return xp.concat(found)
+        return self._joined(found)
+
+    def _joined(self, found: Sequence[Array]) -> Array:
+        """One below the other, in the wider dtype where they differ."""
+        xp = namespace(self.sample)
+        if len({str(x.dtype) for x in found}) > 1:
+            found = [xp.astype(x, wide(xp)) for x in found]
+        return xp.concat(list(found))
 
 
 class SparseSimilarity:

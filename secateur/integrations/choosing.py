@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur.core.acts import ChoosesParts, Cuts, Makes, Shrinks
+from secateur.core.acts import ChoosesParts, Folds, Makes, Shrinks, Skips, acts_inside
 from secateur.core.arrays import to_numpy
 from secateur.core.budget import allocate
 from secateur.core.complexity import one_picture
@@ -27,6 +27,7 @@ from secateur.integrations.encoded import (
     Part,
     Tensor,
     Visual,
+    spread,
 )
 from secateur.integrations.families.base import Family
 from secateur.integrations.report import Picture
@@ -61,13 +62,23 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
             f"{type(method).__name__} makes the picture smaller before it is encoded, which no "
             "attachment does: give what its `shrink(pixels, grid)` makes to the processor"
         )
-    if isinstance(method, Cuts) and not family.cuttable:
+    if acts_inside(method) and not family.cuttable:
         raise ValueError(
             f"{type(method).__name__} drops tokens between layers of the language model, which "
             f"{family.name} does not let it do here"
         )
+    if isinstance(method, Folds) and method.folds and not family.folds:
+        raise ValueError(
+            f"{type(method).__name__} folds tokens inside the encoder; what follows that of "
+            f"{family.name} does not do without them here"
+        )
     if not method.prunes_before:
         return frozenset()
+    if isinstance(method, Skips) and method.skips and not family.skips:
+        raise ValueError(
+            f"{type(method).__name__} drops cells before they are encoded, and the encoder of "
+            f"{family.name} does not do without them here"
+        )
     method.check_attached()
     offers = family.offers | TEXT | ({"embeds"} if encoder is not None else frozenset())
     if isinstance(method, Makes) and method.makes and not family.projects:
@@ -85,13 +96,21 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
     return ((method.needs | method.optional) & offers) | deep
 
 
+def skips(method: Method, family: Family) -> bool:
+    """Whether what a method drops stays out of the family's encoder."""
+    if not isinstance(method, Skips):
+        return False
+    return family.skips if method.skips is None else method.skips
+
+
 def keep_all(visual: Visual) -> Chosen:
-    """Nothing is dropped before the language model."""
-    pictures = [
-        Picture(part.grid, part.index, np.ones(len(part.index), dtype=bool))
-        for part in visual.parts
-    ]
-    return Chosen(np.arange(visual.size), visual.features, pictures, np.arange(visual.size))
+    """Nothing is dropped before the language model of what the encoder returned."""
+    kept = np.ones(visual.size, dtype=bool)
+    for part, chosen in zip(visual.parts, visual.chosen, strict=False):
+        kept[part.index] = to_numpy(chosen.mask())
+    pictures = [Picture(part.grid, part.index, kept[part.index]) for part in visual.parts]
+    places = np.flatnonzero(kept)
+    return Chosen(places, visual.features, pictures, places)
 
 
 def choose_each(method: Method, encoded: Encoded) -> list[Chosen]:
@@ -169,6 +188,11 @@ Group = tuple[Sequence[Part], Tokens, Selection]
 
 def _groups(method: Method, visual: Visual, tokens: Sequence[Tokens]) -> list[Group]:
     """Choose from the parts: a video as a whole, crops that share a budget, or each by itself."""
+    if visual.chosen:
+        left = list(visual.chosen)
+        if isinstance(method, Folds):
+            left = [_within(method, *each) for each in zip(tokens, left, strict=True)]
+        return _by_part(visual, tokens, left)
     alike = len({part.grid for part in visual.parts}) == 1
     first = tokens[0]
     same = all(each.text is first.text for each in tokens)
@@ -186,10 +210,29 @@ def _groups(method: Method, visual: Visual, tokens: Sequence[Tokens]) -> list[Gr
         selections = [together.row(frame) for frame in range(len(tokens))]
     else:
         selections = method.select(tokens, check_finite=False)
+    return _by_part(visual, tokens, selections)
+
+
+def _by_part(
+    visual: Visual, tokens: Sequence[Tokens], selections: Sequence[Selection]
+) -> list[Group]:
     return [
         ([part], each, selection)
         for part, each, selection in zip(visual.parts, tokens, selections, strict=True)
     ]
+
+
+def _within(method: Method, tokens: Tokens, left: Selection) -> Selection:
+    """What a method chooses of the tokens that are left, told of all of them."""
+    places = left.sorted()
+    some: dict[str, Any] = {"grid": None}
+    for name in ("features", *BY_TOKEN):
+        if getattr(tokens, name) is not None:
+            some[name] = getattr(tokens, name)[places]
+    chosen = method.select(tokens.with_(**some), check_finite=False)
+    info = {name: spread(x, places, left.size) for name, x in chosen.info.items()}
+    scores = None if chosen.scores is None else spread(chosen.scores, places, left.size)
+    return Selection.of(places[chosen.sorted()], left.size, scores=scores, info=info)
 
 
 def _joined(frames: Sequence[Tokens]) -> Tokens:

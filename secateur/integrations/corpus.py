@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.core.acts import Cuts
 from secateur.core.arrays import to_numpy
 from secateur.core.extras import extra
 from secateur.core.inputs import Tokens
@@ -97,9 +98,10 @@ class Pruner:
         if unknown:
             raise ValueError(f"columns: expected inputs of a method, got {sorted(unknown)}")
         if not self.method.prunes_before:
+            where = "a language model" if isinstance(self.method, Cuts) else "an encoder"
             raise ValueError(
-                f"method: {type(self.method).__name__} prunes inside a language model, of which a "
-                "table knows nothing; take one that acts before it"
+                f"method: {type(self.method).__name__} prunes inside {where}, of which a table "
+                "knows nothing; take one that acts before the language model"
             )
 
     def column(self, name: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from secateur.core.selection import Selection
+
 Tensor = Any
 """A torch.Tensor."""
 
@@ -76,6 +78,9 @@ class Visual:
     project
         The projector, from states (..., C) to features (..., D); None where tokens are mixed
         after it.
+    chosen
+        What the encoder returned of each part where a method dropped or folded tokens before
+        or inside it: the features of others are 0. Empty where it returned all.
     """
 
     modality: Modality
@@ -86,6 +91,7 @@ class Visual:
     crops: int = 0
     padded: list[Part] = field(default_factory=list)
     project: Callable[[Tensor], Tensor] | None = None
+    chosen: Sequence[Selection] = ()
 
     @property
     def size(self) -> int:
@@ -96,6 +102,13 @@ class Visual:
 def whole(grid: tuple[int, int], start: int = 0) -> Part:
     """A part whose tokens stand one after the other, from `start`."""
     return Part(index=np.arange(start, start + grid[0] * grid[1]), grid=grid)
+
+
+def spread(x: Tensor, places: Tensor, size: int) -> Tensor:
+    """The rows of x at their places, as numbers or flags, among `size` rows; others are 0."""
+    laid = x.new_zeros(size, *x.shape[1:])
+    laid[places.to(x.device)] = x
+    return laid
 
 
 def split(visuals: Sequence[Visual], name: Modality) -> Iterator[Visual]:

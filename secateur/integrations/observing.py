@@ -67,6 +67,10 @@ class Watch:
         """Let `hook(module, args, kwargs)` change what `module` is called with."""
         self._add(module.register_forward_pre_hook, hook, with_kwargs=True)
 
+    def after(self, module: Any, hook: Callable[[Any, Any, Any], Any]) -> None:
+        """Let `hook(module, args, output)` change what `module` returns, before others see it."""
+        self._add(module.register_forward_hook, hook, prepend=True)
+
     def _add(self, register: Callable[..., Any], hook: Callable[..., Any], **how: Any) -> None:
         owner = get_ident()
 

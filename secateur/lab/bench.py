@@ -12,12 +12,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from secateur.core.acts import Shrinks
 from secateur.core.arrays import to_numpy
 from secateur.core.inputs import Tokens
 from secateur.core.measures import attention_entropy, effective_rank, median, patch_entropy
@@ -32,6 +34,8 @@ from secateur.lab.scene import PATCH, Scene, scenes
 ALL = "all tokens"
 BUDGETS = (64, 36, 16)
 SCENES = 100
+SIDE = 12
+"""Tokens of a scene's picture, on a side."""
 USUAL_SEED = 2
 """Seed of the scenes whose mean complexity adaptive methods compare with."""
 
@@ -216,7 +220,11 @@ def run_cell(lab: Lab, cell: Cell, drawn: Sequence[Scene]) -> dict[str, Any]:
 
     from secateur.integrations.attach import attach
 
+    lab, shrunk = _shrinking(lab, cell.method)
+
     def attached(method: Method | None) -> Any:
+        if shrunk is not None:
+            return _at_any_size(lab.model)
         if method is None:
             return nullcontext()
         return attach(lab.model, method, lab.processor, lab.encoder)
@@ -238,7 +246,7 @@ def run_cell(lab: Lab, cell: Cell, drawn: Sequence[Scene]) -> dict[str, Any]:
     if spied is not None and spied.prunes_before:
         spied = seen.spy(spied)
     lengths: list[int] = []
-    spent: list[int] = []
+    spent: list[int] = [] if shrunk is None else [shrunk]
     with attached(spied) as attachment:
         for first in range(0, len(drawn), 20):
             part = drawn[first : first + 20]
@@ -264,6 +272,43 @@ def run_cell(lab: Lab, cell: Cell, drawn: Sequence[Scene]) -> dict[str, Any]:
             for scene, each in zip(drawn, told, strict=True)
         ],
     }
+
+
+@dataclass(frozen=True)
+class _Smaller:
+    """A processor that gets pictures as a method makes them, and leaves them so."""
+
+    processor: Any
+    method: Shrinks
+
+    def __call__(self, images: Sequence[Any], **more: Any) -> Any:
+        made = [self.method.shrink(np.asarray(image), (SIDE, SIDE)) for image in images]
+        return self.processor(images=made, do_resize=False, do_center_crop=False, **more)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)
+
+
+def _shrinking(lab: Lab, method: Method | None) -> tuple[Lab, int | None]:
+    """The lab with pictures made smaller, where a method does that, and their tokens then."""
+    if not isinstance(method, Shrinks):
+        return lab, None
+    h, w = method.shrunken_grid((SIDE, SIDE))
+    return replace(lab, processor=_Smaller(lab.processor, method)), h * w
+
+
+@contextmanager
+def _at_any_size(model: Any) -> Iterator[None]:
+    """Let the tower take pictures of other sizes, with positions between those it knows."""
+
+    def add(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "interpolate_pos_encoding": True}
+
+    from secateur.integrations.observing import watching
+
+    with watching() as watch:
+        watch.before(model.model.vision_tower, add)
+        yield
 
 
 def _left(report: Any) -> list[int]:

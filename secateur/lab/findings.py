@@ -50,7 +50,8 @@ def rows(cells: Cells) -> list[Row]:
             row[name] = float(np.mean(values)) if values else None
         row["prompt"] = cell["prompt"]
         row["spent"] = spent = cell.get("spent")
-        row["frugal"] = spent is not None and keep is not None and spent < 0.95 * keep
+        share = spent / keep if spent is not None and keep is not None else 1.0
+        row["frugal"], row["lavish"] = share < 0.95, share > 1.0
         row["megaflops"] = cell["megaflops"]
         row["seconds"] = cell["seconds"]
         found.append(row)
@@ -86,7 +87,7 @@ def answers_table(table: Sequence[Row], keep: int) -> list[str]:
         kinds = " | ".join(_percent(row[kind]) for kind in KINDS)
         spread = f"{_percent(row['low'])} to {_percent(row['high'])}"
         name = row["method"]
-        if row.get("frugal"):
+        if row.get("frugal") or row.get("lavish"):
             name += f" (spent {row['spent']:.0f})"
         lines.append(f"| {name} | {_percent(row['relative'])} | {spread} | {kinds} |")
     return lines

@@ -299,6 +299,8 @@ def test_bench_refuses_what_it_cannot_measure_and_marks_the_frugal(tmp_path):
     assert "cannot be measured" in refused("bench", "--methods", "topk,visionselector")
     from secateur.app.measuring import _named, _spent
 
-    assert not {"visionselector", "downsample"} & set(_named(None))
+    assert not {"visionselector", "evs"} & set(_named(None))
+    assert {"downsample", "pool", "random", "uniform"} <= set(_named(None))
     assert _spent({"spent": 12.4, "keep": 64, "frugal": True}) == "12*"
     assert _spent({"spent": 64.0, "keep": 64, "frugal": False}) == "64"
+    assert _spent({"spent": 18.0, "keep": 16, "frugal": False, "lavish": True}) == "18*"

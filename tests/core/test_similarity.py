@@ -7,6 +7,7 @@ from secateur.core import similarity
 from secateur.core.similarity import (
     CosineSimilarity,
     MatrixSimilarity,
+    SoftmaxSimilarity,
     SparseSimilarity,
     blocks,
     cosine,
@@ -55,6 +56,18 @@ def test_entries_on_demand_are_those_of_the_matrix(xp, to_xp, to_numpy):
         assert source.size == 6
         np.testing.assert_allclose(to_numpy(source.columns(places)), matrix[:, [4, 0]], atol=1e-15)
         np.testing.assert_allclose(to_numpy(source.rows(places)), matrix[[4, 0]], atol=1e-15)
+
+
+def test_softmax_entries_are_the_same_however_many_are_asked_for(to_xp, to_numpy):
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(5, 3)), rng.normal(size=(4, 3))
+    powers = np.exp(by_hand(x, y) / 0.1)
+    matrix = powers / powers.sum(axis=1, keepdims=True)
+    for places in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 1, 1], [2, 0]):
+        source = SoftmaxSimilarity(to_xp(x), to_xp(y), 0.1)
+        found = to_numpy(source.columns(to_xp(np.array(places))))
+        np.testing.assert_allclose(found, matrix[:, places], rtol=1e-13)
+    np.testing.assert_allclose(to_numpy(source.rows(to_xp(np.array([4])))), matrix[[4]], rtol=1e-13)
 
 
 def test_rows_and_columns_of_an_unsymmetric_matrix(to_xp, to_numpy):

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from secateur.core.arrays import to_numpy
+from secateur.core.inputs import Tokens
+from secateur.core.methods.apet import ApET
 from secateur.core.methods.duet import DUET
 from secateur.core.methods.ivcprune import IVCPrune, value_and_place
 from secateur.core.methods.mustdrop import MustDrop
 from secateur.core.methods.vitcop import ViTCoP, fold_clusters, key_norms
-from secateur.integrations.attach import attach
+from secateur.core.methods.vscan import VScan
+from secateur.integrations.attach import attach, prune_inputs
 
 MANY = {"words": ("compare both", "how many red dog and cat does this show ?"), "images": (2, 1)}
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
@@ -24,6 +27,8 @@ METHODS = {
     "ivcprune_llava": IVCPrune(keep=1.0, coordinates=0.05, foreground=0.2),
     "mustdrop": MustDrop(keep=0.25),
     "vitcop": ViTCoP(keep=0.25),
+    "vscan": VScan(keep=0.5, inner=0.5),
+    "apet": ApET(keep=0.5, basis=2, inner=0.5),
 }
 
 
@@ -66,7 +71,7 @@ def test_as_many_stay_as_planned_and_generation_goes_on(case, model, monkeypatch
         out = model.generate(**inputs, **GREEDY)
     assert out.shape[1] == inputs["input_ids"].shape[1] + 4
     assert seen
-    exact = name.startswith(("duet", "vitcop")) or name == "ivcprune"
+    exact = not name.startswith("mustdrop") and name != "ivcprune_llava"
     for cut, sight, stay in seen:
         kept = to_numpy(stay.kept)
         assert (np.diff(kept) > 0).all()
@@ -86,7 +91,7 @@ def test_full_keep_is_bit_equal(case, model, name):
     assert att.last.inside == [[], []]
 
 
-@pytest.mark.parametrize("name", ["duet", "ivcprune", "mustdrop", "vitcop"])
+@pytest.mark.parametrize("name", ["duet", "ivcprune", "mustdrop", "vitcop", "vscan", "apet"])
 def test_a_batch_equals_each_prompt_alone(case, model, name):
     with attach(model, METHODS[name], case.processor()) as att:
         both = model.generate(**case.inputs(**MANY), **GREEDY)
@@ -211,3 +216,81 @@ def test_mustdrop_keeps_key_tokens_at_every_cut(case, model, monkeypatch):
         key = np.flatnonzero(sight.told("key"))
         assert to_numpy(stay.kept).tolist() == key.tolist()
         assert len(key) == sum(-(-8 * part.size // 100) for part in sight.layout.chosen)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_apet_merges_the_states_that_go_on(cases, monkeypatch, published):
+    case = cases["llava"]()
+    model, method = case.model(), replace(METHODS["apet"], published=published)
+    seen = watched(monkeypatch, method)
+    read = {}
+    with attach(model, method):
+        handles = [
+            layer.input_layernorm.register_forward_pre_hook(noting(read, number))
+            for number, layer in enumerate(model.model.language_model.layers)
+        ]
+        model(**case.inputs())
+        for handle in handles:
+            handle.remove()
+    ((cut, sight, stay),) = seen
+    assert (cut.after, cut.keep, len(sight.visual)) == (2, 4, 8)
+    own = ApET(keep=4, basis=2, model="inner" if published else None)
+    states = sight.hidden[sight.visual]
+    chosen = own.select(Tokens(features=states))
+    assert stay.kept.tolist() == chosen.sorted().tolist()
+    first = int(sight.visual[0])
+    torch.testing.assert_close(read[2][0, first : first + 4], chosen.merge(states))
+    assert not torch.allclose(chosen.merge(states), states[chosen.sorted()])
+
+
+def test_vscan_keeps_what_the_last_token_attends_to(cases, monkeypatch):
+    case = cases["llava"]()
+    model, method = case.model("eager"), METHODS["vscan"]
+    seen = watched(monkeypatch, method)
+    with attach(model, method):
+        model(**case.inputs())
+        paid = []
+        layer = model.model.language_model.layers[1].self_attn
+        handle = layer.register_forward_hook(lambda _m, _a, out: paid.append(out[1]))
+        model(**case.inputs())
+        handle.remove()
+    cut, sight, stay = seen[-1]
+    asked = paid[0][0].mean(0)[-1, sight.visual]
+    assert (cut.after, cut.keep) == (2, 4)
+    assert stay.kept.tolist() == sorted(asked.argsort(descending=True)[:4].tolist())
+
+
+def test_without_an_inner_stage_they_only_choose_before(cases):
+    case = cases["llava"]()
+    model = case.model()
+    for method in (VScan(keep=4), ApET(keep=4, basis=2)):
+        short = prune_inputs(model, case.inputs(), method)
+        assert short["inputs_embeds"].shape[1] == case.inputs()["input_ids"].shape[1] - 12
+        with pytest.raises(ValueError, match="prunes inside the language model"):
+            prune_inputs(model, case.inputs(), replace(method, inner=0.5))
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_published_vitcop_numbers_anew_after_its_second_cut(cases, name, published):
+    case = cases[name]()
+    model, method = case.model(), replace(METHODS["vitcop"], published=published)
+    decoder, tables = model.model.language_model, []
+    handles = [
+        layer.self_attn.register_forward_pre_hook(
+            lambda _m, _a, given: tables.append(given["position_embeddings"][0]), with_kwargs=True
+        )
+        for layer in decoder.layers
+    ]
+    with attach(model, method) as att:
+        model(**case.inputs())
+    for handle in handles:
+        handle.remove()
+    (first, _), (second, _) = att.last.inside[0]
+    assert (first, second) == (1, 3)
+    counted = []
+    for table in tables:
+        places = torch.arange(table.shape[-2])[None]
+        places = places.expand(3, 1, -1) if name != "llava" else places
+        counted.append(torch.equal(table, decoder.rotary_emb(table, places)[0].to(table)))
+    assert counted == [published, False, False, published]

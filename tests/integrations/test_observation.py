@@ -299,8 +299,9 @@ def test_every_method_keeps_what_it_says(case, model):
         assert 0 < kept <= size
         ran.add(name)
     assert {"eadp", "topk", "divprune", "cdpruner", "fps", "random", "uniform"} <= ran
-    # Pixels decide for ERASE; the others drop between frames, of which an image has one.
-    assert odd <= {"erase", "dycoke", "evs"}
+    # Pixels decide for ERASE, MustDrop drops between layers; the others drop between frames, of
+    # which an image has one.
+    assert odd <= {"erase", "mustdrop", "dycoke", "evs"}
 
 
 class Asking(sc.TopK):

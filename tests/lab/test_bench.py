@@ -41,6 +41,18 @@ def cell(right, asked, **more):
     return {"label": "x", "keep": 16, "scenes": told}
 
 
+def test_smaller_pictures_spend_what_their_tokens_are(lab):
+    drawn = list(scenes(2, HELD_OUT))
+    whole = bench.run_cell(lab, bench.Cell(bench.ALL), drawn)
+    same = bench.run_cell(lab, bench.Cell("downsample", sc.method("downsample", keep=144)), drawn)
+    small = bench.run_cell(lab, bench.Cell("downsample", sc.method("downsample", keep=40)), drawn)
+    assert [each["right"] for each in same["scenes"]] == [each["right"] for each in whole["scenes"]]
+    assert (same["spent"], small["spent"]) == (144.0, 36.0)
+    assert small["megaflops"] < 0.5 * whole["megaflops"]
+    row = findings.rows({(bench.ALL, None): whole, ("x", 40): small})[1]
+    assert (row["frugal"], row["lavish"]) == (True, False)
+
+
 def test_chair_counts_objects_named_invented_and_found():
     scene = next(scenes(1, HELD_OUT, complexity="medium"))
     phrases = [thing.phrase for thing in scene.objects]

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import secateur as sc
-from secateur.core.acts import Shrinks
+from secateur.core.acts import Cuts
 from secateur.core.similarity import unit
 
 PATCH = 4
@@ -24,9 +24,7 @@ CHOOSING = sorted(
     name for name, kind in sc.methods().items() if kind.prunes_before and name not in TRAINED
 )
 INSIDE_ONLY = sorted(
-    name
-    for name, kind in sc.methods().items()
-    if not kind.prunes_before and not issubclass(kind, Shrinks)
+    name for name, kind in sc.methods().items() if not kind.prunes_before and issubclass(kind, Cuts)
 )
 BLIND_TO_POSITION = [
     "agilepruner",
@@ -96,7 +94,8 @@ def expected_count(method: sc.Method, image: dict, k: int) -> int:
         return len(image["features"])
     if isinstance(method, sc.PixelPrune):  # its keep is a limit
         return min(k, int(sc.PixelPrune().select(tokens_of(image)).count))
-    if isinstance(method, sc.ViTCoP):  # its keep is an average over layers
+    # Of one the keep is an average over layers, of the other what its last cut leaves.
+    if isinstance(method, (sc.ViTCoP, sc.MustDrop)):
         return method.budget(len(image["features"]))
     if not isinstance(method, sc.ERASE):
         return k
@@ -218,7 +217,7 @@ def test_a_share_is_rounded_down_but_never_to_nothing(name, image, share):
         return
     if name == "vitcop":  # its keep is an average over layers
         k = max(k, n // 2)
-    assert method.budget(n) == (n if name in KEEP_A_FRAME else k)
+    assert method.budget(n) == (n if name in (*KEEP_A_FRAME, "mustdrop") else k)
     assert kept == expected_count(method, image, k)
 
 

@@ -41,6 +41,7 @@ REFUSED = [
     ({"method": "topk", "keep": 0}, "keep: a count is at least 1"),
     ({"method": "fastv"}, "acts inside the language model"),
     ({"method": "dycoke", "sight": 0.2}, "hides tokens while decoding by their attention"),
+    ({"method": "tome"}, "acts inside the encoder"),
     ({"method": "erase"}, "needs pixels, which vLLM's llava_next does not give"),
     ({"method": "agilepruner", "count": "adaptive", "mean_erank": 9.0}, "take a fixed count"),
     ({"method": "agilepruner", "mean_erank": {"running": None}}, "depend on other requests"),

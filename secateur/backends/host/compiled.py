@@ -27,6 +27,7 @@ from secateur.backends.host.farthest import (
     smallest_between,
 )
 from secateur.backends.host.greedy import Floats, Indices
+from secateur.backends.host.volume import determinant_factors
 from secateur.backends.lending import over_batch, product, weights_at
 from secateur.core.arrays import each_row, is_sparse
 from secateur.core.maximize import Picks, by_squares
@@ -37,6 +38,7 @@ from secateur.core.objectives.coverage import refuse_sums
 __all__ = [
     "cosine_similarity",
     "determinant",
+    "determinant_factors",
     "facility_location",
     "facility_location_features",
     "facility_location_rows",

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secateur.core.acts import Cut as Cut
-from secateur.core.acts import Cuts, Forgets, Shrinks
+from secateur.core.acts import Cuts, Folds, Forgets, Shrinks, Skips
 from secateur.core.methods.base import Method as Method
 from secateur.core.methods.inside import InsideMethod as InsideMethod
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from secateur.core.methods.ivcprune import IVCPrune as IVCPrune
     from secateur.core.methods.mixture import Mixture as Mixture
     from secateur.core.methods.mmtok import MMTok as MMTok
+    from secateur.core.methods.mustdrop import MustDrop as MustDrop
     from secateur.core.methods.otprune import OTPrune as OTPrune
     from secateur.core.methods.pixelprune import PixelPrune as PixelPrune
     from secateur.core.methods.pool import Pool as Pool
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from secateur.core.methods.random import Random as Random
     from secateur.core.methods.scope import SCOPE as SCOPE
     from secateur.core.methods.sparsevlm import SparseVLM as SparseVLM
+    from secateur.core.methods.tome import ToMe as ToMe
     from secateur.core.methods.topk import TopK as TopK
     from secateur.core.methods.uniform import UniformGrid as UniformGrid
     from secateur.core.methods.vidcom2 import VidCom2 as VidCom2
@@ -89,8 +91,10 @@ OWN = {
     "PixelPrune": "pixelprune",
     "PruneSID": "prunesid",
     "VisionSelector": "visionselector",
+    "ToMe": "tome",
     "DUET": "duet",
     "ViTCoP": "vitcop",
+    "MustDrop": "mustdrop",
     "FLoC": "floc",
     "Mixture": "mixture",
     "EVS": "evs",
@@ -215,8 +219,11 @@ def table() -> list[Row]:
     rows = []
     for kind in own():
         inside = issubclass(kind, Cuts)
-        stages = ["before the encoder"] * issubclass(kind, Shrinks)
-        stages += ["before the language model"] * kind.prunes_before + ["inside it"] * inside
+        skips = issubclass(kind, Skips)
+        stages = ["before the encoder"] * (skips or issubclass(kind, Shrinks))
+        stages += ["inside the encoder"] * issubclass(kind, Folds)
+        stages += ["before the language model"] * (kind.prunes_before and not skips)
+        stages += ["inside it"] * inside
         stages += ["while decoding"] * issubclass(kind, Forgets)
         rows.append(
             Row(

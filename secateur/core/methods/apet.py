@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from secateur.core.acts import Cut, Cuts, Layout, Look, Sight, Stay
 from secateur.core.arrays import (
     Array,
     constant,
@@ -15,6 +16,7 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
+    resolve_keep,
     shape_of,
     spell,
     top,
@@ -29,8 +31,10 @@ from secateur.core.methods.base import (
     Program,
     require_one_of,
     require_positive,
+    require_some,
     require_whole,
 )
+from secateur.core.methods.inside import descending_cuts, entered
 from secateur.core.order import nearest, positions_like, settled
 from secateur.core.selection import Selection
 
@@ -39,7 +43,7 @@ RIDGE = 1e-5
 
 
 @dataclass(frozen=True)
-class ApET(Method):
+class ApET(Method, Cuts):
     r"""Tokens with the largest error of approximation by a small basis; the rest merged in.
 
     The basis B are b tokens by farthest-point sampling in squared Euclidean distance. Every
@@ -66,6 +70,10 @@ class ApET(Method):
         What the authors' program does beyond that, in the form it has for ``"llava"``,
         ``"qwen"``, ``"inner"`` (between layers of LLaVA's language model) or ``"video"``
         (Video-LLaVA); None for the method as above.
+    inner
+        How many of the prompt's tokens go on after half of the language model's layers, chosen
+        and merged in the same way from its hidden states: a count, or a share of those that
+        entered; a third in the authors' program for LLaVA. None for all.
 
     Notes
     -----
@@ -80,6 +88,7 @@ class ApET(Method):
     In ``"video"`` the basis tokens are kept too, b of the k, and merged into others besides. We
     do not do so unless asked. The program draws its first basis token at random, so
     that its runs differ; it fails where k <= b (here one place at least is chosen by error).
+    Between layers `published` has the form ``"inner"``, and numbers positions anew.
     On LLaVA it works before the projector: there ``"llava"`` chooses from `states` where these
     are given. What is merged is what the language model reads.
 
@@ -104,6 +113,7 @@ class ApET(Method):
     ridge: float = RIDGE
     first: int | tuple[int, ...] | None = None
     model: Literal["llava", "qwen", "inner", "video"] | None = None
+    inner: int | float | None = None
 
     name: ClassVar[str] = "apet"
     complexity: ClassVar[str] = "N b D + k N D"
@@ -112,7 +122,8 @@ class ApET(Method):
     program: ClassVar[Program | None] = Program(
         "MaQianKun0/ApET", "70cc01b", "the first basis token is drawn at random there"
     )
-    as_published: ClassVar[Mapping[str, Any]] = {"model": "llava"}
+    as_published: ClassVar[Mapping[str, Any]] = {"model": "llava", "inner": 1 / 3}
+    looks: ClassVar[frozenset[Look]] = frozenset({"hidden"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,6 +134,8 @@ class ApET(Method):
             raise ValueError(f"first: expected a token's index or one an image, got {self.first!r}")
         if self.model is not None:
             require_one_of("model", self.model, ("llava", "qwen", "inner", "video"))
+        if self.inner is not None:
+            require_some("inner", self.inner)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -161,6 +174,33 @@ class ApET(Method):
         if self.model != "inner":
             places = xp.sort(places, axis=-1)
         return _overwritten(merged, places, basis, 0.5 if self.model == "qwen" else 1.0)
+
+    @property
+    def cuts_inside(self) -> bool:
+        """Where `inner` says so."""
+        return self.inner is not None
+
+    @property
+    def renumbers(self) -> bool:
+        """The authors' program does."""
+        return self.published
+
+    def plan(self, layout: Layout) -> tuple[Cut, ...]:
+        """One cut after half of the layers; see `Cuts.plan`."""
+        began = entered(self, layout)
+        if self.inner is None or began == layout.size:
+            return ()
+        place = max(round(layout.depth / 2), layout.earliest)
+        return descending_cuts([place], [resolve_keep(self.inner, began)], layout.depth, began)
+
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """The largest errors of the hidden states, the rest merged into them; see `Cuts.decide`."""
+        xp = namespace(sight.hidden)
+        states = xp.take(sight.hidden, sight.visual, axis=0)
+        form: Literal["inner"] | None = "inner" if self.published else None
+        own = replace(self, model=form, first=None)
+        chosen = own.choose(Tokens(features=states), cut.keep)
+        return Stay(chosen.sorted(), chosen.merge(widened(states)))
 
 
 def farthest_tokens(

@@ -397,6 +397,14 @@ def require_positive(name: str, value: float, *, zero: bool = False) -> None:
         raise ValueError(f"{name}: expected a finite number {least}, got {value!r}")
 
 
+def require_some(name: str, value: Any) -> None:
+    """Refuse what is neither a count of at least 1 nor a share above 0."""
+    if isinstance(value, float):
+        require_share(name, value, zero=False)
+    else:
+        require_whole(name, value, least=1)
+
+
 def require_whole(name: str, value: int, least: int = 0) -> None:
     """Refuse a parameter that is not a whole number of at least `least`."""
     if isinstance(value, bool) or int(value) != value or value < least:

@@ -14,12 +14,11 @@ from secateur.core.arrays import (
     descending,
     index_dtype,
     namespace,
-    to_numpy,
 )
 from secateur.core.attention import attention_received, best, check_attention
 from secateur.core.inputs import Request, Tokens
 from secateur.core.methods.base import Method, Program, require_one_of, require_share, require_whole
-from secateur.core.methods.inside import descending_cuts
+from secateur.core.methods.inside import descending_cuts, entered
 from secateur.core.methods.visionzip import mean_shares
 from secateur.core.order import nearest, ranks
 from secateur.core.selection import Selection, folding
@@ -269,13 +268,12 @@ class DUET(Method, Cuts):
 
     def plan(self, layout: Layout) -> tuple[Cut, ...]:
         """One cut for each of `after`; see `Cuts.plan`."""
-        entered = sum(int(to_numpy(each.count).sum()) for each in layout.chosen)
-        entered = entered or sum(self.budget(size) for size in layout.images)
-        if entered >= layout.size:
+        began = entered(self, layout)
+        if began >= layout.size:
             return ()
         places = [max(round(place * layout.depth), layout.earliest) for place in self.after]
-        keeps = [int(entered * share + 1e-9) for share in self.shares]
-        return descending_cuts(places, keeps, layout.depth, entered)
+        keeps = [int(began * share + 1e-9) for share in self.shares]
+        return descending_cuts(places, keeps, layout.depth, began)
 
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Those that the text behind the image attends to; see `Cuts.decide`."""

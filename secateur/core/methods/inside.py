@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
-from secateur.core.arrays import Array
+from secateur.core.arrays import Array, to_numpy
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
@@ -125,6 +125,12 @@ class InsideMethod(Method, Cuts):
             entered=hidden,
         )
         return self.decide(cut, sight).kept
+
+
+def entered(method: Method, layout: Layout) -> int:
+    """Visual tokens that enter the language model: what was chosen, or as many as are to be."""
+    chosen = sum(int(to_numpy(each.count).sum()) for each in layout.chosen)
+    return chosen or sum(method.budget(size) for size in layout.images)
 
 
 def descending_cuts(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
+from secateur.core.acts import Cut, Cuts, Folds, Layer, Layout, Sight, Stay
 from secateur.core.arrays import (
     Array,
     checked,
@@ -249,8 +249,11 @@ def asked_for(
 
 
 @dataclass(frozen=True)
-class MustDrop(Method, Cuts):
+class MustDrop(Method, Cuts, Folds):
     r"""MustDrop: what neither the encoder nor any text token asks for goes, at four depths.
+
+    Behind the encoder's first layer alike windows become one token each (`merge_windows`), where
+    `window` says so.
 
     Key tokens, the share `key` that the class token attends to most in the encoder's last layer
     (`key_tokens`), are never dropped. After each of the layers `after`, visual tokens go to which
@@ -270,15 +273,24 @@ class MustDrop(Method, Cuts):
         Share of the tokens that are key.
     after
         Where the cuts come, in a model of 32 layers; other depths scale them.
+    window
+        Side of the windows that merge inside the encoder, 3 in the authors' program; None for
+        none, as in models whose encoder does not let tokens go.
+    likeness
+        The least `window_likeness` of a window that merges.
 
     Notes
     -----
     O(N log N) time before, O(H L T d) a cut for L text tokens.
 
-    This is the method without its first stage, `merge_windows` inside the encoder. Position
-    numbers of the kept tokens stay, and all layers forget what a later one drops; the authors'
-    program cuts position numbers to the new length, and its first two layers forget nothing
-    while decoding.
+    A merged window stands where its first token stood, and each image merges by itself. In the
+    authors' program merged windows come before the other tokens, numbered on from there, which
+    `published` does too; and of several images each merges as many windows as the one that has
+    the fewest alike, which it does not.
+
+    Position numbers of the kept tokens stay, and all layers forget what a later one drops; the
+    authors' program cuts position numbers to the new length, and its first two layers forget
+    nothing while decoding.
 
     References
     ----------
@@ -298,12 +310,15 @@ class MustDrop(Method, Cuts):
     single: float = 0.001
     key: float = 0.08
     after: tuple[int, ...] = (2, 6, 10, 14)
+    window: int | None = None
+    likeness: float = 0.8
 
     name: ClassVar[str] = "mustdrop"
     complexity: ClassVar[str] = "N log N, then H L T d a cut"
     reference: ClassVar[str] = "Liu et al., 2024, arXiv 2411.10803"
     parity: ClassVar[str] = "the authors' program: merged windows, what the filter keeps"
     program: ClassVar[Program | None] = Program("liuting20/MustDrop", "909afa5")
+    as_published: ClassVar[Mapping[str, Any]] = {"window": 3}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -312,6 +327,8 @@ class MustDrop(Method, Cuts):
         require_share("key", self.key)
         if not self.after or list(self.after) != sorted(set(self.after)) or self.after[0] < 1:
             raise ValueError(f"after: expected ascending numbers of layers, got {self.after}")
+        if self.window is not None:
+            require_whole("window", self.window, least=2)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -322,6 +339,29 @@ class MustDrop(Method, Cuts):
     def requests(self) -> Mapping[str, Request]:
         """Attention of the encoder's last layer."""
         return {"attention": Request("attention", layer="last")}
+
+    @property
+    def folds(self) -> bool:
+        """Where it has windows."""
+        return self.window is not None
+
+    @property
+    def in_place(self) -> bool:
+        """The authors' program keeps the encoder's order."""
+        return not self.published
+
+    def fold(self, layer: Layer) -> Merged | None:
+        """Merge windows behind the first layer; see `Folds.fold`."""
+        size = layer.grid[0] * layer.grid[1]
+        if layer.number or self.window is None or resolve_keep(self.keep, size) >= size:
+            return None
+        return merge_windows(
+            layer.states,
+            layer.grid,
+            window=(self.window, self.window),
+            threshold=self.likeness,
+            class_token=layer.class_token,
+        )
 
     def budget(self, size: int, frames: int = 1) -> int:
         """All tokens enter the language model; see `Method.budget`."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from secateur.core.acts import Skips
 from secateur.core.arrays import (
     Array,
     constant,
@@ -47,7 +48,7 @@ class Cells(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PixelPrune(Method):
+class PixelPrune(Method, Skips):
     r"""Keep the cells of an image that differ from what their neighbours predict.
 
     A cell is what becomes one token: some 32 x 32 pixels. Going row by row, with A the cell on
@@ -77,6 +78,10 @@ class PixelPrune(Method):
         Whether a dropped cell is what it was predicted to be when others are compared with it,
         so that errors do not add up: every dropped cell then is within the threshold of one
         that is kept. True where the threshold is above 0 unless given; runs always are.
+    before
+        Where an attachment drops cells: before the ``"encoder"``, which then never reads them, or
+        before the language ``"model"``, when all are encoded. Before the encoder where that can
+        do without them (Qwen2-VL, Qwen2.5-VL and Qwen3-VL in transformers) unless given.
 
     Notes
     -----
@@ -86,8 +91,12 @@ class PixelPrune(Method):
     runs take N steps. `scores` are the distances.
 
     The program compares pixels after they were normalised and back again, where equal cells
-    stay equal; here they are compared as given. It has no budget; `keep` is ours. Neither takes
-    a video.
+    stay equal; here they are compared as given. It has no budget; `keep` is ours. It takes no
+    video; an attachment has each frame by itself.
+
+    Before the encoder, patches of dropped cells leave its input. Those of the others keep the
+    positions and the windows that they have in the whole picture; what they attend to is what is
+    left of it.
 
     References
     ----------
@@ -108,6 +117,7 @@ class PixelPrune(Method):
     metric: Metric = "max"
     scan: Scan = "pred_2d"
     anchored: bool | None = None
+    before: Literal["encoder", "model"] | None = None
 
     name: ClassVar[str] = "pixelprune"
     complexity: ClassVar[str] = "pixels"
@@ -117,7 +127,7 @@ class PixelPrune(Method):
     )
     parity: ClassVar[str] = "the authors' program: kept cells of every scan, anchored and not"
     program: ClassVar[Program | None] = Program("OPPO-Mente-Lab/PixelPrune", "a870e31")
-    as_published: ClassVar[Mapping[str, Any]] = {}
+    as_published: ClassVar[Mapping[str, Any]] = {"before": "encoder"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,6 +136,13 @@ class PixelPrune(Method):
         require_one_of("scan", self.scan, SCANS)
         if self.anchored not in (None, True, False):
             raise ValueError(f"anchored: expected True, False or None, got {self.anchored!r}")
+        if self.before is not None:
+            require_one_of("before", self.before, ("encoder", "model"))
+
+    @property
+    def skips(self) -> bool | None:
+        """As `before` says."""
+        return None if self.before is None else self.before == "encoder"
 
     @property
     def needs(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from secateur.core.acts import Folds, Layer
 from secateur.core.arrays import (
     Array,
     checked,
@@ -244,7 +245,7 @@ def merging_schedule(layers: int, r: int, *, inflect: float = 0.0) -> tuple[int,
 
 
 @dataclass(frozen=True)
-class ToMe(Method):
+class ToMe(Method, Folds):
     r"""Token merging: in every layer of the encoder, like tokens become one.
 
     Between the attention and the MLP of each layer, r of its tokens merge into others by
@@ -262,6 +263,9 @@ class ToMe(Method):
     inflect
         How the merging changes with depth: 0 the same everywhere, -1 the most in the first
         layer and none in the last, 1 the other way round.
+    every
+        Merge all at once instead, by `kth_matching`: in the middle layer, one in so many tokens
+        is left, but no fewer than `keep`.
     proportional
         Whether sizes weigh in the attention.
 
@@ -272,6 +276,7 @@ class ToMe(Method):
     The program's schedule names r, and how many tokens are left follows; ours by default names
     what is left, and spreads the merging so that it comes out exactly. Merged tokens stand
     behind the unmerged ones, with no place in the grid: a model's later parts must do without.
+    In a prompt each takes the place of the first of its tokens; the program knows no prompts.
 
     References
     ----------
@@ -289,6 +294,7 @@ class ToMe(Method):
 
     r: int | None = None
     inflect: float = 0.0
+    every: int | None = None
     proportional: bool = True
 
     name: ClassVar[str] = "tome"
@@ -296,12 +302,18 @@ class ToMe(Method):
     reference: ClassVar[str] = "Bolya et al., ICLR 2023, arXiv 2210.09461"
     parity: ClassVar[str] = "the authors' program: groups, sizes, merged tokens, schedule"
     prunes_before: ClassVar[bool] = False
+    behind: ClassVar[bool] = False
+    together: ClassVar[bool] = True
     program: ClassVar[Program | None] = Program("facebookresearch/ToMe", "af95e4b")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.r is not None:
             require_whole("r", self.r)
+        if self.every is not None:
+            require_whole("every", self.every, least=2)
+            if self.r is not None:
+                raise ValueError("every: merges all at once, so r says nothing; leave one out")
         _require_inflect(self.inflect)
         if not isinstance(self.proportional, bool):
             raise ValueError(f"proportional: expected True or False, got {self.proportional!r}")
@@ -329,6 +341,13 @@ class ToMe(Method):
             Tokens of an image before any merging; a class token is not counted.
         """
         keep = self.budget(size)
+        if self.every is not None:
+            if size // self.every < keep:
+                raise ValueError(
+                    f"every: one in {self.every} of {size} tokens is fewer than keep={self.keep}"
+                )
+            middle = [layer == layers // 2 for layer in range(layers)]
+            return tuple((size - size // self.every) * here for here in middle)
         if self.r is None:
             plan = _spread(size - keep, merging_schedule(layers, layers, inflect=self.inflect))
         else:
@@ -342,6 +361,20 @@ class ToMe(Method):
             found.append(gone)
             left -= gone
         return tuple(found)
+
+    def fold(self, layer: Layer) -> Merged | None:
+        """Merge as many tokens as the layer's turn is; see `Folds.fold`."""
+        gone = self.removed(layer.depth, layer.grid[0] * layer.grid[1])[layer.number]
+        if not gone:
+            return None
+        if self.every is None:
+            matching = soft_matching(layer.keys, gone, class_token=layer.class_token)
+        else:
+            first = int(layer.class_token)
+            found = kth_matching(layer.keys[..., first:, :], self.every)
+            alone = _places(layer.keys, np.arange(first))
+            matching = Matching(alone, found.gone + first, found.into, found.targets + first)
+        return merge(matching, layer.states, layer.sizes)
 
 
 def _spread(total: int, weights: tuple[int, ...]) -> tuple[int, ...]:

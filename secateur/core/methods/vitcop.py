@@ -27,7 +27,7 @@ from secateur.core.arrays import (
 from secateur.core.attention import best
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method, Program, require_positive, require_share
-from secateur.core.methods.inside import descending_cuts
+from secateur.core.methods.inside import descending_cuts, entered
 from secateur.core.order import settled
 from secateur.core.selection import Selection
 
@@ -246,8 +246,8 @@ class ViTCoP(Method, Cuts):
 
     R is bounded here: one token at least stays, and where R reaches n nothing folds, and so many
     stay at the second cut that the average comes out. The authors' program lets R exceed n or
-    fall below 0. It numbers positions anew after the second cut; here they stay. Folded tokens
-    are about twice as long as others, as published; see `fold_clusters`.
+    fall below 0. It numbers positions anew after the second cut, as `published` does; else they
+    stay. Folded tokens are about twice as long as others, as published; see `fold_clusters`.
 
     References
     ----------
@@ -318,23 +318,26 @@ class ViTCoP(Method, Cuts):
     def plan(self, layout: Layout) -> tuple[Cut, ...]:
         """A cut that folds and one that drops; see `Cuts.plan`."""
         depth = layout.depth
-        entered = sum(int(to_numpy(each.count).sum()) for each in layout.chosen)
-        entered = entered or sum(self.budget(size) for size in layout.images)
+        began = entered(self, layout)
         mean = sum(resolve_keep(self.keep, size) for size in layout.images)
         first, second = self._places(layout)
-        if mean >= entered:
+        if mean >= began:
             return ()
         left = depth * mean
         if not first < second < depth:  # Too shallow for two: all is done at the first.
-            only = round((left - first * entered) / max(1, depth - first))
-            return descending_cuts([first], [max(1, only)], depth, entered)
-        folded = round((left - first * entered) / (second - first + (depth - second) / LAST))
-        if folded < entered:
+            only = round((left - first * began) / max(1, depth - first))
+            return descending_cuts([first], [max(1, only)], depth, began)
+        folded = round((left - first * began) / (second - first + (depth - second) / LAST))
+        if folded < began:
             folded = max(1, folded)
             last = max(1, round(folded / LAST))
         else:
-            last = round((left - second * entered) / (depth - second))
-        return descending_cuts([first, second], [folded, last], depth, entered)
+            last = round((left - second * began) / (depth - second))
+        return descending_cuts([first, second], [folded, last], depth, began)
+
+    def renumbers_after(self, cut: Cut, layout: Layout) -> bool:
+        """The authors' program does after the second cut."""
+        return self.published and cut.after != self._places(layout)[0]
 
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Fold at the first cut, drop at the second; see `Cuts.decide`."""

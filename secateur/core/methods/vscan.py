@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
 from secateur.core.arrays import (
     Array,
     constant,
@@ -16,13 +17,22 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
+    resolve_keep,
     top,
     widened,
 )
+from secateur.core.attention import best
 from secateur.core.folding import averaging
 from secateur.core.inputs import Request, Tokens
 from secateur.core.maps import checked_grid
-from secateur.core.methods.base import Method, Program, require_one_of, require_whole
+from secateur.core.methods.base import (
+    Method,
+    Program,
+    require_one_of,
+    require_some,
+    require_whole,
+)
+from secateur.core.methods.inside import descending_cuts, entered
 from secateur.core.order import nearest
 from secateur.core.selection import Selection
 
@@ -49,7 +59,7 @@ FORMS = {
 
 
 @dataclass(frozen=True)
-class VScan(Method):
+class VScan(Method, Cuts):
     r"""Half by shallow attention within windows, half by deep attention, the rest merged in.
 
     The grid is cut into W windows. Of k tokens, l are local, :math:`l \le \lfloor k / 2
@@ -75,6 +85,9 @@ class VScan(Method):
         attachment observes.
     merge
         Whether what is left out is merged; dropped otherwise.
+    inner
+        How many of the prompt's tokens go on after half of the language model's layers: a count,
+        or a share of those that entered; a third in the authors' program. None for all.
 
     Notes
     -----
@@ -82,8 +95,10 @@ class VScan(Method):
     ``info["local"]`` says how many they are. Equal attention and equal cosines go to the lowest
     index.
 
-    This is the method's first stage, before the language model. Its second one, which keeps the
-    tokens that the prompt's last token attends to after half of the layers, acts between layers.
+    `select` is the first stage, before the language model. The second one, for `inner`, keeps the
+    tokens that the prompt's last token attends to, by the layer that has just run; published, by
+    the one that comes next. The program for Qwen2.5-VL leaves out the rotation there, which we do
+    not.
 
     Where k / 2 is no multiple of the windows, LLaVA's program keeps fewer than k: its global
     scan takes k / 2 whatever the local one found. Here the global scan takes what is left of k;
@@ -111,13 +126,14 @@ class VScan(Method):
     window: int | None = None
     model: Literal["llava", "qwen"] = "llava"
     merge: bool = True
+    inner: int | float | None = None
 
     name: ClassVar[str] = "vscan"
     complexity: ClassVar[str] = "N log N + N k D"
     reference: ClassVar[str] = "Zhang et al., TMLR 2026, arXiv 2505.22654"
     parity: ClassVar[str] = "the authors' program in float64: local picks, kept set, merged tokens"
     program: ClassVar[Program | None] = Program("Tencent/SelfEvolvingAgent", "a82450e", "VScan")
-    as_published: ClassVar[Mapping[str, Any]] = {}
+    as_published: ClassVar[Mapping[str, Any]] = {"inner": 1 / 3}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,6 +142,8 @@ class VScan(Method):
             require_whole("window", self.window, least=1)
         if not isinstance(self.merge, bool):
             raise ValueError(f"merge: expected True or False, got {self.merge!r}")
+        if self.inner is not None:
+            require_some("inner", self.inner)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -160,6 +178,28 @@ class VScan(Method):
         if not self.merge:
             return chosen
         return averaging(chosen, nearest(constant(widened(tokens.features)), chosen.sorted()))
+
+    @property
+    def cuts_inside(self) -> bool:
+        """Where `inner` says so."""
+        return self.inner is not None
+
+    @property
+    def looks_ahead(self) -> bool:
+        """The authors' program scores with the layer that comes next."""
+        return self.published
+
+    def plan(self, layout: Layout) -> tuple[Cut, ...]:
+        """One cut after half of the layers; see `Cuts.plan`."""
+        began = entered(self, layout)
+        if self.inner is None or began == layout.size:
+            return ()
+        place = max(round(layout.depth / 2), layout.earliest)
+        return descending_cuts([place], [resolve_keep(self.inner, began)], layout.depth, began)
+
+    def decide(self, cut: Cut, sight: Sight) -> Stay:
+        """Those that the last token attends to; see `Cuts.decide`."""
+        return Stay(best(sight.from_last(), cut.keep))
 
 
 def scan_windows(scores: Array, grid: tuple[int, int], window: int, most: int) -> Array:

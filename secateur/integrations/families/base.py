@@ -30,6 +30,12 @@ class Family:
     projects
         Whether the projector takes each token by itself and what it returns is what the language
         model reads, so that a method may hand it states of its own making.
+    skips
+        Whether its encoder can do without some of a picture's cells: patches meet in attention
+        alone, and their positions can be told.
+    folds
+        Whether tokens may fold inside its encoder: what follows takes each by itself, wherever it
+        stands.
     modalities
         What its prompts may hold.
     positions
@@ -43,6 +49,8 @@ class Family:
     name: str
     offers: frozenset[str] = OBSERVED
     projects: bool = False
+    skips: bool = False
+    folds: bool = False
     modalities: tuple[Modality, ...] = ("image",)
     positions: Positions = "original"
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] = CLIP

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     pass
 
 
-QWEN2_VL = Family("Qwen2-VL", OBSERVED | {"pixels"}, modalities=("image", "video"))
-QWEN2_5_VL = Family("Qwen2.5-VL", OBSERVED | {"pixels"}, modalities=("image", "video"))
+OFFERED = OBSERVED | {"pixels"}
+QWEN2_VL = Family("Qwen2-VL", OFFERED, modalities=("image", "video"), skips=True)
+QWEN2_5_VL = Family("Qwen2.5-VL", OFFERED, modalities=("image", "video"), skips=True)
 QWEN3_VL = Family(
-    "Qwen3-VL", OBSERVED | {"pixels"}, modalities=("image", "video"), normalisation=HALVES
+    "Qwen3-VL", OFFERED, modalities=("image", "video"), normalisation=HALVES, skips=True
 )
 QWEN3_5 = Family(
     "Qwen3.5", OBSERVED | {"pixels"}, modalities=("image", "video"), normalisation=HALVES

@@ -493,7 +493,7 @@ def _pruned(
     generating: bool,
 ) -> Prompt:
     """Encode, choose, shorten."""
-    encoded = reader.read(inputs, wants, requests_of(method))
+    encoded = reader.read(inputs, wants, requests_of(method), method)
     watch = Stopwatch(reader.model.get_input_embeddings().weight.device)
     chosen = choose_each(method, encoded)
     watch.lap("choose")

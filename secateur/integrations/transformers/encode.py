@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from secateur.core.acts import Folds
 from secateur.core.inputs import REQUESTS, Request
-from secateur.core.methods.base import Reading
+from secateur.core.methods.base import Method, Reading
+from secateur.integrations.choosing import skips
 from secateur.integrations.encoded import TEXT, Encoded, Indices, Modality, Visual, split
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.text import Flags, Guidance, TextEncoder
@@ -79,8 +81,12 @@ class Reader:
         inputs: Mapping[str, Any],
         wants: frozenset[str],
         requests: Mapping[str, Request] = REQUESTS,
+        method: Method | None = None,
     ) -> Encoded:
-        """Run the encoder once over the images and videos of a batch of prompts."""
+        """Run the encoder once over the images and videos of a batch of prompts.
+
+        With what a method drops before it and folds inside it.
+        """
         ids = inputs.get("input_ids")
         if ids is None:
             raise ValueError(
@@ -96,7 +102,12 @@ class Reader:
             )
         watch = Stopwatch(self.model.get_input_embeddings().weight.device)
         visuals: list[Visual] = []
-        if has_visuals(inputs):
+        skipping = method is not None and skips(method, self.family.family)
+        if has_visuals(inputs) and method is not None and skipping:
+            visuals = self.family.encode_some(self.model, inputs, method.select, self.pixels)
+        elif has_visuals(inputs) and isinstance(method, Folds) and method.folds:
+            visuals = self.family.encode_folding(self.model, inputs, wants - TEXT, method, requests)
+        elif has_visuals(inputs):
             visuals = self.family.encode(
                 self.model, inputs, wants - TEXT, self.guidance.encoder, self.pixels, requests
             )
@@ -136,6 +147,7 @@ def encode(
     wants: Iterable[str] = (),
     requests: Mapping[str, Request] = REQUESTS,
     instruction: str | list[str] | None = None,
+    method: Method | None = None,
 ) -> Encoded:
     """Encode the images and videos of prompts, and observe on the way what methods look at.
 
@@ -153,6 +165,8 @@ def encode(
 
     requests
         What to observe for each of these fields; `requests_of(method)` says what a method asks.
+    method
+        One that drops cells before the encoder or folds inside it (`core.acts`: `Skips`, `Folds`).
 
     Returns
     -------
@@ -184,7 +198,7 @@ def encode(
         )
     if not has_visuals(inputs):
         raise ValueError("inputs: expected pixel_values or pixel_values_videos")
-    return reader.read(inputs, asked, requests)
+    return reader.read(inputs, asked, requests, method)
 
 
 def has_visuals(inputs: Mapping[str, Any]) -> bool:

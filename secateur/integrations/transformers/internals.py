@@ -23,9 +23,19 @@ CACHES = ("cache", "past_key_values")
 """What a call may name its cache: from 5.24 on the first, before it the second."""
 
 
+TOLD_BEFORE = (
+    "get_vision_position_ids",
+    "get_vision_cu_seqlens",
+    "get_vision_window_index",
+    "get_vision_interpolation_indices_and_weights",
+)
+"""What Qwen's towers work out from grids, unless they are told it."""
+
+
 def missing() -> list[str]:
     """What the installed transformers lacks of what this file and the families use."""
-    from transformers import cache_utils, generation, masking_utils, vision_utils
+    from transformers import cache_utils, generation, masking_utils
+    from transformers import vision_utils as vision
     from transformers.models.gemma3 import modeling_gemma3 as gemma3
     from transformers.models.gemma4 import modeling_gemma4 as gemma4
     from transformers.models.glm4v import modeling_glm4v as glm
@@ -55,7 +65,10 @@ def missing() -> list[str]:
         "create_causal_mask(cache= or past_key_values=)": any(
             _takes(masking_utils.create_causal_mask, name) for name in CACHES
         ),
-        "get_vision_window_index": hasattr(vision_utils, "get_vision_window_index"),
+        **{
+            f"{name}(kwargs=)": _takes(getattr(vision, name, missing), "kwargs")
+            for name in TOLD_BEFORE
+        },
         "GenerationMixin.prepare_inputs_for_generation(next_sequence_length=)": _takes(
             generation.GenerationMixin.prepare_inputs_for_generation, "next_sequence_length"
         ),
@@ -315,3 +328,48 @@ def window_index(grids: Tensor, tower: Any) -> Tensor:
         patch_size=tower.patch_size,
     )
     return order.to(torch.int64)
+
+
+def told_of(tower: Any, grids: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    """What a Qwen tower has to be told that gets the patches of some merged tokens only.
+
+    Each keeps its position, its window and its frame of the whole grids; `kept` (n,) says of
+    which tokens they are. Towers take these arguments where they else work them out from grids
+    (5.17 to 5.24).
+    """
+    from transformers import vision_utils as vision
+
+    merge = tower.spatial_merge_size
+    patches = kept.repeat_interleave(merge**2)
+    told = {
+        "position_ids": vision.get_vision_position_ids(grids, merge)[patches],
+        "cu_seqlens": _ends(vision.get_vision_cu_seqlens(grids), patches),
+    }
+    if hasattr(tower, "window_size"):
+        order, ends = vision.get_vision_window_index(
+            grids,
+            spatial_merge_size=merge,
+            window_size=tower.window_size,
+            patch_size=tower.patch_size,
+        )
+        order = order.to(kept.device)
+        number = kept.long().cumsum(0) - 1
+        told["window_index"] = number[order[kept[order]]]
+        ends = _ends(ends, kept[order].repeat_interleave(merge**2))
+        told["cu_window_seqlens"] = torch.unique_consecutive(ends)
+    if hasattr(tower, "pos_embed"):
+        taps, weights = vision.get_vision_interpolation_indices_and_weights(
+            grids,
+            num_grid_per_side=tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+        told |= {"interp_indices": taps[patches], "interp_weights": weights[patches]}
+    return told
+
+
+def _ends(ends: Tensor, kept: Tensor) -> Tensor:
+    """Where stretches of patches end, those that are not kept left out."""
+    counted = torch.nn.functional.pad(kept.cumsum(0), (1, 0))
+    return counted[ends.to(kept.device).long()].to(ends.dtype)

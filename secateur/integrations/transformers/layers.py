@@ -139,6 +139,7 @@ class Cutter:
         self.stretches: list[Stretch] = []
         self.milliseconds = 0.0
         self.at: Tensor | None = None
+        self.anew = False
         self.shorter: dict[str, dict[str, Any]] = {}
 
     def check(self, cache: Any) -> None:
@@ -261,7 +262,7 @@ class Cutter:
         whole = causal_mask(self.model.config, hidden, mask, cache_in(kwargs), number, blocks)
         handed: dict[str, Any] = {"attention_mask": whole}
         ids = kwargs.get("position_ids")
-        if self.method.renumbers:
+        if self.anew:
             counted = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
             positions = torch.from_numpy(counted).to(hidden.device)
             handed["position_embeddings"] = rotary(self.model, hidden, positions, kind)
@@ -351,8 +352,10 @@ class Cutter:
         old_at = torch.from_numpy(old).to(hidden.device)
         self.at = old_at if self.at is None else self.at.to(old_at).gather(1, old_at)
         self.shorter = {}
+        row, cut = next(iter(self.cuts[after].items()))
+        self.anew = self.method.renumbers_after(cut, self.layouts[row // self.times])
         if not self.method.shortens_caches:
-            following = self.mask.sum(axis=1) if self.method.renumbers else None
+            following = self.mask.sum(axis=1) if self.anew else None
             self.stretches.append(Stretch(after, self.mask, following))
         return hidden
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from secateur.core.acts import Folds
 from secateur.core.inputs import REQUESTS, Request
 from secateur.integrations.encoded import Visual, whole
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava import LLAVA
 from secateur.integrations.transformers.mistral3 import Mistral3
 from secateur.integrations.transformers.models import Adapter
-from secateur.integrations.transformers.towers import Tower
+from secateur.integrations.transformers.towers import Tower, folded_visuals
 
 if TYPE_CHECKING:
     from secateur.integrations.text import TextEncoder
@@ -59,7 +60,7 @@ class Llava(Adapter):
         with tower.watch(wants, encoder, requests) as seen:
             features = model.model.get_image_features(**given, return_dict=True).pooler_output
         height, width = inputs["pixel_values"].shape[-2:]
-        patch = model.config.vision_config.patch_size
+        patch, project = model.config.vision_config.patch_size, model.model.multi_modal_projector
         found = []
         for picture, tokens in enumerate(features):
             part = whole((height // patch, width // patch))
@@ -67,6 +68,16 @@ class Llava(Adapter):
                 setattr(part, name, x)
             if "pixels" in wants:
                 part.pixels = pixels.restore(inputs["pixel_values"][picture])
-            project = model.model.multi_modal_projector
             found.append(Visual(modality="image", features=tokens, parts=[part], project=project))
         return found
+
+    def encode_folding(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        wants: frozenset[str],
+        method: Folds,
+        requests: Mapping[str, Request] = REQUESTS,
+    ) -> list[Visual]:
+        """What the tower folds; see `Adapter.encode_folding`."""
+        return folded_visuals(model, inputs, self.visual_inputs, wants, method, requests)

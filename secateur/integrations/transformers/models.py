@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from secateur.integrations.text import Flags, TextEncoder
-from secateur.core.inputs import REQUESTS, Request
+from secateur.core.acts import Folds
+from secateur.core.inputs import REQUESTS, Request, Tokens
+from secateur.core.selection import Selection
 from secateur.integrations.encoded import Indices, Modality, Tensor, Visual
 from secateur.integrations.families.base import Family
 from secateur.integrations.text import Flags
@@ -100,6 +102,33 @@ class Adapter(ABC):
         requests
             What to observe of the tower for each of the fields.
         """
+
+    def encode_some(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        choose: Callable[[Sequence[Tokens]], list[Selection]],
+        pixels: Any,
+    ) -> list[Visual]:
+        """The same, run on those cells alone that `choose` takes, from pixels and grid.
+
+        Of families that say that they skip (`Family.skips`).
+        """
+        raise NotImplementedError
+
+    def encode_folding(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        wants: frozenset[str],
+        method: Folds,
+        requests: Mapping[str, Request] = REQUESTS,
+    ) -> list[Visual]:
+        """The same, with what `method` folds on the way.
+
+        Of families that say that tokens may fold (`Family.folds`).
+        """
+        raise NotImplementedError
 
     def placeholders(self, model: Any) -> dict[Modality, int]:
         """The token that stands for each visual token in the prompt."""

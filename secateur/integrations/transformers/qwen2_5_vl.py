@@ -9,13 +9,14 @@ its image (or frame), averaged over the patches that merge, with the window orde
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from secateur.core.inputs import REQUESTS, Request
-from secateur.integrations.encoded import Modality, Tensor, Visual
+from secateur.core.inputs import REQUESTS, Request, Tokens
+from secateur.core.selection import Selection
+from secateur.integrations.encoded import Modality, Part, Tensor, Visual, spread
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN2_VL, frame_parts, unpatched
 from secateur.integrations.observing import (
@@ -26,7 +27,7 @@ from secateur.integrations.observing import (
     rotate,
     watching,
 )
-from secateur.integrations.transformers.internals import rope_index, window_index
+from secateur.integrations.transformers.internals import rope_index, told_of, window_index
 from secateur.integrations.transformers.models import Adapter
 
 if TYPE_CHECKING:
@@ -56,6 +57,47 @@ class Qwen25VL(Adapter):
     ) -> list[Visual]:
         """One grid an image, one a frame of a video; see `Adapter.encode`."""
         found: list[Visual] = []
+        for modality, patches, grids in self._given(inputs):
+            encode = getattr(model.model, f"get_{modality}_features")
+            with watching() as watch:
+                seen = self._watch(watch, model.model.visual, wants, requests)
+                out = encode(patches, grids, return_dict=True)
+            observed = self._observed(model.model.visual, seen, grids, requests)
+            shown = pixels if "pixels" in wants else None
+            parts = self._parts(model, patches, grids, observed, shown)
+            planes = getattr(out, "deepstack_features", None) or ()
+            found += _visuals(modality, parts, out.pooler_output, planes)
+        return found
+
+    def encode_some(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        choose: Callable[[Sequence[Tokens]], list[Selection]],
+        pixels: Any,
+    ) -> list[Visual]:
+        """The tower gets the patches of chosen cells alone; see `Adapter.encode_some`."""
+        tower = model.model.visual
+        found: list[Visual] = []
+        for modality, patches, grids in self._given(inputs):
+            parts = self._parts(model, patches, grids, {}, pixels)
+            each = [part for own in parts for part in own]
+            chosen = choose([Tokens(pixels=part.pixels, grid=part.grid) for part in each])
+            kept = torch.cat([selection.mask() for selection in chosen]).to(grids.device)
+            stay = kept.repeat_interleave(tower.spatial_merge_size**2).to(patches.device)
+            out = tower(
+                patches[stay].type(tower.dtype),
+                grid_thw=grids,
+                return_dict=True,
+                **told_of(tower, grids, kept),
+            )
+            planes = getattr(out, "deepstack_features", None) or ()
+            features, *planes = (spread(x, kept, len(kept)) for x in (out.pooler_output, *planes))
+            found += _visuals(modality, parts, features, planes, chosen)
+        return found
+
+    def _given(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Modality, Tensor, Tensor]]:
+        """Patches and grids of the images, and of the videos."""
         for modality in self.family.modalities:
             values = "pixel_values" if modality == "image" else "pixel_values_videos"
             patches, grids = inputs.get(values), inputs.get(f"{modality}_grid_thw")
@@ -63,13 +105,7 @@ class Qwen25VL(Adapter):
                 continue
             if grids is None:
                 raise ValueError(f"{modality}_grid_thw: expected beside {values}")
-            encode = getattr(model.model, f"get_{modality}_features")
-            with watching() as watch:
-                seen = self._watch(watch, model.model.visual, wants, requests)
-                out = encode(patches, grids, return_dict=True)
-            observed = self._observed(model.model.visual, seen, grids, requests)
-            found += self._visuals(model, modality, patches, grids, out, observed, wants, pixels)
-        return found
+            yield modality, patches, grids
 
     def full_attention(self, tower: Any) -> Sequence[int]:
         """Layers of the tower in which every patch of a frame sees every other."""
@@ -125,44 +161,56 @@ class Qwen25VL(Adapter):
             found[name] = merged
         return found
 
-    def _visuals(
+    def _parts(
         self,
         model: Any,
-        modality: Modality,
         patches: Tensor,
         grids: Tensor,
-        out: Any,
         observed: Mapping[str, Tensor],
-        wants: frozenset[str],
         pixels: Any,
-    ) -> list[Visual]:
+    ) -> list[list[Part]]:
+        """The frames of each image or video, with their pixels where it is said how."""
         merge = model.model.visual.spatial_merge_size
-        sizes = [int(x.shape[0]) for x in out.pooler_output]
-        planes = [
-            plane if isinstance(plane, (tuple, list)) else torch.split(plane, sizes)
-            for plane in getattr(out, "deepstack_features", None) or ()
-        ]
         found, start, patch_start = [], 0, 0
-        for number, (frames, height, width) in enumerate(grids.tolist()):
+        for frames, height, width in grids.tolist():
             h, w = height // merge, width // merge
             images = None
-            if "pixels" in wants:
+            if pixels is not None:
                 own = patches[patch_start : patch_start + frames * height * width]
                 images = pixels.restore(
                     unpatched(own, (frames, height, width), model.config.vision_config)
                 )
-            parts = frame_parts(frames, (h, w), observed, start, images)
-            found.append(
-                Visual(
-                    modality=modality,
-                    features=out.pooler_output[number],
-                    parts=parts,
-                    planes=[plane[number] for plane in planes],
-                )
-            )
+            found.append(frame_parts(frames, (h, w), observed, start, images))
             start += frames * h * w
             patch_start += frames * height * width
         return found
+
+
+def _visuals(
+    modality: Modality,
+    parts: Sequence[Sequence[Part]],
+    features: Any,
+    planes: Sequence[Any],
+    chosen: Sequence[Selection] = (),
+) -> list[Visual]:
+    """One an image or video, of the features of all, in one tensor or split."""
+    sizes = [sum(len(part.index) for part in own) for own in parts]
+    features, *planes = (
+        x if isinstance(x, (tuple, list)) else torch.split(x, sizes) for x in (features, *planes)
+    )
+    found, first = [], 0
+    for number, own in enumerate(parts):
+        found.append(
+            Visual(
+                modality=modality,
+                features=features[number],
+                parts=list(own),
+                planes=[plane[number] for plane in planes],
+                chosen=chosen[first : first + len(own)],
+            )
+        )
+        first += len(own)
+    return found
 
 
 class Qwen2VL(Qwen25VL):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from secateur.core.acts import Folds, Layer
 from secateur.core.inputs import REQUESTS, Request
-from secateur.integrations.encoded import Seen, Tensor
+from secateur.core.methods.tome import log_sizes
+from secateur.core.selection import Selection
+from secateur.integrations.encoded import Seen, Tensor, Visual, spread, whole
 from secateur.integrations.families.llava import TOWERS
 from secateur.integrations.families.tiles import folded
 from secateur.integrations.observing import (
@@ -93,6 +96,26 @@ class Tower:
         if states and encoder is not None:
             seen.embeds = encoder.project(self.module, self._patches(states[0].detach()))
 
+    @contextmanager
+    def folding(self, method: Folds, grid: tuple[int, int]) -> Iterator[Folding]:
+        """Let a method fold the tokens of the pictures that go through within the block."""
+        if len(self.picks) > 1:
+            raise ValueError(
+                f"{type(method).__name__} folds tokens inside the encoder, and features of several "
+                "layers then differ in length"
+            )
+        if method.proportional and "flash" in self.module.config._attn_implementation:
+            raise ValueError(
+                f"{type(method).__name__} weighs the encoder's attention by sizes, which flash "
+                'attention does not take; load the vision tower with "sdpa", or take '
+                "proportional=False"
+            )
+        folding = Folding(method, grid, self)
+        with watching() as watch:
+            for number in range(len(self.layers)):
+                folding.follow(watch, number)
+            yield folding
+
     def projections(self, layer: Any) -> tuple[Any, Any]:
         """The modules of a layer that return queries and keys (P, T, C)."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
@@ -138,3 +161,154 @@ class FoldedTower(Tower):
 
     def _answer(self, request: Request, seen: list[Tensor]) -> Tensor:
         return folded(super()._answer(request, seen), self.fold)
+
+
+class Folding:
+    """Pictures on their way through a tower in which their tokens fold.
+
+    Hooks change what layers are called with and what they return. Where a method folds between
+    attention and MLP, the layer adds nothing to states of the old length, which are then replaced
+    by the folded ones and what the MLP made of them.
+
+    Attributes
+    ----------
+    sizes
+        How many tokens (P, t) each one left stands for; None before any folding.
+    group
+        For each token (P, T) the tower began with its number among those left; None likewise.
+    """
+
+    def __init__(self, method: Folds, grid: tuple[int, int], tower: Tower) -> None:
+        self.method, self.grid, self.tower = method, grid, tower
+        self.sizes: Tensor = None
+        self.group: Tensor = None
+
+    def places(self, pictures: int) -> Tensor:
+        """Where each patch that is left stands among all of its picture (P, n)."""
+        first = int(self.tower.class_token)
+        every = torch.arange(self.grid[0] * self.grid[1]).expand(pictures, -1)
+        if self.group is None:
+            return every
+        group = self.group[:, first:] - first
+        left = int(group.max()) + 1
+        every = every.to(group.device)
+        if not self.method.in_place:
+            return every[:, :left]
+        return every.new_full((pictures, left), every.shape[1]).scatter_reduce(
+            1, group, every, "amin"
+        )
+
+    def follow(self, watch: Watch, number: int) -> None:
+        """Fold in a layer, and weigh the attention of one by the sizes so far."""
+        layer = self.tower.layers[number]
+        if self.method.proportional:
+            watch.before(layer, self._weigh)
+        if number > self.tower.layer:
+            return
+        keys = watch.output(self.tower.projections(layer)[1])
+        if self.method.behind:
+            watch.after(
+                layer, lambda _module, _args, output: self._fold(number, keys.pop(), output)
+            )
+            return
+        folded: list[Tensor] = []
+
+        def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            states = self._fold(number, keys.pop(), args[0])
+            if states is None:
+                return None
+            folded.append(states)
+            return (states, *args[1:]), kwargs
+
+        def hold(_module: Any, args: tuple[Any, ...], output: Tensor) -> Any:
+            if not folded:
+                return None
+            folded.append(output)
+            return output.new_zeros(1, 1, 1)
+
+        def leave(_module: Any, _args: Any, _output: Tensor) -> Any:
+            if not folded:
+                return None
+            states, added = folded
+            folded.clear()
+            return states + added
+
+        watch.before(layer.layer_norm2, enter)
+        watch.after(layer.mlp, hold)
+        watch.after(layer, leave)
+
+    def _weigh(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.sizes is None:
+            return None
+        weights = log_sizes(self.sizes).to(args[0])[:, None, None]
+        if "attention_mask" in kwargs:
+            return args, {**kwargs, "attention_mask": weights}
+        return (args[0], weights, *args[2:]), kwargs
+
+    def _fold(self, number: int, keys: Tensor, states: Tensor) -> Tensor | None:
+        """The states (P, t', C) that go on, None where all do."""
+        split = heads(keys.detach(), self.tower.head_size)
+        merged = self.method.fold(
+            Layer(
+                number=number,
+                depth=self.tower.layer + 1,
+                grid=self.grid,
+                class_token=self.tower.class_token,
+                states=states,
+                keys=split.mean(dim=-3),
+                sizes=states.new_ones(states.shape[:2]).float()
+                if self.sizes is None
+                else self.sizes,
+            )
+        )
+        if merged is None:
+            return None
+        self.sizes = merged.sizes
+        self.group = merged.group if self.group is None else merged.group.gather(1, self.group)
+        return merged.states
+
+
+def folded_visuals(
+    model: Any,
+    inputs: Mapping[str, Any],
+    names: Sequence[str],
+    wants: frozenset[str],
+    method: Folds,
+    requests: Mapping[str, Request],
+) -> list[Visual]:
+    """The pictures of a LLaVA as its tower folds them, one grid each.
+
+    Picture by picture, where they differ in how many tokens they are left with.
+
+    Parameters
+    ----------
+    names
+        Which of the inputs `get_image_features` takes.
+    wants, method, requests
+        As for `Adapter.encode_folding`.
+    """
+    given = {name: inputs[name] for name in names if inputs.get(name) is not None}
+    pictures = given["pixel_values"]
+    patch = model.config.vision_config.patch_size
+    grid = (pictures.shape[-2] // patch, pictures.shape[-1] // patch)
+    size = grid[0] * grid[1]
+    tower = Tower(model, given)
+    found = []
+    for some in (pictures,) if method.together else pictures.split(1):
+        with tower.folding(method, grid) as folding, tower.watch(wants, None, requests) as seen:
+            out = model.model.get_image_features(
+                **{**given, "pixel_values": some}, return_dict=True
+            )
+        for number, places in enumerate(folding.places(len(some))):
+            part = whole(grid)
+            for name, x in seen.of(number).items():
+                setattr(part, name, spread(x, places, size))
+            found.append(
+                Visual(
+                    modality="image",
+                    features=spread(out.pooler_output[number], places, size),
+                    parts=[part],
+                    chosen=[Selection.of(places, size)],
+                )
+            )
+    return found

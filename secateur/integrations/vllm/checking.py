@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.core.acts import Shrinks, acts_inside, forgets
+from secateur.core.acts import Cuts, Shrinks, Skips, acts_inside, forgets
 from secateur.core.complexity import RunningCalibration
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method, methods
@@ -82,11 +82,10 @@ def method_of(stored: Any, model_type: str) -> Method:
             for name, kind in methods().items()
             if kind.prunes_before and name != "mixture" and kind().needs <= offers
         )
-        why = (
-            f"needs {', '.join(lacking)}, which vLLM's {model_type} does not give"
-            if method.prunes_before
-            else "acts inside the language model, whose attention vLLM does not show"
-        )
+        why = f"needs {', '.join(lacking)}, which vLLM's {model_type} does not give"
+        if not method.prunes_before:
+            where = "language model" if isinstance(method, Cuts) else "encoder"
+            why = f"acts inside the {where}, whose attention vLLM does not show"
         raise ValueError(f"secateur: {stored['method']} {why}; take one of {', '.join(serves)}")
     if forgets(method):
         raise ValueError(
@@ -111,6 +110,11 @@ def method_of(stored: Any, model_type: str) -> Method:
         raise ValueError(
             "secateur: a running mean makes answers depend on other requests; take a number or a "
             "Calibration"
+        )
+    if isinstance(method, Skips) and method.skips:
+        raise ValueError(
+            f'secateur: {method.name} with before="encoder"; vLLM encodes whole pictures, so leave '
+            'it out or take "model"'
         )
     from secateur.integrations.choosing import wanted
 

@@ -49,7 +49,13 @@ _MODELS = "model_executor.models."
 
 def _hooked(family: Family) -> Family:
     """The family, without what hooks on vLLM's towers do not show."""
-    return replace(family, offers=family.offers - {"states", "class_state"}, projects=False)
+    return replace(
+        family,
+        offers=family.offers - {"states", "class_state"},
+        projects=False,
+        folds=False,
+        skips=False,
+    )
 
 
 ROWS: dict[str, Row] = {
