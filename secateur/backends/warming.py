@@ -14,11 +14,13 @@ from secateur.core.dispatch import drivers
 from secateur.core.maximize import maximize
 from secateur.core.measures import effective_rank, patch_entropy
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
+from secateur.core.parameters import typed
 from secateur.core.relevance import dense_relevance
 from secateur.core.similarity import cosine_similarity
 from secateur.core.threshold import greedy_threshold
 
 
+@typed
 def warm_up(backend: str = "auto", shapes: Iterable[tuple[int, int]] = ((576, 1024),)) -> None:
     """Call each operation once for every shape, so that the first request waits for no compiler.
 

@@ -15,6 +15,7 @@ from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.measures import median, patch_entropy
 from secateur.core.methods.base import require_share, require_whole
 from secateur.core.methods.erase import ERASE
+from secateur.core.parameters import typed
 
 HIGHEST = math.log(256)
 """The entropy of a patch in which all grey values are equally frequent."""
@@ -49,6 +50,7 @@ class CalibrationResult:
         return f"CalibrationResult({self.value:.6g} after {self.trials} trials: {self.method!r})"
 
 
+@typed
 def calibrate(
     objective: Callable[[ERASE], float],
     method: ERASE | None = None,

@@ -146,24 +146,7 @@ def checked(
     non_negative
         Whether to refuse negative numbers.
     """
-    if isinstance(x, (list, tuple, int, float)):
-        x = _from_numbers(x, name, layout)
-        if beside is not None:
-            x = like(x, beside)
-    _refuse_kind(x, name)
-    if not compat.is_array_api_obj(x):
-        raise ValueError(f"{name}: expected an array of shape {layout}, got {type(x).__name__}")
-    axes = [axis for axis in layout.strip("()").split(",") if axis.strip() not in ("...", "")]
-    shape = shape_of(x)
-    fits = len(shape) >= len(axes) if "..." in layout else len(shape) == len(axes)
-    if not fits:
-        raise ValueError(f"{name}: expected shape {layout}, got {spell(shape)}")
-    if axes and 0 in shape[len(shape) - len(axes) :]:
-        raise ValueError(f"{name}: expected shape {layout} without empty axes, got {spell(shape)}")
-    try:
-        x = widened(x)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    x = widened(shaped(x, name, layout, beside=beside))
     xp = namespace(x)
     if check_finite and not _finite(x):
         raise ValueError(f"{name}: contains NaN or infinity (check_finite=False skips this check)")
@@ -173,7 +156,31 @@ def checked(
     return x
 
 
-def _refuse_kind(x: Any, name: str) -> None:
+def shaped(x: Any, name: str, layout: str = "(...)", *, beside: Array | None = None) -> Array:
+    """Let an argument in as an array of real numbers that has the axes of `layout`; see `checked`.
+
+    Looks at no number.
+    """
+    if isinstance(x, (list, tuple, int, float)):
+        x = _from_numbers(x, name, layout)
+        if beside is not None:
+            x = like(x, beside)
+    refuse_kind(x, name)
+    if not compat.is_array_api_obj(x):
+        raise ValueError(f"{name}: expected an array of shape {layout}, got {type(x).__name__}")
+    axes = [axis for axis in layout.strip("()").split(",") if axis.strip() not in ("...", "")]
+    shape = shape_of(x)
+    fits = len(shape) >= len(axes) if "..." in layout else len(shape) == len(axes)
+    if not fits or (axes and axes[-1].strip() == "3" and shape[-1] != 3):
+        raise ValueError(f"{name}: expected shape {layout}, got {spell(shape)}")
+    if axes and 0 in shape[len(shape) - len(axes) :]:
+        raise ValueError(f"{name}: expected shape {layout} without empty axes, got {spell(shape)}")
+    if not namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")):
+        raise ValueError(f"{name}: expected real numbers, got dtype {x.dtype}")
+    return x
+
+
+def refuse_kind(x: Any, name: str) -> None:
     """Refuse what looks like an array and has no plain numbers behind every place."""
     if isinstance(x, np.ma.MaskedArray):
         raise ValueError(
@@ -259,9 +266,11 @@ def resolve_keep(keep: Any, n: int, name: str = "keep") -> int:
 
 def resolve_budget(k: Any, n: int, batch: tuple[int, ...], name: str = "k") -> Any:
     """One budget for all rows (an int) or one a row (an int64 NumPy array of shape `batch`)."""
-    if not isinstance(k, (list, tuple)) and np.ndim(k) == 0:
-        return resolve_keep(to_numpy(k).item() if compat.is_array_api_obj(k) else k, n, name)
-    budgets = to_numpy(k) if compat.is_array_api_obj(k) else np.asarray(k)
+    if not compat.is_array_api_obj(k) and not isinstance(k, (list, tuple, range)):
+        return resolve_keep(k, n, name)
+    budgets = on_host(list(k) if isinstance(k, range) else k, name)
+    if budgets.ndim == 0:
+        return resolve_keep(budgets.item(), n, name)
     shape = budgets.shape
     if shape != batch:
         raise ValueError(
@@ -286,6 +295,20 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
     if hasattr(x, "__array__") or isinstance(x, (list, tuple, int, float, np.generic)):
         return np.asarray(x)
     return np.from_dlpack(x)
+
+
+def on_host(x: Any, name: str) -> np.ndarray[Any, Any]:
+    """An argument that is a number, numbers in a list or an array, on the host; or refuse it."""
+    refuse_kind(x, name)
+    try:
+        host = to_numpy(x)
+    except (AttributeError, TypeError, ValueError, RuntimeError, BufferError):
+        host = None
+    if host is None or host.dtype.kind not in "buif":
+        raise ValueError(
+            f"{name}: expected a number, a list of them or an array, got {type(x).__name__}"
+        )
+    return host
 
 
 def like(values: Any, x: Array, dtype: Any = None) -> Array:

@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from secateur.core.arrays import Array, checked, like, namespace, to_numpy, whole
+from secateur.core.arrays import Array, checked, like, namespace, on_host, to_numpy, whole
+from secateur.core.parameters import typed
 
 Rounding = Literal["exact", "floor"]
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
+@typed
 def allocate(
     scores: Array,
     total: int,
@@ -77,8 +79,6 @@ def allocate(
         raise ValueError(f"total: expected a whole number of at least 1, got {total!r}")
     low = _bounds(minimum, parts, "minimum")
     high = _bounds(total if maximum is None else maximum, parts, "maximum")
-    if rounding not in ("exact", "floor"):
-        raise ValueError(f"rounding: expected exact or floor, got {rounding!r}")
     if bool(np.any(low > high)):
         raise ValueError(f"minimum: {low.tolist()} exceeds maximum {high.tolist()}")
     if rounding == "exact" and not int(low.sum()) <= total <= int(high.sum()):
@@ -120,7 +120,7 @@ def spread(total: int, most: Sequence[int]) -> list[int]:
 
 
 def _bounds(given: Any, parts: int, name: str) -> Numbers:
-    values = to_numpy(given)
+    values = on_host(given, name)
     if values.shape not in ((), (parts,)):
         raise ValueError(f"{name}: expected a number or one for each of {parts} parts")
     if values.dtype.kind not in "iu" or bool(np.any(values < 0)):
@@ -140,6 +140,7 @@ def _exact(scores: Numbers, total: int, low: Numbers, high: Numbers) -> Numbers:
 
 def _proportional(scores: Numbers, total: int, low: Numbers, high: Numbers) -> Numbers:
     """Shares s_c = clip(t * score_c, low_c, high_c) with t such that they sum to the total."""
+    scores = np.maximum(np.nan_to_num(scores), 0.0)  # NaN is no score
     if not scores.any():
         scores = np.ones_like(scores)
     scores = scores / scores.max()

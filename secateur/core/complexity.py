@@ -17,6 +17,7 @@ import numpy as np
 from secateur.core.arrays import to_numpy
 from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.measures import attention_entropy, effective_rank
+from secateur.core.parameters import typed
 
 Measure = Literal["erank", "entropy"]
 MEASURES: tuple[Measure, ...] = ("erank", "entropy")
@@ -75,18 +76,26 @@ class Calibration:
             raise ValueError(f"images: expected a count of at least 1, got {count!r}")
 
     @classmethod
+    @typed
     def of(cls, images: Iterable[Tokens]) -> Calibration:
         """The means over images, one `Tokens` or batch of them after the other.
 
         Memory stays that of one `Tokens`: pass a generator over a large set.
         """
         running = RunningCalibration()
-        for tokens in images:
+        if getattr(images, "ndim", 1) == 0:
+            raise ValueError("images: expected several Tokens, got a number")
+        for place, tokens in enumerate(images):
+            if not isinstance(tokens, Tokens):
+                raise ValueError(
+                    f"images: expected Tokens, got {type(tokens).__name__} at place {place}"
+                )
             running.see(tokens)
         if running.so_far is None:
             raise ValueError("images: expected at least one to calibrate on, got none")
         return running.so_far
 
+    @typed
     def mean(self, measure: Measure = "erank") -> float:
         """The mean of a measure."""
         if measure == "erank":
@@ -98,6 +107,7 @@ class Calibration:
             )
         return self.entropy
 
+    @typed
     def including(self, tokens: Tokens) -> Calibration:
         """The means with the images of `tokens` counted in."""
         return self._joined(*_means(tokens))
@@ -130,11 +140,13 @@ class Calibration:
             )
         return cls(**stored)
 
+    @typed
     def save(self, path: str | PathLike[str]) -> None:
         """Write it to a JSON file."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
+    @typed
     def load(cls, path: str | PathLike[str]) -> Calibration:
         """Read what `save` wrote."""
         try:
@@ -191,9 +203,11 @@ class RunningCalibration:
     6.0
     """
 
+    @typed
     def __init__(self, so_far: Calibration | None = None) -> None:
         self.so_far = so_far
 
+    @typed
     def see(self, tokens: Tokens) -> None:
         """Count in the images of `tokens`."""
         erank, entropy, count = _means(tokens)
@@ -243,12 +257,10 @@ Mean = float | Calibration | RunningCalibration
 def as_mean(given: Any) -> Mean | None:
     """A mean as methods hold it; dictionaries that `to_dict` wrote become what they were."""
     if isinstance(given, Mapping):
-        if "running" in given:
-            before = given["running"]
-            if len(given) > 1:
-                raise ValueError(f"mean_erank: expected 'running' alone, got {given!r}")
-            return RunningCalibration(None if before is None else Calibration.from_dict(before))
-        return Calibration.from_dict(given)
+        try:
+            return _mean_of(given)
+        except ValueError as error:
+            raise ValueError(f"mean_erank: {error}") from None
     if given is None or isinstance(given, (Calibration, RunningCalibration)):
         return given
     if not _is_mean(given):
@@ -257,6 +269,15 @@ def as_mean(given: Any) -> Mean | None:
             f"got {given!r}"
         )
     return float(given)
+
+
+def _mean_of(stored: Mapping[str, Any]) -> Mean:
+    if "running" not in stored:
+        return Calibration.from_dict(stored)
+    before = stored["running"]
+    if len(stored) > 1:
+        raise ValueError(f"expected 'running' alone, got {stored!r}")
+    return RunningCalibration(None if before is None else Calibration.from_dict(before))
 
 
 def relative_complexity(
@@ -273,6 +294,8 @@ def relative_complexity(
         )
     if isinstance(mean, RunningCalibration):
         mean.see(tokens)
+        if mean.so_far is None:
+            return complexity(tokens, measure)  # of no images
         mean = mean.so_far
     average = mean.mean(measure) if isinstance(mean, Calibration) else mean
-    return complexity(tokens, measure) / average
+    return complexity(tokens, measure) / float(average)

@@ -6,7 +6,6 @@ import math
 
 from secateur.core.arrays import (
     Array,
-    check_lengths,
     checked,
     device,
     epsilon,
@@ -19,6 +18,7 @@ from secateur.core.arrays import (
 )
 from secateur.core.dispatch import operation
 from secateur.core.order import settled
+from secateur.core.parameters import typed
 
 NOISE = 1e-6
 """What the published programs scale their noise with."""
@@ -50,6 +50,7 @@ def distances(x: Array) -> Array:
     return xp.sqrt(squared) / math.sqrt(int(x.shape[-1]))
 
 
+@typed
 def density_peaks(
     x: Array, neighbours: int, *, noise: Array | None = None, check_finite: bool = True
 ) -> Array:
@@ -101,7 +102,20 @@ def density_peaks(
     array([0.1 , 5.26, 0.1 , 0.1 , 4.92, 0.19])
     """
     x = checked(x, "x", "(..., N, D)", check_finite=check_finite)
+    noise = _checked_noise(noise, x, check_finite)
     return peak_scores(distances(x), neighbours, noise)
+
+
+def _checked_noise(noise: Array | None, x: Array, check_finite: bool) -> Array | None:
+    if noise is None:
+        return None
+    noise = checked(noise, "noise", "(..., N)", check_finite=check_finite, beside=x)
+    namespace(noise, x)
+    if shape_of(noise) != shape_of(x)[:-1]:
+        raise ValueError(
+            f"noise: expected shape {spell(shape_of(x)[:-1])}, got {spell(shape_of(noise))}"
+        )
+    return noise
 
 
 def peak_scores(d: Array, neighbours: int, noise: Array | None = None) -> Array:
@@ -112,10 +126,6 @@ def peak_scores(d: Array, neighbours: int, noise: Array | None = None) -> Array:
     near = smallest(d, min(neighbours, int(d.shape[-1])))
     density = settled(xp.exp(-xp.mean(near * near, axis=-1)))
     if noise is not None:
-        if shape_of(noise) != shape_of(density):
-            raise ValueError(
-                f"noise: expected shape {spell(density.shape)}, got {spell(noise.shape)}"
-            )
         density = density + NOISE * noise
     farthest = xp.max(d, axis=(-2, -1), keepdims=True)
     denser = density[..., None, :] > density[..., :, None]
@@ -124,6 +134,7 @@ def peak_scores(d: Array, neighbours: int, noise: Array | None = None) -> Array:
     return settled(density * apart / scale) * scale
 
 
+@typed
 def density_clusters(
     x: Array,
     count: int,
@@ -166,8 +177,7 @@ def density_clusters(
     xp, n = namespace(x), int(x.shape[-2])
     if not 1 <= whole(count) <= n:
         raise ValueError(f"count: expected 1 to {n} clusters, got {count!r}")
-    if noise is not None:
-        check_lengths(x=n, noise=int(noise.shape[-1]))
+    noise = _checked_noise(noise, x, check_finite)
     d = distances(x)
     centres = xp.astype(top(peak_scores(d, neighbours, noise), count), index_dtype(xp))
     where = xp.broadcast_to(centres[..., None, :], (*shape_of(x)[:-1], count))

@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from secateur.core.arrays import Array, is_sparse, library
+from secateur.core.parameters import typed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,6 +76,7 @@ def drivers() -> dict[str, tuple[str, ...]]:
 
 
 @contextmanager
+@typed
 def backend(name: str) -> Iterator[None]:
     """Choose who computes within the block: ``"auto"``, ``"reference"`` or a driver's name.
 
@@ -225,9 +227,10 @@ class Operation(Generic[P, R]):
         first: Any = args[0] if args else next(iter(kwargs.values()))
         # What is no array itself, such as an objective, says whose arrays it holds.
         first = getattr(first, "sample", first)
-        asked = candidates(first, choice)
-        if 0 in getattr(first, "shape", ()):
-            asked = ()  # A batch of no images: nothing for a driver to be fast at.
+        if not hasattr(first, "shape") or 0 in first.shape:
+            asked: tuple[ModuleType, ...] = ()  # Nothing for a driver to be fast at.
+        else:
+            asked = candidates(first, choice)
         for driver in asked:
             fast = getattr(driver, name, None)
             if fast is not None and fast is not self:

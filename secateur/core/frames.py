@@ -11,14 +11,17 @@ from secateur.core.arrays import (
     device,
     namespace,
     shape_of,
+    shaped,
     to_numpy,
     whole,
 )
 from secateur.core.budget import allocate
+from secateur.core.parameters import typed
 from secateur.core.segments import cosine_in_time, in_time
 from secateur.core.selection import Selection, Shares
 
 
+@typed
 def change(features: Array, frames: int, *, memory: int = 1, check_finite: bool = True) -> Array:
     r"""How much each frame differs from those before.
 
@@ -80,6 +83,7 @@ def first_everywhere(x: Array, value: float) -> Array:
     return xp.concat([first, x], axis=-2)
 
 
+@typed
 def allocate_in_time(
     features: Array,
     frames: int,
@@ -122,6 +126,7 @@ def allocate_in_time(
     >>> sc.allocate_in_time(video, 4, 5)
     array([2, 1, 1, 1])
     """
+    features = shaped(features, "features", "(..., N, D)")
     scores = change(features, frames, memory=memory, check_finite=check_finite)
     size = int(features.shape[-2])
     if not 1 <= whole(total) <= size:

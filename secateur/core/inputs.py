@@ -11,10 +11,20 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import array_api_compat as compat
-import numpy as np
 
-from secateur.core.arrays import Array, constant, each_row, shape_of, spell, whole
+from secateur.core.arrays import (
+    Array,
+    constant,
+    each_row,
+    on_host,
+    refuse_kind,
+    shape_of,
+    shaped,
+    spell,
+    whole,
+)
 from secateur.core.maps import checked_grid
+from secateur.core.parameters import typed
 
 Axis = Literal["token", "frame", "image", "text", "fact"]
 """What an input has one entry of: each token, each frame, each image, each text; or a fact that
@@ -298,7 +308,7 @@ class Tokens:
             if x is None and (name != "features" or blind):
                 continue
             if isinstance(x, (list, tuple)):
-                x = np.asarray(x)
+                x = on_host(x, name)
                 object.__setattr__(self, name, x)
             self._fits(name, x)
         if blind:
@@ -308,12 +318,14 @@ class Tokens:
                 f"features: expected at least one token, got shape {spell(self.features.shape)}"
             )
         self._check_frames()
+        self._check_images()
         if self.grid is not None:
             object.__setattr__(self, "grid", checked_grid(self.grid, self.size // self.times))
 
     def _fits(self, name: str, x: Any) -> None:
         axes = PER_TOKEN[name]
         layout = "(..., N, D)" if axes == 2 else "(..., N)"
+        refuse_kind(x, name)
         if not compat.is_array_api_obj(x) or x.ndim < axes:
             came = spell(shape_of(x)) if hasattr(x, "shape") else type(x).__name__
             raise ValueError(f"{name}: expected an array of shape {layout}, got {came}")
@@ -327,6 +339,21 @@ class Tokens:
                 f"{', D)' if axes == 2 else ')'} "
                 f"beside {beside} {spell(known)}, got {spell(shape_of(x))}"
             )
+
+    def _check_images(self) -> None:
+        """What an image has once, each image of the batch has, or each frame of a video."""
+        for name, row in INPUTS.items():
+            x = getattr(self, name)
+            if row.axis != "image" or x is None:
+                continue
+            batch = self.batch_shape
+            x = shaped(x, name, row.layout)
+            object.__setattr__(self, name, x)
+            if shape_of(x)[: x.ndim - row.own_axes] not in (batch, (*batch, self.frames)):
+                raise ValueError(
+                    f"{name}: expected one {'image' if name == 'pixels' else 'vector'} for each "
+                    f"of the rows {spell(batch)}, got shape {spell(shape_of(x))}"
+                )
 
     def _check_frames(self) -> None:
         if self.frames is not None and (whole(self.frames) < 1 or self.size % self.frames):
@@ -374,9 +401,12 @@ class Tokens:
         """The tokens where they can be compared with text: `embeds`, else `features`."""
         return self.features if self.embeds is None else self.embeds
 
+    @typed
     def require(self, method: str, *names: str) -> None:
         """Raise `MissingInputError` for the first of the named inputs that is absent."""
         for name in names:
+            if name not in INPUTS:
+                raise ValueError(f"names: expected inputs such as features, got {name!r}")
             if getattr(self, name) is None:
                 raise MissingInputError(method, name)
 

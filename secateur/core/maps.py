@@ -14,10 +14,17 @@ from secateur.core.arrays import (
     constant,
     like,
     namespace,
+    shape_of,
+    spell,
     whole,
 )
+from secateur.core.parameters import typed
+
+Grid = Any
+"""(h, w): two whole numbers in whatever holds two."""
 
 
+@typed
 def min_max(scores: Array, axis: int | tuple[int, ...] = -1, *, check_finite: bool = True) -> Array:
     r"""Scores stretched onto (0, 1].
 
@@ -50,15 +57,22 @@ def min_max(scores: Array, axis: int | tuple[int, ...] = -1, *, check_finite: bo
     array([0. , 0.5, 1. ])
     """
     scores = checked(scores, "scores", "(..., N)", check_finite=check_finite)
-    xp = namespace(scores)
+    axes = (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
+    places = {int(each) % scores.ndim for each in axes if -scores.ndim <= each < scores.ndim}
+    if not len(axes) == len(places) > 0:
+        raise ValueError(f"axis: expected one or several of {spell(scores.shape)}, got {axis!r}")
+    if 0 in shape_of(scores):
+        return scores
+    axis, xp = tuple(sorted(places)), namespace(scores)
     low = xp.min(scores, axis=axis, keepdims=True)
     high = xp.max(scores, axis=axis, keepdims=True)
     return (scores - low + 1e-6) / (high - low + 1e-6)
 
 
+@typed
 def smooth(
     scores: Array,
-    grid: tuple[int, int],
+    grid: Grid,
     size: int = 3,
     sigma: float = 1.0,
     *,
@@ -139,6 +153,7 @@ def _reflected(n: int, offset: int) -> np.ndarray[tuple[int], np.dtype[np.int64]
     return np.minimum(folded, period - folded).astype(np.int64)
 
 
+@typed
 def polarize(scores: Array, beta: float, *, check_finite: bool = True) -> Array:
     r"""Scores raised to a power: above 1 it deepens the contrast, below 1 it flattens it.
 
@@ -176,7 +191,7 @@ def polarize(scores: Array, beta: float, *, check_finite: bool = True) -> Array:
     if not (beta >= 0 and math.isfinite(beta)):
         raise ValueError(f"beta: expected a finite power of at least 0, got {beta}")
     xp = namespace(scores)
-    if check_finite and beta > 1:
+    if check_finite and beta > 1 and 0 not in shape_of(scores):
         largest, most = float(constant(xp.max(scores))), float(xp.finfo(scores.dtype).max)
         if largest > 1 and beta * math.log(largest) > math.log(most):
             raise ValueError(
@@ -188,7 +203,8 @@ def polarize(scores: Array, beta: float, *, check_finite: bool = True) -> Array:
 
 def checked_grid(grid: Any, n: int) -> tuple[int, int]:
     """A grid (h, w) that holds n tokens, or refuse it."""
-    sides = [whole(side) for side in grid] if isinstance(grid, Iterable) else []
+    several = isinstance(grid, Iterable) and getattr(grid, "ndim", 1) == 1
+    sides = [whole(side) for side in grid] if several else []
     if len(sides) != 2 or any(side < 1 for side in sides):
         raise ValueError(f"grid: expected (h, w), two positive whole numbers, got {grid!r}")
     h, w = sides

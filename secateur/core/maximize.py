@@ -25,6 +25,7 @@ from secateur.core.greedy import Picks as Picks
 from secateur.core.greedy import by_row, incremental, lazy, naive, stochastic, track
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant, Objective
 from secateur.core.objectives.base import keeps_track
+from secateur.core.parameters import typed
 from secateur.core.selection import Selection
 
 P = ParamSpec("P")
@@ -50,6 +51,7 @@ def solves(
 
 
 @eager
+@typed
 def maximize(
     f: Objective,
     k: Any,
@@ -115,10 +117,6 @@ def maximize(
     >>> picks.indices, picks.gains.round(3), round(float(picks.guarantee), 3)
     (array([0, 2]), array([2. , 0.9]), 0.967)
     """
-    if not isinstance(f, Objective):
-        raise ValueError(
-            f"f: expected an objective such as FacilityLocation(similarity), got {type(f).__name__}"
-        )
     budget = _budget(f, k, beyond)
     with nullcontext() if backend is None else backend_choice(backend):
         picks = _solve(f, budget, algorithm, seed, epsilon)
@@ -144,8 +142,6 @@ def maximize(
 def _budget(f: Objective, k: Any, beyond: str) -> Any:
     """How many tokens to pick, of those that may be: an int, or an array of one a row."""
     budget = resolve_budget(k, f.size, f.batch_shape)
-    if beyond not in ("cap", "refuse"):
-        raise ValueError(f"beyond: expected cap or refuse; got {beyond!r}")
     most = f.open().sum(axis=-1)
     asked = to_numpy(k)
     asked = np.asarray(budget) if asked.dtype.kind == "f" else asked

@@ -22,10 +22,12 @@ from secateur.core.arrays import (
     widened,
 )
 from secateur.core.dispatch import operation
+from secateur.core.parameters import typed
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
+@typed
 def entropy(
     p: Array, axis: int = -1, normalize: bool = False, *, check_finite: bool = True
 ) -> Array:
@@ -81,6 +83,7 @@ def _entropy(p: Array, axis: int, normalize: bool) -> Array:
     return h / math.log(n) if normalize and n > 1 else h
 
 
+@typed
 def attention_entropy(
     attention: Array, normalize: bool = False, *, check_finite: bool = True
 ) -> Array:
@@ -122,6 +125,7 @@ def singular_values(features: Array) -> Array:
     return namespace(features).linalg.svdvals(features)
 
 
+@typed
 def effective_rank(features: Array, *, check_finite: bool = True) -> Array:
     r"""How many directions a set of vectors really uses.
 
@@ -161,6 +165,8 @@ def effective_rank(features: Array, *, check_finite: bool = True) -> Array:
     x = features if getattr(features, "requires_grad", False) else lent(features)
     xp = namespace(x)
     largest = xp.max(xp.abs(x), axis=(-2, -1), keepdims=True)
+    if not check_finite and not bool(xp.all(xp.isfinite(largest))):
+        raise ValueError("features: contains NaN or infinity, so that they have no rank")
     scaled = x / xp.where(largest > 0, largest, xp.ones_like(largest))
     if x is not features:
         scaled = like(scaled, features)
@@ -175,6 +181,7 @@ class Estimate(NamedTuple):
     error: float
 
 
+@typed
 def effective_rank_estimate(
     features: Array,
     probes: int = 16,

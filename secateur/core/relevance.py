@@ -22,6 +22,7 @@ from secateur.core.arrays import (
     wide,
 )
 from secateur.core.dispatch import operation
+from secateur.core.parameters import typed
 from secateur.core.similarity import unit
 
 Aggregate = Literal["entropy", "tempered", "topk"]
@@ -32,6 +33,7 @@ ENTROPY_ROUNDING = 512
 """Steps of its dtype by which an entropy may be off, in proportion to it."""
 
 
+@typed
 def dense_relevance(
     visual: Array,
     text: Array | Sequence[Array],
@@ -121,8 +123,6 @@ def dense_relevance(
         raise ValueError(f"keep_ratio: expected a share in (0, 1], got {keep_ratio}")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
-    if aggregate not in AGGREGATES:
-        raise ValueError(f"aggregate: expected one of {', '.join(AGGREGATES)}, got {aggregate!r}")
     if sign not in (-1, 1):
         raise ValueError(f"sign: expected -1 or 1, got {sign}")
     for name, value in (("temperature", temperature), ("entropy_temperature", entropy_temperature)):

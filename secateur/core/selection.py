@@ -15,6 +15,7 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
+    refuse_kind,
     shape_of,
     spell,
     to_numpy,
@@ -22,6 +23,7 @@ from secateur.core.arrays import (
     wide,
     widened,
 )
+from secateur.core.parameters import typed
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -143,6 +145,7 @@ class Selection:
         moved = xp.sort(xp.where(self.indices < 0, last, self.indices), axis=-1)
         return xp.where(moved == self.size, xp.full_like(moved, -1), moved)
 
+    @typed
     def mask(self, n: int | None = None) -> Array:
         """True at the kept tokens: (..., n), n = all tokens unless given."""
         n = self.size if n is None else n
@@ -178,8 +181,11 @@ class Selection:
         Array
             `x` with K in place of N; padding is filled with zeros.
         """
+        refuse_kind(x, "x")
         xp = namespace(x)
-        if whole(axis) != axis or not -x.ndim <= axis < x.ndim:
+        given: Any = axis
+        number = isinstance(given, int | np.integer) and not isinstance(given, bool)
+        if not number or not -x.ndim <= axis < x.ndim:
             raise ValueError(
                 f"axis: expected one that runs over the tokens of x {spell(x.shape)}, got {axis!r}"
             )
@@ -214,17 +220,18 @@ class Selection:
         with the weights of `fold_weights`, or of `shares` where there are some. Where nothing
         was folded this is `gather`. O(N D) time beside a few small products; no K x N matrix.
         """
-        contributions = self._contributions()
-        if contributions is None:
-            return self.gather(features)
-        source, target, weight = contributions
-        xp = namespace(features)
-        batch, (size, width) = self.batch_shape, shape_of(features)[-2:]
-        if shape_of(features) != (*batch, self.size, width):
+        refuse_kind(features, "features")
+        xp, batch = namespace(features), self.batch_shape
+        if shape_of(features)[:-1] != (*batch, self.size):
             raise ValueError(
                 f"features: expected shape {spell((*batch, self.size))[:-1].rstrip(',')}, D), "
                 f"got {spell(features.shape)}"
             )
+        contributions = self._contributions()
+        if contributions is None:
+            return self.gather(features)
+        source, target, weight = contributions
+        size, width = shape_of(features)[-2:]
         rows, picks = math.prod(batch), int(self.indices.shape[-1])
         kept = to_numpy(self.sorted()).reshape(rows, picks)
         # Each kept token has a place in the answer; contributions are put in order of theirs.
@@ -258,6 +265,7 @@ class Selection:
         shape = (math.prod(self.batch_shape), target.shape[-1])
         return source.reshape(shape), target.reshape(shape), weight.reshape(shape)
 
+    @typed
     def per_frame(self, frames: int) -> Array:
         """How many tokens each of the `frames` of a video kept: (..., T).
 
@@ -272,7 +280,8 @@ class Selection:
             )
         xp = namespace(self.indices)
         kept = xp.astype(self.mask(), self.indices.dtype)
-        return xp.sum(xp.reshape(kept, (*self.batch_shape, frames, -1)), axis=-1)
+        shape = (*self.batch_shape, frames, self.size // frames)
+        return xp.sum(xp.reshape(kept, shape), axis=-1)
 
     def row(self, *position: int) -> Selection:
         """One row of a batch, without padding."""

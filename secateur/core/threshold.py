@@ -18,17 +18,20 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
+    on_host,
     resolve_budget,
     shape_of,
     spell,
     to_numpy,
 )
 from secateur.core.dispatch import eager, operation
+from secateur.core.parameters import typed
 from secateur.core.selection import Selection
 from secateur.core.similarity import unit
 
 
 @eager
+@typed
 def greedy_threshold(
     features: Array,
     attention: Array,
@@ -98,7 +101,7 @@ def greedy_threshold(
         )
     if not tau_max >= 0:
         raise ValueError(f"tau_max: expected a distance of at least 0, got {tau_max}")
-    steps = np.asarray(to_numpy(step), dtype=np.float64)
+    steps = on_host(step, "step").astype(np.float64)
     if steps.shape not in ((), batch):
         raise ValueError(
             f"step: expected a number or one for each of the rows {spell(batch)}, "

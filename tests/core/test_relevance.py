@@ -140,7 +140,7 @@ def test_one_token_and_one_word(to_xp):
         ({"keep_ratio": 0.0}, r"keep_ratio: expected a share in \(0, 1\], got 0"),
         ({"keep_ratio": 1.1}, r"keep_ratio: .* got 1.1"),
         ({"alpha": -0.1}, r"alpha: expected a share in \[0, 1\], got -0.1"),
-        ({"aggregate": "mean"}, "aggregate: expected one of entropy, tempered, topk, got 'mean'"),
+        ({"aggregate": "mean"}, "aggregate: expected one of entropy, tempered, topk; got 'mean'"),
         ({"sign": 0}, "sign: expected -1 or 1, got 0"),
         ({"temperature": 0.0}, "temperature: expected a positive number, got 0"),
         ({"entropy_temperature": -1.0}, "entropy_temperature: expected a positive number"),

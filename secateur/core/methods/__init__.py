@@ -16,6 +16,7 @@ from secateur.core.acts import Cut as Cut
 from secateur.core.acts import Cuts, Folds, Forgets, Shrinks, Skips
 from secateur.core.methods.base import Method as Method
 from secateur.core.methods.inside import InsideMethod as InsideMethod
+from secateur.core.parameters import typed
 
 if TYPE_CHECKING:
     from secateur.core.methods.agile import AgilePruner as AgilePruner
@@ -157,6 +158,7 @@ def methods() -> dict[str, type[Method]]:
     return known
 
 
+@typed
 def method(name: str, **parameters: Any) -> Method:
     """A method by name, with its parameters.
 
@@ -170,6 +172,7 @@ def method(name: str, **parameters: Any) -> Method:
     return known[name](**parameters)
 
 
+@typed
 def published(name: str, **settings: Any) -> Method:
     """A method as its authors' program has it: every setting, observation, budget and position.
 

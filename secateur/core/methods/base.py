@@ -14,17 +14,17 @@ import numpy as np
 from secateur.core.arrays import (
     Array,
     checked,
-    like,
     namespace,
     resolve_keep,
     shape_of,
+    shaped,
     to_numpy,
 )
 from secateur.core.dispatch import backend as backend_choice
 from secateur.core.dispatch import eager
 from secateur.core.frames import allocate_in_time, joined
 from secateur.core.inputs import INPUTS, Request, Tokens
-from secateur.core.methods.parameters import check_types
+from secateur.core.parameters import check_types, typed
 from secateur.core.selection import Selection, stack
 
 CountedFrom = Literal["size", "pixels", "features"]
@@ -178,8 +178,8 @@ class Method(ABC):
         return self.counted_from
 
     def budget(self, size: int, frames: int = 1) -> int:
-        """How many of `size` tokens of an image, or of `frames`, it keeps; at most, where what
-        it sees decides.
+        """How many of `size` tokens of an image, or of `frames`, it keeps; at most, but for the
+        rounding of parts, where what it sees decides.
         """
         if self.over == "video" and isinstance(self.keep, float):
             return resolve_keep(self.keep, size)
@@ -204,6 +204,7 @@ class Method(ABC):
     ) -> list[Selection]: ...
 
     @eager
+    @typed
     def select(
         self,
         tokens: Tokens | Sequence[Tokens],
@@ -239,12 +240,23 @@ class Method(ABC):
             if not isinstance(each, Tokens):
                 raise ValueError(f"tokens: expected Tokens, got {type(each).__name__}")
             each.require(type(self).__name__, *sorted(self.needs))
-            if check_finite:
-                self._check(each)
+            self._check(each, check_finite)
             images[place] = each.without_gradients()
         with nullcontext() if backend is None else backend_choice(backend):
             chosen = self._choose_in_time(images)
+        if check_finite:
+            self._refuse_lost(chosen)
         return chosen[0] if one else chosen
+
+    def _refuse_lost(self, chosen: Sequence[Selection]) -> None:
+        """Refuse scores that overflowed, though every number that they are made of is finite."""
+        for scores in (each.scores for each in chosen if each.scores is not None):
+            xp = namespace(scores)
+            if bool(xp.any(xp.isnan(scores))):
+                raise ValueError(
+                    f"{', '.join(sorted(self.needs))}: numbers too large for "
+                    f"{type(self).__name__} to compute scores of; scale them down"
+                )
 
     def choose_each(self, images: Sequence[Tokens]) -> list[Selection]:
         """Choose from each `Tokens` of a list; a method may weigh them against each other."""
@@ -291,7 +303,9 @@ class Method(ABC):
             return joined(self.choose(frames, 1))
         return joined(stack(own, (*batch, tokens.times)))
 
-    def _check(self, tokens: Tokens) -> None:
+    def _check(self, tokens: Tokens, check_finite: bool) -> None:
+        """Refuse inputs of another kind, library or shape, and numbers that are none."""
+        arrays = []
         for name in sorted(self.needs | self.optional | {"features"}):
             row, given = INPUTS[name], getattr(tokens, name)
             if given is None or not row.numbers:
@@ -299,11 +313,15 @@ class Method(ABC):
             several = isinstance(given, (list, tuple)) and row.axis == "text"
             for place, x in enumerate(given if several else [given]):
                 if name == "text":
-                    x = _without_masked(x, tokens.text_mask, place if several else None)
-                if name == "pixels":
-                    _check_pixels(x)
+                    x = _without_masked(shaped(x, name, row.layout), tokens, place, several)
+                if not check_finite:
+                    x = shaped(x, name, row.layout)
+                elif name == "pixels":
+                    x = _checked_pixels(x)
                 else:
-                    checked(x, name, row.layout, non_negative=row.non_negative)
+                    x = checked(x, name, row.layout, non_negative=row.non_negative)
+                arrays.append(x)
+        namespace(*arrays)
 
     def to_dict(self) -> dict[str, Any]:
         """The method as plain values that JSON can hold; `Method.from_dict` reads them."""
@@ -358,29 +376,36 @@ def _rich(x: Any) -> Any:
     return x
 
 
-def _check_pixels(pixels: Array) -> None:
+def _checked_pixels(pixels: Any) -> Array:
+    pixels = shaped(pixels, "pixels", INPUTS["pixels"].layout)
     xp = namespace(pixels)
-    if pixels.ndim < 3 or not xp.isdtype(pixels.dtype, "unsigned integer"):
-        pixels = checked(pixels, "pixels", INPUTS["pixels"].layout)
-        if 0 in shape_of(pixels):
-            return
-        low, high = float(xp.min(pixels)), float(xp.max(pixels))
-        if low < 0 or high > 255:
-            raise ValueError(
-                f"pixels: expected the image before normalisation, 0..255, got {low:g}..{high:g}"
-            )
+    if 0 in shape_of(pixels) or xp.isdtype(pixels.dtype, "unsigned integer"):
+        return pixels
+    pixels = checked(pixels, "pixels", INPUTS["pixels"].layout)
+    low, high = float(xp.min(pixels)), float(xp.max(pixels))
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"pixels: expected the image before normalisation, 0..255, got {low:g}..{high:g}"
+        )
+    return pixels
 
 
-def _without_masked(text: Array, mask: Any, place: int | None) -> Array:
+def _without_masked(text: Array, tokens: Tokens, place: int, several: bool) -> Array:
     """Text tokens with zeros where the mask says that they do not count, whatever they held."""
+    mask = tokens.text_mask
+    if mask is not None and several:
+        if not isinstance(mask, (list, tuple)) or len(mask) != len(tokens.text):
+            raise ValueError(
+                f"text_mask: expected a list with one entry for each of the {len(tokens.text)} "
+                "texts"
+            )
+        mask = mask[place]
     if mask is None:
         return text
-    mask = mask if place is None else mask[place]
-    if mask is None:
-        return text
-    if isinstance(mask, (list, tuple)):
-        mask = like(np.asarray(mask), text)
-    xp = namespace(text)
+    mask = shaped(mask, "text_mask", INPUTS["text_mask"].layout, beside=text)
+    xp = namespace(mask, text)
+    if shape_of(mask)[-1] != shape_of(text)[-2]:
+        raise ValueError(f"text_mask: {mask.shape[-1]} places for {text.shape[-2]} text tokens")
     return xp.where(xp.astype(mask, xp.bool)[..., None], text, xp.zeros_like(text))
 
 

@@ -324,7 +324,7 @@ class EADP(Method, ChoosesParts):
         """Tokens of each crop (..., K), which hold K k together."""
         crops, size = shape_of(r)[-2:]
         total = k * crops
-        if k == size:
+        if k == size or crops == 0:
             return k
         if self.crops == "importance":
             scores = to_numpy(r).sum(axis=-1, dtype=np.float64)

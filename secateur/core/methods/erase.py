@@ -25,6 +25,7 @@ from secateur.core.inputs import Tokens
 from secateur.core.measures import median, patch_entropy
 from secateur.core.methods.base import CountedFrom, Program, require_share, require_whole
 from secateur.core.methods.inside import InsideMethod, descending_cuts
+from secateur.core.order import settled
 from secateur.core.selection import Selection
 
 
@@ -214,7 +215,8 @@ class ERASE(InsideMethod):
         xp = namespace(entropy)
         whole = index_dtype(xp)
         longest = int(counts.max(initial=0))
-        order = xp.astype(descending(entropy)[..., :longest], whole)
+        # Patches of as many greys in other places: equal, though their sums are rounded otherwise.
+        order = xp.astype(descending(settled(entropy))[..., :longest], whole)
         count = like(counts, entropy, dtype=whole)
         real = xp.arange(longest, dtype=whole, device=device(entropy)) < count[..., None]
         return Selection(

@@ -102,7 +102,7 @@ def density_clusters(
     squares = _squares(xp.astype(keys, wide(xp)))
     itself = like(np.eye(n, dtype=bool), keys)
     squares = xp.where(itself, xp.zeros_like(squares), squares + 1e-8)
-    density = settled(xp.mean(xp.exp(-squares / scale**2), axis=-1))
+    density = settled(xp.mean(xp.exp(-squares / scale / scale), axis=-1))
     order = xp.argsort(-density, axis=-1, stable=True)
     rank = xp.argsort(order, axis=-1, stable=True)
     distance = xp.sqrt(squares)
@@ -295,7 +295,8 @@ class ViTCoP(Method, Cuts):
 
     def budget(self, size: int, frames: int = 1) -> int:
         """How many of `size` tokens enter the language model; see `Method.budget`."""
-        return max(int(self.encoder * size + 1e-9), super().budget(size, frames))
+        least = int(self.encoder * (size // frames) + 1e-9)
+        return max(frames * least, super().budget(size, frames))
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The tokens of highest attention, and their clusters; see `Method.choose`."""

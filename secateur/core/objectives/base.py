@@ -22,8 +22,10 @@ from secateur.core.arrays import (
     each_row,
     like,
     namespace,
+    on_host,
     rounding,
     shape_of,
+    shaped,
     spell,
     to_numpy,
     wide,
@@ -219,6 +221,9 @@ class ByRow(Objective):
         host = _checked_indices(j, self.size, "j", least=0)
         asked = _beside(host.reshape(-1), self.sample)
         answer = self._each(indices, lambda f, picks: f._gain(picks, asked))
+        if 0 in self.batch_shape:
+            shape = (*self.batch_shape, *host.shape)
+            return namespace(answer).zeros(shape, dtype=answer.dtype, device=device(answer))
         return answer[..., 0] if host.ndim == 0 else answer
 
     def _each(self, indices: Any, ask: Any) -> Array:
@@ -251,7 +256,7 @@ class ByRow(Objective):
 def _checked_indices(
     indices: Any, n: int, name: str, least: int
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    host = to_numpy(indices)
+    host = on_host(indices, name)
     if host.size and (
         host.dtype.kind not in "iu" or not (least <= int(host.min()) and int(host.max()) < n)
     ):
@@ -269,7 +274,8 @@ def checked_selectable(selectable: Any, f: Objective) -> Array | None:
     if selectable is None:
         return None
     if isinstance(selectable, (list, tuple)):
-        selectable = like(np.asarray(selectable, dtype=bool), f.sample)
+        selectable = like(on_host(selectable, "selectable"), f.sample)
+    selectable = shaped(selectable, "selectable", "(..., N)")
     xp = namespace(selectable, f.sample)
     shape, wanted = shape_of(selectable), (*f.batch_shape, f.size)
     if shape not in (wanted, wanted[-1:]):

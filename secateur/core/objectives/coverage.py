@@ -23,6 +23,7 @@ from secateur.core.arrays import (
     wide,
 )
 from secateur.core.objectives.base import ByRow, Tracker, checked_selectable
+from secateur.core.parameters import check_type, typed
 from secateur.core.similarity import (
     CosineSimilarity,
     MatrixSimilarity,
@@ -96,6 +97,7 @@ class FacilityLocation(ByRow):
     monotone = True
     arrays = (*ByRow.arrays, "matrix", "features", "weights")
 
+    @typed
     def __init__(
         self,
         similarity: Any,
@@ -119,6 +121,7 @@ class FacilityLocation(ByRow):
         self._given(weights, selectable, check_finite)
 
     @classmethod
+    @typed
     def from_features(
         cls,
         features: Array,
@@ -158,6 +161,7 @@ class FacilityLocation(ByRow):
         return self
 
     @classmethod
+    @typed
     def of_blocks(
         cls,
         blocks: Sequence[Array | SoftmaxBlock],
@@ -386,7 +390,7 @@ class FacilityLocation(ByRow):
         """Gains (M,) of candidates when rows are served as well as `coverage` (H,) says."""
         xp = namespace(self.sample)
         w, m = self.row_weights()[:, None], coverage[:, None]
-        parts = []
+        parts = [m[:0, 0]]
         for start, stop in blocks(self.similarity, int(candidates.shape[0])):
             s = xp.astype(self.similarity.columns(candidates[start:stop]), m.dtype)
             parts.append(xp.sum(w * xp.clip(s - m, 0.0, None), axis=0))
@@ -462,6 +466,7 @@ class _Served:
 def _checked_block(block: Any, check_finite: bool) -> Array | SoftmaxBlock:
     if not isinstance(block, SoftmaxBlock):
         return constant(checked(block, "blocks", "(..., H, N)", check_finite=check_finite))
+    check_type("temperature", block.temperature, float)
     if not block.temperature > 0:
         raise ValueError(f"temperature: expected a number above 0, got {block.temperature!r}")
     rows, candidates = (

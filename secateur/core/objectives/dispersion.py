@@ -17,6 +17,7 @@ from secateur.core.arrays import (
     spell,
 )
 from secateur.core.objectives.base import ByRow, Tracker
+from secateur.core.parameters import typed
 from secateur.core.similarity import (
     CosineSimilarity,
     MatrixSimilarity,
@@ -67,6 +68,7 @@ class Dispersion(ByRow):
     differences = False
     arrays = (*ByRow.arrays, "distance", "features")
 
+    @typed
     def __init__(self, distance: Array, *, check_finite: bool = True) -> None:
         distance = checked(
             distance, "distance", "(..., N, N)", check_finite=check_finite, non_negative=True
@@ -77,6 +79,7 @@ class Dispersion(ByRow):
         self._begin(distance, None, shape)
 
     @classmethod
+    @typed
     def from_features(cls, features: Array, *, check_finite: bool = True) -> Self:
         """Dispersion under 1 - cos of features, in O(N D) memory.
 

@@ -15,6 +15,7 @@ from secateur.core.arrays import (
     wide,
 )
 from secateur.core.objectives.base import ByRow, Tracker, checked_selectable
+from secateur.core.parameters import typed
 from secateur.core.similarity import MatrixSimilarity, PlainCosine, Similarity, at
 from secateur.core.tolerances import COSINE
 
@@ -65,6 +66,7 @@ class MarginalRelevance(ByRow):
     differences = False
     arrays = (*ByRow.arrays, "matrix", "features", "importance")
 
+    @typed
     def __init__(
         self,
         similarity: Array,
@@ -84,6 +86,7 @@ class MarginalRelevance(ByRow):
         self._begin(importance, balance, step, selectable, check_finite)
 
     @classmethod
+    @typed
     def from_features(
         cls,
         features: Array,

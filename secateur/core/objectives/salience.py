@@ -17,6 +17,7 @@ from secateur.core.arrays import (
 )
 from secateur.core.objectives.base import ByRow, Tracker, checked_selectable, tracker_of
 from secateur.core.objectives.coverage import FacilityLocation
+from secateur.core.parameters import typed
 
 Combine = Literal["multi", "add"]
 
@@ -67,6 +68,7 @@ class SalientCoverage(ByRow):
     submodular = True
     arrays = (*ByRow.arrays, "saliency")
 
+    @typed
     def __init__(
         self,
         similarity: Any,
@@ -77,8 +79,6 @@ class SalientCoverage(ByRow):
         check_finite: bool = True,
     ) -> None:
         cover = FacilityLocation(similarity, selectable=selectable, check_finite=check_finite)
-        if combine not in ("multi", "add"):
-            raise ValueError(f"combine: expected multi or add; got {combine!r}")
         self.combine = combine
         """How coverage and saliency come together."""
         self.differences = self.monotone = combine == "add"

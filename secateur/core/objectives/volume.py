@@ -19,6 +19,7 @@ from secateur.core.arrays import (
     wide,
 )
 from secateur.core.objectives.base import ByRow, Tracker, checked_selectable
+from secateur.core.parameters import typed
 from secateur.core.tolerances import SPENT, SUM
 
 
@@ -68,6 +69,7 @@ class LogDeterminant(ByRow):
     submodular = True
     arrays = (*ByRow.arrays, "kernel", "factors")
 
+    @typed
     def __init__(
         self,
         kernel: Array,
@@ -94,6 +96,7 @@ class LogDeterminant(ByRow):
         self.selectable = checked_selectable(selectable, self)
 
     @classmethod
+    @typed
     def from_factors(
         cls,
         factors: Array,
@@ -187,6 +190,8 @@ class LogDeterminant(ByRow):
         self.sample = self.kernel if self.factors is None else self.factors
 
     def _check_above_identity(self) -> None:
+        if 0 in self.batch_shape:
+            return
         xp = namespace(self.kernel)
         kernel = xp.astype(self.kernel, wide(xp))
         one = xp.eye(self.size, dtype=kernel.dtype, device=device(kernel))

@@ -215,7 +215,7 @@ def test_they_keep_the_laws(f):
         ),
         (
             lambda: sc.maximize(sc.FacilityLocation(IMAGE), 1, beyond="more"),
-            "beyond: expected cap or refuse; got 'more'",
+            "beyond: expected one of cap, refuse; got 'more'",
         ),
     ],
 )

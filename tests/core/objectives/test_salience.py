@@ -63,7 +63,7 @@ def test_saliency_of_nothing_goes_by_index():
 
 
 def test_it_refuses():
-    with pytest.raises(ValueError, match="combine: expected multi or add; got 'minus'"):
+    with pytest.raises(ValueError, match="combine: expected one of multi, add; got 'minus'"):
         sc.SalientCoverage(np.eye(2), np.ones(2), "minus")
     with pytest.raises(ValueError, match=r"saliency: expected shape \(2,\), got \(3,\)"):
         sc.SalientCoverage(np.eye(2), np.ones(3))

@@ -4,7 +4,7 @@ from dataclasses import fields
 import pytest
 
 import secateur as sc
-from secateur.core.methods.parameters import spelt
+from secateur.core.parameters import spelt
 
 
 @pytest.mark.parametrize(

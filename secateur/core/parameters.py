@@ -1,0 +1,173 @@
+"""The types of parameters and arguments, checked against their declaration."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from os import PathLike
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LARGEST = 2**63 - 1
+"""What an array can count to."""
+
+
+def check_types(method: Any) -> None:
+    """Refuse parameters of a dataclass that are of another type than their fields declare.
+
+    Once for all methods, so that none has to ask whether a number is a number. Where a field
+    takes a record (another method, a calibration), what `to_dict` made of it passes: its owner
+    reads it. A list becomes the tuple that was declared.
+    """
+    declared = _declared(type(method))  # type: ignore[arg-type]
+    for item in fields(method):
+        if item.name in declared:
+            given = getattr(method, item.name)
+            check_type(item.name, given, declared[item.name])
+            if isinstance(given, list):
+                object.__setattr__(method, item.name, tuple(given))
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuse arguments of another type than declared, in words, before the function runs.
+
+    What is declared as `Array` or `Any` is the function's own to look at.
+
+    >>> @typed
+    ... def half(number: float, whole: bool = False) -> float:
+    ...     return number // 2 if whole else number / 2
+    >>> half("3")
+    Traceback (most recent call last):
+    ValueError: number: expected a number, got '3'
+    """
+    places = {name: place for place, name in enumerate(inspect.signature(function).parameters)}
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, declared in _declared(function).items():
+            if name in kwargs:
+                check_type(name, kwargs[name], declared)
+            elif (place := places.get(name, len(args))) < len(args):
+                check_type(name, args[place], declared)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check_type(name: str, given: Any, declared: Any) -> None:
+    """Refuse what is of another type than declared."""
+    if not _fits(given, declared):
+        words = spelt(declared)
+        pause = ";" if words.startswith("one of") else ","
+        raise ValueError(f"{name}: expected {words}{pause} got {_shown(given)}")
+
+
+def _shown(given: Any) -> str:
+    """What came, on one line of a message."""
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return f"{type(given).__name__} of shape {tuple(given.shape)}"
+    told = " ".join(repr(given).split())
+    return told if len(told) <= 200 else f"{told[:200]} ..."
+
+
+@functools.cache
+def _declared(owner: Any) -> dict[str, Any]:
+    """Declared types by name, of a dataclass or a function, as far as they say what fits."""
+    try:
+        known = get_type_hints(owner)
+    except NameError:
+        # A method of somebody's own, with names that its module imports for type checkers alone.
+        return {}
+    return {
+        name: declared
+        for name, declared in known.items()
+        if name != "return" and _says_something(declared)
+    }
+
+
+def _says_something(declared: Any) -> bool:
+    """Whether anything at all does not fit a declared type."""
+    origin, inner = get_origin(declared), get_args(declared)
+    if origin in (Union, UnionType):
+        return all(map(_says_something, inner))
+    if declared is Any:
+        return False
+    return origin is Literal or isinstance(origin or declared, type)
+
+
+def _fits(given: Any, declared: Any) -> bool:
+    origin, inner = get_origin(declared), get_args(declared)
+    if origin in (Union, UnionType):
+        return any(_fits(given, each) for each in inner)
+    if origin is Literal:
+        return isinstance(given, str | bool | int | NoneType) and given in inner
+    if origin is tuple:
+        if not isinstance(given, tuple | list):
+            return False
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return all(_fits(each, inner[0]) for each in given)
+        return len(given) == len(inner) and all(map(_fits, given, inner))
+    if isinstance(origin, type):
+        return isinstance(given, origin)
+    if declared is float:
+        return _is_number(given)
+    if declared is int:
+        return _is_number(given) and isinstance(given, int | np.integer)
+    if declared is bool:
+        return isinstance(given, bool | np.bool_)
+    if not isinstance(declared, type):
+        return True
+    if isinstance(given, Mapping) and hasattr(declared, "to_dict"):
+        return True
+    return isinstance(given, declared)
+
+
+def _is_number(given: Any) -> bool:
+    """A real number that a float can hold; no flag, though Python counts with those too."""
+    if not isinstance(given, int | float | np.integer | np.floating) or isinstance(given, bool):
+        return False
+    return not isinstance(given, int | np.integer) or abs(int(given)) <= LARGEST
+
+
+def spelt(declared: Any) -> str:
+    """A declared type in words.
+
+    >>> spelt(tuple[int, int] | None)
+    '2 whole numbers or None'
+    """
+    origin, inner = get_origin(declared), get_args(declared)
+    if origin in (Union, UnionType):
+        if set(inner) == {bool, NoneType}:
+            return "True, False or None"
+        words = [spelt(each) for each in inner if each is not NoneType]
+        return " or ".join([*words, "None"] if NoneType in inner else words)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin is tuple:
+        if inner[1:] == (Ellipsis,):
+            return f"a list, each {spelt(inner[0])}"
+        return f"{len(inner)} {spelt(inner[0]).removeprefix('a ')}s"
+    if origin in (Iterable, Sequence):
+        return f"several, each {spelt(inner[0])}"
+    if (origin or declared) in _WORDS:
+        return _WORDS[origin or declared]
+    name = getattr(declared, "__name__", str(declared))
+    article = "" if name.endswith("s") else "an " if name[0] in "AEIO" else "a "
+    return article + name
+
+
+_WORDS: dict[Any, str] = {
+    float: "a number",
+    int: "a whole number",
+    bool: "True or False",
+    str: "a word",
+    Callable: "a function",
+    PathLike: "a path",
+}
