@@ -3,6 +3,8 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 ASV_ARGS ?=
 JOBS ?= 2
+SECONDS ?= 120
+SEED ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +27,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench dist clean
+.PHONY: help demo fuzz test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench dist clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
@@ -36,6 +38,7 @@ help:
 	@echo "make test-serving-all  its slow tests too, such as two tensor-parallel ranks"
 	@echo "make test-newest  test attachments with the newest transformers, in an environment of its own"
 	@echo "make test-oldest  the same with the oldest that is supported"
+	@echo "make fuzz      call everything with arguments of every kind (SECONDS=120, SEED=... is passed on)"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
 	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
 	@echo "make docs      build the site into site/"
@@ -53,6 +56,9 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev $(VENV)/.jax
 	@$(PYTEST) $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.dev
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 coverage: $(VENV)/.dev
 	@$(PYTEST) -m "not slow and not families" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)

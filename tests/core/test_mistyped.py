@@ -39,3 +39,143 @@ def test_the_smallest_epsilon_asks_all_tokens():
     f = sc.FacilityLocation.from_features(rng.normal(size=(6, 3)))
     chosen = sc.maximize(f, 2, "stochastic", epsilon=1e-320)
     assert chosen.indices.tolist() == sc.maximize(f, 2).indices.tolist()
+
+
+ONES, EYE = np.ones(4), np.eye(4)
+
+
+def tokens(**more):
+    given = {
+        "features": EYE,
+        "attention": ONES,
+        "states": EYE,
+        "keys": EYE,
+        "text": EYE[:2],
+        "grid": (2, 2),
+    }
+    return sc.Tokens(**(given | more))
+
+
+def covered():
+    return sc.FacilityLocation.from_features(EYE)
+
+
+REFUSED = {
+    "sigma: expected a number, got 'x'": lambda: sc.smooth(ONES, (2, 2), sigma="x"),
+    "size: expected a whole number, got None": lambda: sc.smooth(ONES, (2, 2), size=None),
+    r"grid: expected \(h, w\)": lambda: sc.smooth(ONES, np.array(4)),
+    "axis: expected one or several of": lambda: sc.min_max(ONES, axis=-2),
+    "axis: expected a whole number or": lambda: sc.min_max(ONES, axis="x"),
+    r"beta: expected a number, got \[array": lambda: sc.polarize(ONES, [np.ones(1)]),
+    "noise: expected shape": lambda: sc.density_peaks(EYE, 1, noise=3),
+    "step: expected a number": lambda: sc.greedy_threshold(EYE, ONES, 2, step="x"),
+    "minimum: expected a number, a list": lambda: sc.allocate(ONES, 4, minimum=len),
+    "k: expected a count": lambda: sc.maximize(covered(), "x"),
+    "j: expected a number, a list": lambda: covered().gain([], len),
+    "indices: expected a number, a list": lambda: covered().value(object()),
+    "selectable: expected an array": lambda: sc.FacilityLocation(EYE, selectable=1j),
+    "temperature: expected a number": lambda: sc.FacilityLocation.of_blocks(
+        [sc.SoftmaxBlock(EYE, EYE, "x")]
+    ),
+    "n: expected a whole number": lambda: sc.Selection.of(np.arange(2), 4).mask("x"),
+    "features: expected shape": lambda: sc.ApET(keep=2).select(tokens()).merge(ONES),
+    "images: expected Tokens, got int at place 0": lambda: sc.Calibration.of([3]),
+    "tokens: expected Tokens, got 3": lambda: sc.RunningCalibration().see(3),
+    "mean_erank: erank: expected a record": lambda: sc.AgilePruner(mean_erank={"a": 1}),
+    "name: expected a word, got": lambda: sc.published(["eadp"]),
+    "name: expected a word, got ndarray of shape": lambda: sc.backend(np.ones(2)),
+    "features: expected a number, a list": lambda: sc.Tokens(features=[[1, 2], [3]]),
+    "class_state: expected one vector for each": lambda: tokens(class_state=np.ones((2, 4))),
+    "attention: masked arrays": lambda: tokens(attention=np.ma.masked_array(ONES)),
+    "names: expected inputs such as": lambda: tokens().require("TopK", "luck"),
+    "start: expected a whole number, got nan": lambda: sc.FPS(start=float("nan")),
+    "group: expected a whole number, got 3.0": lambda: sc.PruneSID(group=3.0),
+    "text_mask: 3 places for 2 text tokens": lambda: sc.EADP(keep=2).select(
+        tokens(text_mask=np.ones(3, dtype=bool))
+    ),
+    "text_mask: expected a list with one entry": lambda: sc.EADP(keep=2).select(
+        tokens(text=[EYE, EYE], text_mask=ONES), check_finite=False
+    ),
+    "text: expected vectors of length 4": lambda: sc.MMTok(keep=2).select(
+        tokens(text=np.ones((2, 3)))
+    ),
+    "features: contains NaN or infinity, so that they have no rank": lambda: sc.effective_rank(
+        np.full((3, 2), np.nan), check_finite=False
+    ),
+    "features: numbers too large for ApET": lambda: sc.ApET(keep=2).select(
+        tokens(features=1e308 * EYE + 1e200)
+    ),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_does_not_fit_is_refused_by_name(words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        REFUSED[words]()
+
+
+def test_inputs_of_two_libraries_are_refused():
+    torch = pytest.importorskip("torch")
+    mixed = tokens(attention=torch.ones(4))
+    for careful in (True, False):
+        with pytest.raises(ValueError, match="arrays of one library are expected"):
+            sc.TopK(keep=2).select(mixed, check_finite=careful)
+
+
+def none(*rest):
+    return np.zeros((0, *rest))
+
+
+def test_a_batch_of_no_images_is_an_answer():
+    f = sc.LogDeterminant(none(4, 4), above_identity=True)
+    assert f.gain([1], 0).shape == (0,)
+    assert f.gain([1], [0, 2]).shape == (0, 2)
+    assert sc.polarize(none(4), 2.0).shape == sc.min_max(none(4)).shape == (0, 4)
+    assert sc.Selection.of(none(2), 4).per_frame(2).shape == (0, 2)
+    empty = tokens(features=none(4, 4), attention=none(4), states=none(4, 4), keys=none(4, 4))
+    for method in (
+        sc.AgilePruner(keep=1, mean_erank=sc.RunningCalibration()),
+        sc.EADP(keep=1, crops="importance"),
+    ):
+        assert method.select(empty).count.shape == (0,)
+
+
+def test_no_candidates_have_no_gains():
+    for f in (covered(), sc.LogDeterminant(EYE), sc.Dispersion(EYE)):
+        assert f.gain([1], []).shape == (0,)
+
+
+def test_scores_that_are_none_get_no_tokens_but_those_left_over():
+    scores = np.array([np.nan, 1.0, np.inf])
+    shared = sc.allocate(scores, 3, minimum=0, check_finite=False)
+    assert shared.tolist() == [0, 0, 3]
+
+
+def test_lists_are_the_tuples_that_were_declared():
+    method = sc.SparseVLM(after=[1, 3])
+    assert method.after == (1, 3)
+    assert sc.Method.from_dict(method.to_dict()) == method
+
+
+def test_lists_are_arrays_to_every_function():
+    video = np.eye(6)[[0, 1, 0, 2, 3, 4]]
+    listed = sc.allocate_in_time(video.tolist(), 3, 4)
+    assert listed.tolist() == sc.allocate_in_time(video, 3, 4).tolist()
+
+
+def test_vitcop_budgets_each_frame():
+    video = sc.Tokens(
+        features=np.eye(6), attention=np.ones(6), keys=np.eye(6), grid=(1, 3), frames=2
+    )
+    method = sc.ViTCoP(keep=0.4, scale=1e308)
+    assert int(method.select(video).count) == method.budget(6, 2) == 2
+
+
+def test_patches_of_as_many_greys_are_ties_to_every_backend():
+    greys = np.random.default_rng(0).permutation(256)[:128].reshape(8, 16)
+    image = np.repeat(greys[..., None], 3, axis=-1).astype(np.uint8)
+    patches = sc.Tokens(pixels=image, grid=(2, 4))
+    for backend in ("auto", "numpy", "numba", "reference"):
+        kept = sc.ERASE(keep=3).select(patches, backend=backend)
+        assert kept.indices.tolist() == list(range(int(kept.count)))

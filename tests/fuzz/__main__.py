@@ -26,6 +26,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,20 @@ def name_of(seed: int) -> str:
 
 
 class Watch:
-    """Children one after the other, and what they said."""
+    """Children one after the other, and what they said.
 
-    def __init__(self, seed: int) -> None:
+    Each is given a file to write down where it is, its first seed, and the one behind its last.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        command: Sequence[str] = (sys.executable, str(HERE), "--child"),
+        patience: float = PATIENCE,
+    ) -> None:
         self.next = seed
+        self.command = command
+        self.patience = patience
         self.findings: list[dict[str, Any]] = []
         self.tally: collections.Counter[str] = collections.Counter()
 
@@ -106,11 +117,13 @@ class Watch:
         with tempfile.TemporaryDirectory() as room, tempfile.TemporaryFile() as errors:
             board = Path(room, "board")
             board.write_bytes(BOARD.pack(self.next, time.monotonic()))
-            words = [sys.executable, str(HERE), "--child", str(board), str(self.next), str(stop)]
-            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True)
+            words = [*self.command, str(board), str(self.next), str(stop)]
             lines: queue.Queue[str | None] = queue.Queue()
-            threading.Thread(target=self._listen, args=(process, lines), daemon=True).start()
-            kind = self._wait(process, lines, board, end)
+            with subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=errors, text=True
+            ) as process:
+                threading.Thread(target=self._listen, args=(process, lines), daemon=True).start()
+                kind = self._wait(process, lines, board, end)
             seed, _ = BOARD.unpack(board.read_bytes())
             errors.seek(0)
             told = errors.read().decode(errors="replace")[-2000:]
@@ -137,7 +150,7 @@ class Watch:
             if line:
                 self._hear(json.loads(line))
             _, since = BOARD.unpack(board.read_bytes())
-            late = time.monotonic() - since > PATIENCE
+            late = time.monotonic() - since > self.patience
             if late or time.monotonic() > end:
                 if late:
                     process.send_signal(signal.SIGUSR1)
@@ -146,7 +159,7 @@ class Watch:
                 process.wait()
                 while (line := lines.get()) is not None:
                     self._hear(json.loads(line))
-                return f"no end within {PATIENCE:g} s" if late else "time"
+                return f"no end within {self.patience:g} s" if late else "time"
 
     def _hear(self, line: dict[str, Any]) -> None:
         if "tally" in line:
