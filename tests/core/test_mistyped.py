@@ -70,7 +70,6 @@ REFUSED = {
     "noise: expected shape": lambda: sc.density_peaks(EYE, 1, noise=3),
     "step: expected a number": lambda: sc.greedy_threshold(EYE, ONES, 2, step="x"),
     "minimum: expected a number, a list": lambda: sc.allocate(ONES, 4, minimum=len),
-    "k: expected a count": lambda: sc.maximize(covered(), "x"),
     "j: expected a number, a list": lambda: covered().gain([], len),
     "indices: expected a number, a list": lambda: covered().value(object()),
     "selectable: expected an array": lambda: sc.FacilityLocation(EYE, selectable=1j),
