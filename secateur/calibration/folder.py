@@ -61,6 +61,15 @@ def pictures(folder: Path) -> list[Path]:
     return found
 
 
+def picture_at(path: Path) -> Image.Image:
+    """A picture in colour, or why it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+
+
 def calibrate_on(
     images: Sequence[Path],
     network: Any,
@@ -79,9 +88,7 @@ def calibrate_on(
     levels: list[float] = []
 
     for path in images:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-        inputs = prompt(picture).to(network.device)
+        inputs = prompt(picture_at(path)).to(network.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
         with torch.inference_mode(), one_picture():
             encoded = encode(network, inputs, processor, wants={"attention", "pixels"})

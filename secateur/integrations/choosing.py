@@ -148,6 +148,7 @@ def choose(
     tokens = [
         _tokens(visual, part, wants, own) for part, own in zip(visual.parts, texts, strict=True)
     ]
+    _refuse_lost(tokens)
     with one_picture() if visual.modality == "image" else nullcontext():
         groups = _groups(method, visual, tokens)
     kept = np.zeros(visual.size, dtype=bool)
@@ -180,6 +181,44 @@ def choose(
         np.flatnonzero(goes_on),
         tuple(selection for _, _, selection in groups),
     )
+
+
+PLACES = {
+    "features": "the vision tower and projector",
+    "attention": "a layer of the vision tower",
+    "attention_shallow": "a layer of the vision tower near to the image",
+    "keys": "a layer of the vision tower",
+    "states": "the vision tower, before the projector,",
+    "class_state": "the vision tower, before the projector,",
+    "embeds": "the vision tower's projection into the text encoder's space",
+    "text": "the text encoder, or the input embeddings of the prompt,",
+    "text_global": "the text encoder, or the input embeddings of the prompt,",
+}
+"""Where in a model inputs come from, for messages."""
+
+
+def _refuse_lost(tokens: Sequence[Tokens]) -> None:
+    """Refuse NaN and infinity, from which no choice could be trusted; the device is asked once."""
+    names, lost = [], []
+    for each in tokens:
+        for name in PLACES:
+            given = getattr(each, name)
+            several = isinstance(given, (list, tuple))
+            for place, x in enumerate(given if several else [given]):
+                if x is None:
+                    continue
+                mask = each.text_mask[place] if several and each.text_mask else each.text_mask
+                if name == "text" and mask is not None:
+                    x = x[mask]
+                names.append(name)
+                lost.append(~torch.isfinite(x).all())
+    found = torch.stack([each.to(lost[0].device) for each in lost]).tolist()
+    for name, is_lost in zip(names, found, strict=True):
+        if is_lost:
+            raise ValueError(
+                f"{name}: {PLACES[name]} gave NaN or infinity, so that no token can be chosen; "
+                "half precision may have overflowed: load the model in bfloat16 or float32"
+            )
 
 
 Group = tuple[Sequence[Part], Tokens, Selection]

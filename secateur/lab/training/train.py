@@ -263,7 +263,7 @@ class Run:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        saved = torch.load(path, map_location=self.model.device)
+        saved = torch.load(path, map_location=self.model.device, weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.probes.load_state_dict(saved["probes"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
