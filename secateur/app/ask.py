@@ -139,7 +139,9 @@ def _check_placing(device: str | None, dtype: str) -> None:
 
 def _whole(kind: Any, name: str, options: dict[str, Any]) -> Any:
     """A checkpoint as `kind`, all of whose weights it has."""
-    found, told = kind.from_pretrained(name, output_loading_info=True, **options)
+    found, told = kind.from_pretrained(
+        name, output_loading_info=True, use_safetensors=True, **options
+    )
     lacks = sorted([*told["missing_keys"], *map(str, told.get("mismatched_keys", ()))])
     if lacks:
         more = f" and {len(lacks) - 3} more" if len(lacks) > 3 else ""

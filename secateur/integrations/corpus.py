@@ -166,6 +166,9 @@ class Pruner:
         for place in range(table.num_rows):
             try:
                 row = {name: _array(column[place]) for name, column in columns.items()}
+                grid = row.get("grid")
+                if grid is not None and grid.shape != (2,):
+                    raise ValueError(f"grid: expected (h, w), got {grid.tolist()!r}")
                 rows.append({name: x for name, x in row.items() if x is not None})
             except (ValueError, TypeError, pa.ArrowInvalid) as error:
                 rows.append(f"unreadable: {error}")

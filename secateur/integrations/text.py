@@ -239,7 +239,7 @@ def load_text_encoder(name: str | Path, dtype: Any = "auto", device: Any = None)
             f"{' or '.join(PAIRS.values())}"
         )
     model, told = getattr(transformers, kind).from_pretrained(
-        name, dtype=dtype, output_loading_info=True
+        name, dtype=dtype, output_loading_info=True, use_safetensors=True
     )
     missing = sorted(told["missing_keys"])
     missing += sorted(

@@ -287,3 +287,10 @@ def test_no_tokens_are_told_as_that():
     rows[1]["features"] = []
     out = Pruner(sc.DivPrune(keep=3))(pa.Table.from_pylist(rows)).to_pylist()
     assert out[1]["error"] == "unreadable: the list is empty"
+
+
+@pytest.mark.parametrize("grid", [True, 4, [4], [1, 2, 2], [[2, 2]]])
+def test_a_grid_that_is_none_spoils_its_row_alone(grid):
+    table = pa.table({"features": [np.eye(4).tolist()], "grid": [grid]})
+    pruned = Pruner(sc.DivPrune(keep=2))(table)
+    assert pruned["error"].to_pylist() == [f"unreadable: grid: expected (h, w), got {grid!r}"]
