@@ -27,7 +27,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo fuzz test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench dist clean
+.PHONY: help demo fuzz audit test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench dist clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
@@ -39,6 +39,7 @@ help:
 	@echo "make test-newest  test attachments with the newest transformers, in an environment of its own"
 	@echo "make test-oldest  the same with the oldest that is supported"
 	@echo "make fuzz      call everything with arguments of every kind (SECONDS=120, SEED=... is passed on)"
+	@echo "make audit     ask pip-audit about all that is installed in .venv"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
 	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
 	@echo "make docs      build the site into site/"
@@ -59,6 +60,12 @@ test-all: $(VENV)/.dev $(VENV)/.jax
 
 fuzz: $(VENV)/.dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+# An environment of its own: what asks is not among what is asked about.
+audit: $(VENV)/.dev
+	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit; }
+	@$(PIP) freeze --exclude-editable | grep -v ' @ ' | sed 's/+.*//' > .venv-audit/installed.txt
+	@.venv-audit/bin/pip-audit --disable-pip --no-deps --requirement .venv-audit/installed.txt
 
 coverage: $(VENV)/.dev
 	@$(PYTEST) -m "not slow and not families" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)
@@ -115,7 +122,7 @@ dist: $(VENV)/.dist $(VENV)/.dev
 	@PYTHON=$(BIN)/python .ci/dist
 
 clean:
-	rm -rf $(VENV) $(SERVING) $(RELEASES) build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(SERVING) $(RELEASES) .venv-audit build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find secateur tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
 
 # One environment; each stamp is newer than pyproject.toml once that group is installed in it.

@@ -101,8 +101,10 @@ class Watch:
         seed: int,
         command: Sequence[str] = (sys.executable, str(HERE), "--child"),
         patience: float = PATIENCE,
+        report: Path | None = None,
     ) -> None:
         self.next = seed
+        self.report = report
         self.command = command
         self.patience = patience
         self.findings: list[dict[str, Any]] = []
@@ -129,7 +131,7 @@ class Watch:
             told = errors.read().decode(errors="replace")[-2000:]
         self.next = stop if kind is None else seed + 1
         if kind not in (None, "time"):
-            self.findings.append({"seed": seed, "target": "?", "kind": kind, "told": told})
+            self._hear({"seed": seed, "target": "?", "kind": kind, "told": told})
 
     @staticmethod
     def _listen(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
@@ -164,8 +166,11 @@ class Watch:
     def _hear(self, line: dict[str, Any]) -> None:
         if "tally" in line:
             self.tally.update(line["tally"])
-        else:
-            self.findings.append(line)
+            return
+        self.findings.append(line)
+        if self.report is not None:
+            with self.report.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def summary(self, first: int, seconds: float) -> str:
         """What was done and found, for people."""
@@ -234,10 +239,10 @@ def main() -> int:
     first = words.seed
     if first is None:
         first = datetime.date.today().toordinal() * 10_000_000
-    watch, start = Watch(first), time.monotonic()
-    watch.until(start + words.seconds, first + words.cases)
     words.report.parent.mkdir(parents=True, exist_ok=True)
-    words.report.write_text("".join(json.dumps(each) + "\n" for each in watch.findings))
+    words.report.write_text("")
+    watch, start = Watch(first, report=words.report), time.monotonic()
+    watch.until(start + words.seconds, first + words.cases)
     print(watch.summary(first, time.monotonic() - start))
     if watch.findings:
         print(f"in {words.report}; one again: python tests/fuzz --replay SEED")
