@@ -24,7 +24,7 @@ def check_types(method: Any) -> None:
 
     Once for all methods, so that none has to ask whether a number is a number. Where a field
     takes a record (another method, a calibration), what `to_dict` made of it passes: its owner
-    reads it. A list becomes the tuple that was declared.
+    reads it. A list becomes the tuple that was declared, NumPy's numbers Python's.
     """
     declared = _declared(type(method))  # type: ignore[arg-type]
     for item in fields(method):
@@ -33,6 +33,8 @@ def check_types(method: Any) -> None:
             check_type(item.name, given, declared[item.name])
             if isinstance(given, list):
                 object.__setattr__(method, item.name, tuple(given))
+            elif isinstance(given, np.generic):
+                object.__setattr__(method, item.name, given.item())
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
@@ -71,7 +73,7 @@ def check_type(name: str, given: Any, declared: Any) -> None:
 
 def _shown(given: Any) -> str:
     """What came, on one line of a message."""
-    if hasattr(given, "shape") and hasattr(given, "dtype"):
+    if getattr(given, "ndim", 0) and hasattr(given, "shape"):
         return f"{type(given).__name__} of shape {tuple(given.shape)}"
     told = " ".join(repr(given).split())
     return told if len(told) <= 200 else f"{told[:200]} ..."
@@ -133,7 +135,7 @@ def _is_number(given: Any) -> bool:
     """A real number that a float can hold; no flag, though Python counts with those too."""
     if not isinstance(given, int | float | np.integer | np.floating) or isinstance(given, bool):
         return False
-    return not isinstance(given, int | np.integer) or abs(int(given)) <= LARGEST
+    return abs(given) <= LARGEST if isinstance(given, int) else bool(given == given)  # not NaN
 
 
 def spelt(declared: Any) -> str:

@@ -17,7 +17,9 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
+    on_host,
     shape_of,
+    shaped,
     spell,
     wide,
 )
@@ -191,7 +193,8 @@ def _checked_text(
 
 def _checked_mask(text_mask: Any, text: Array, visual: Array) -> Array:
     if isinstance(text_mask, (list, tuple)):
-        text_mask = like(np.asarray(text_mask), text)
+        text_mask = like(on_host(text_mask, "text_mask"), text)
+    text_mask = shaped(text_mask, "text_mask", "(..., L)")
     xp = namespace(text_mask, text)
     mask = xp.astype(text_mask, xp.bool)
     if int(mask.shape[-1]) != int(text.shape[-2]):

@@ -17,9 +17,9 @@ from secateur.core.arrays import (
     namespace,
     refuse_kind,
     shape_of,
+    shaped,
     spell,
     to_numpy,
-    whole,
     wide,
     widened,
 )
@@ -220,7 +220,7 @@ class Selection:
         with the weights of `fold_weights`, or of `shares` where there are some. Where nothing
         was folded this is `gather`. O(N D) time beside a few small products; no K x N matrix.
         """
-        refuse_kind(features, "features")
+        features = shaped(features, "features", "(..., N, D)")
         xp, batch = namespace(features), self.batch_shape
         if shape_of(features)[:-1] != (*batch, self.size):
             raise ValueError(
@@ -291,7 +291,8 @@ class Selection:
                 f"got {spell(position)}"
             )
         for place, length in zip(position, self.batch_shape, strict=True):
-            if whole(place) != place or not -length <= place < length:
+            number = isinstance(place, int | np.integer) and not isinstance(place, bool)
+            if not number or not -length <= place < length:
                 raise ValueError(
                     f"position: expected one of the rows {spell(self.batch_shape)}, "
                     f"got {spell(position)}"
@@ -366,6 +367,9 @@ def stack(rows: Sequence[Selection], batch: tuple[int, ...]) -> Selection:
     for key in first.info:
         items = [row.info[key] for row in rows]
         values = [item if hasattr(item, "shape") else like(item, first.indices) for item in items]
+        if len({shape_of(x) for x in values}) > 1:
+            widest = max(int(x.shape[-1]) for x in values)
+            values = [_padded(x, widest, 0) for x in values]
         together = xp.stack(values, axis=0)
         info[key] = xp.reshape(together, (*batch, *together.shape[1:]))
     return Selection(

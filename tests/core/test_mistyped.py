@@ -178,3 +178,38 @@ def test_patches_of_as_many_greys_are_ties_to_every_backend():
     for backend in ("auto", "numpy", "numba", "reference"):
         kept = sc.ERASE(keep=3).select(patches, backend=backend)
         assert kept.indices.tolist() == list(range(int(kept.count)))
+
+
+def test_agilepruner_spends_a_video_s_budget():
+    video = sc.Tokens(features=np.eye(8), attention=np.ones(8), frames=2)
+    method = sc.AgilePruner(keep=3, mean_erank=2.0, over="video")
+    assert int(method.select(video).count) == method.budget(8, 2) == 6
+
+
+def test_frames_that_tell_unlike_much_are_one_selection():
+    rng = np.random.default_rng(0)
+    video = sc.Tokens(
+        features=rng.normal(size=(12, 1)), attention=rng.random(12), grid=(3, 2), frames=2
+    )
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        method = sc.published("prunesid", keep=3, group=1, over="change")
+        features = np.concatenate([rng.normal(size=(6, 1)), rng.normal(size=(6, 1)) / 9])
+        chosen = method.select(video.with_(features=features))
+        assert chosen.size == 12
+
+
+def test_numbers_of_numpy_become_numbers_and_nan_is_none():
+    method = sc.HoliTom(tau=np.float16(0.5), neighbours=np.int64(3))
+    assert (type(method.tau), type(method.neighbours)) == (float, int)
+    with pytest.raises(ValueError, match=r"^same: expected a number, got np\.float32"):
+        sc.FastVID(same=np.float32("nan"))
+
+
+def test_rows_and_masks_that_are_arrays_are_refused(three):
+    with pytest.raises(ValueError, match="position: expected one of the rows"):
+        three.row(np.array([1, 2]))
+    with pytest.raises(ValueError, match=r"text_mask: expected shape \(\.\.\., L\)"):
+        sc.dense_relevance(EYE, EYE[:2], text_mask=3)
+    with pytest.raises(ValueError, match="features: expected real numbers"):
+        sc.ApET(keep=2).select(tokens()).merge(EYE.astype("U3"))

@@ -138,7 +138,7 @@ class AgilePruner(Method):
 
     def choose_each(self, images: Sequence[Tokens]) -> list[Selection]:
         """As `choose`; balanced counts are balanced over all images of the call."""
-        return self._scan_each(images, [self.budget(each.size) for each in images])
+        return self._scan_each(images, [self.budget(each.size, each.times) for each in images])
 
     def _scan_each(self, images: Sequence[Tokens], budgets: Sequence[int]) -> list[Selection]:
         shares = [relative_complexity(each, self.mean_erank, self.measure) for each in images]
