@@ -183,9 +183,7 @@ class Selection:
         """
         refuse_kind(x, "x")
         xp = namespace(x)
-        given: Any = axis
-        number = isinstance(given, int | np.integer) and not isinstance(given, bool)
-        if not number or not -x.ndim <= axis < x.ndim:
+        if not _is_whole(axis) or not -x.ndim <= axis < x.ndim:
             raise ValueError(
                 f"axis: expected one that runs over the tokens of x {spell(x.shape)}, got {axis!r}"
             )
@@ -291,8 +289,7 @@ class Selection:
                 f"got {spell(position)}"
             )
         for place, length in zip(position, self.batch_shape, strict=True):
-            number = isinstance(place, int | np.integer) and not isinstance(place, bool)
-            if not number or not -length <= place < length:
+            if not _is_whole(place) or not -length <= place < length:
                 raise ValueError(
                     f"position: expected one of the rows {spell(self.batch_shape)}, "
                     f"got {spell(position)}"
@@ -326,6 +323,10 @@ class Selection:
                 parts.append(f"{name}={float(number):.4g}")
         parts += [f"{key}={item}" for key, item in self.info.items() if np.ndim(item) == 0]
         return f"Selection({', '.join(parts)})"
+
+
+def _is_whole(given: Any) -> bool:
+    return isinstance(given, int | np.integer) and not isinstance(given, bool)
 
 
 def _span(counts: np.ndarray[Any, Any]) -> str:
