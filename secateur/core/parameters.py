@@ -135,7 +135,7 @@ def _is_number(given: Any) -> bool:
     """A real number that a float can hold; no flag, though Python counts with those too."""
     if not isinstance(given, int | float | np.integer | np.floating) or isinstance(given, bool):
         return False
-    return abs(given) <= LARGEST if isinstance(given, int) else bool(given == given)  # not NaN
+    return not isinstance(given, int | np.integer) or abs(int(given)) <= LARGEST
 
 
 def spelt(declared: Any) -> str:

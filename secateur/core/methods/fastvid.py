@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -146,6 +147,9 @@ class FastVID(VideoMethod):
         require_whole("stride", self.stride, least=1)
         require_share("beta", self.beta)
         require_one_of("variant", self.variant, VARIANTS)
+        for name in ("cut", "same"):
+            if math.isnan(getattr(self, name)):
+                raise ValueError(f"{name}: expected a cosine, got nan")
 
     @property
     def needs(self) -> frozenset[str]:
