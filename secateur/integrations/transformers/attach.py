@@ -42,12 +42,7 @@ from secateur.integrations.transformers.internals import (
     naming_the_cache,
     naming_the_embeds,
 )
-from secateur.integrations.transformers.layers import (
-    Cutter,
-    Stretch,
-    adding,
-    continuing,
-)
+from secateur.integrations.transformers.layers import Cutter, Stretch, adding, continuing
 from secateur.integrations.transformers.models import UnsupportedModelError, inner_model
 from secateur.integrations.transformers.shorten import Prompt, as_arguments, shorten
 
