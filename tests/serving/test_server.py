@@ -98,7 +98,7 @@ def malformed(seed: int) -> tuple[str, dict, str]:
 
 @contextmanager
 def serving(folder, log, method, kind="llava", *more):
-    """The address of a server, its process and its log."""
+    """The address of a server, its process and its log; without a method, of vLLM's own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -107,8 +107,10 @@ def serving(folder, log, method, kind="llava", *more):
         *(str(folder), "--served-model-name", "small"),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"),
         *("--max-model-len", "512", "--limit-mm-per-prompt", '{"image": 3}'),
-        *("--hf-overrides", json.dumps(overrides(method, kind)), *more),
+        *more,
     ]
+    if method is not None:
+        command += ["--hf-overrides", json.dumps(overrides(method, kind))]
     environment = {
         **os.environ,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
