@@ -21,7 +21,10 @@ OUTER = {
 SHARE = 0.4
 
 
-@pytest.fixture(scope="module", params=["llava_onevision", "qwen3_vl"])
+QWEN = pytest.param("qwen3_vl", marks=pytest.mark.families)
+
+
+@pytest.fixture(scope="module", params=["llava_onevision", QWEN])
 def watched(request, cases):
     case = cases[request.param]()
     return case.model("eager"), case.video(frames=5)

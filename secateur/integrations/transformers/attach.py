@@ -188,11 +188,8 @@ class Attachment:
 
     def _run(self, stock: Callable[..., Any], prompt: Prompt, call: dict[str, Any]) -> Any:
         """One forward of the language model over a shortened prompt."""
-        rows = call["inputs_embeds"].shape[0]
-        decoder, turning = (
-            self.family.language_model(self.model),
-            self.family.neighbours(self.model),
-        )
+        rows, family = call["inputs_embeds"].shape[0], self.family
+        decoder, turning = family.language_model(self.model), family.neighbours(self.model)
         cutter, turn, generating = None, None, _GENERATING.get()
         if generating is not None and generating.owner == self._name:
             turn = generating.trace
@@ -202,8 +199,7 @@ class Attachment:
             if turn is not None and turn.stretches:
                 stack.enter_context(continuing(decoder, turn.stretches, cache_in(call)))
             elif turn is None and acts_inside(self.method):
-                told = self.family.family.name
-                first = len(prompt.planes) or 1
+                first, told = len(prompt.planes) or 1, family.family.name
                 cutter = Cutter(self.method, decoder, prompt, rows, first, told, neighbours=turning)
                 cutter.check(cache_in(call))
                 stack.enter_context(cutter.running())
