@@ -27,7 +27,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo fuzz audit test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench dist clean
+.PHONY: help demo fuzz audit test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench evidence dist clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
@@ -46,6 +46,7 @@ help:
 	@echo "make tables    write the tables of README and docs/methods/published.md"
 	@echo "make bench     time this commit with asv"
 	@echo "make dist      build sdist and wheel into dist/, and try both where nothing else is installed"
+	@echo "make evidence  measure on weights that others trained (hours; goes on where it stopped)"
 	@echo "make clean     remove what these made, .venv included"
 
 demo: $(VENV)/.demo
@@ -120,6 +121,9 @@ bench: $(VENV)/.bench
 
 dist: $(VENV)/.dist $(VENV)/.dev
 	@PYTHON=$(BIN)/python .ci/dist
+
+evidence: $(VENV)/.dev
+	@for part in packages photographs sheet molecules report; do echo "== $$part =="; OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real/$$part.py; done
 
 clean:
 	rm -rf $(VENV) $(SERVING) $(RELEASES) .venv-audit build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

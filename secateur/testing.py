@@ -32,6 +32,7 @@ import numpy as np
 
 from secateur.core.arrays import each_row, to_numpy
 from secateur.core.extras import extra
+from secateur.core.kernels import KINDS
 from secateur.core.maximize import Algorithm, maximize
 from secateur.core.objectives import FacilityLocation, Objective
 from secateur.core.objectives.base import tracker_of
@@ -164,16 +165,18 @@ def facility_locations(
     scales: Sequence[float] = SCALES,
     ties: bool = True,
 ) -> FacilityLocation:
-    """Facility locations of one image, from a matrix or from features, weighted or not."""
+    """Facility locations of one image, from a matrix or from features, weighted or not.
+
+    Features are compared by each of the similarities there are.
+    """
     wanted = {"max_tokens": max_tokens, "dtype": dtype, "scales": scales, "ties": ties}
-    build, source = draw(
-        st.one_of(
-            st.tuples(st.just(FacilityLocation), similarities(**wanted)),
-            st.tuples(st.just(FacilityLocation.from_features), features(**wanted)),
-        )
-    )
-    f: FacilityLocation = build(source, draw(weights(len(source), dtype=dtype, scales=scales)))
-    return f
+    if draw(st.booleans()):
+        s = draw(similarities(**wanted))
+        return FacilityLocation(s, draw(weights(len(s), dtype=dtype, scales=scales)))
+    kind = draw(st.sampled_from(KINDS))
+    x = draw(features(**wanted))
+    w = draw(weights(len(x), dtype=dtype, scales=scales))
+    return FacilityLocation.from_features(x, w, similarity=kind)
 
 
 @st.composite

@@ -200,6 +200,13 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
     return by_row(f, k, incremental)
 
 
+@solves(FacilityLocation, "kernel")
+@operation
+def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location on `f.kernel`, another similarity of `f.features` (..., N, D)."""
+    return by_row(f, k, incremental)
+
+
 @solves(FacilityLocation, "rows")
 @operation
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:

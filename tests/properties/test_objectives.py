@@ -29,8 +29,10 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def entry_rounding(f):
-    """What the rounding of cosines can do to a value; entries of a matrix are exact."""
-    return 0.0 if f.features is None else 1e-15 * float(f.row_weights().sum())
+    """What the rounding of entries can do to a value; those of a matrix are exact."""
+    if f.features is None:
+        return 0.0
+    return 1e-15 * f.kernel.error * float(f.row_weights().sum())
 
 
 @given(facility_locations(), seeds)

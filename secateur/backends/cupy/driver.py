@@ -31,6 +31,7 @@ __all__ = [
     "determinant",
     "facility_location",
     "facility_location_features",
+    "facility_location_kernel",
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
@@ -184,6 +185,11 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
 def _room(features: Any) -> int:
     """How many images' float64 matrices there may be at once."""
     return MATRIX // (8 * int(features.shape[-2]) ** 2)
+
+
+def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location on another similarity of features, from a matrix where it fits."""
+    return by_squares(f, k, facility_location)
 
 
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:

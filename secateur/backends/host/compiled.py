@@ -41,6 +41,7 @@ __all__ = [
     "determinant_factors",
     "facility_location",
     "facility_location_features",
+    "facility_location_kernel",
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
@@ -215,6 +216,21 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
             s = cosine_similarity(features[at])
             return _greedy(s, w, budget, greedy_numpy.COSINE_ROUNDING, "features")
         return greedy_numpy.greedy(_Nearly(_Cosine(unit(features[at])), w), budget)
+
+    return over_batch(features.shape[:-2], k, solve)
+
+
+@_for_known
+def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location on another similarity of features (..., N, D): O(N D) memory."""
+    features, weights = f.features, f.weights
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
+        entries, w = greedy_numpy.Entries(f.kind, features[at]), weights_at(weights, at)
+        if plain.small_enough(features):
+            matrix = entries.rows(np.arange(entries.size))
+            return _greedy(matrix, w, budget, entries.rounding, "features")
+        return greedy_numpy.greedy(_Nearly(entries, w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 

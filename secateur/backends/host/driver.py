@@ -19,6 +19,7 @@ from secateur.backends.host.greedy import (
     EPSILON,
     Cosine,
     Dense,
+    Entries,
     Floats,
     Indices,
     Listed,
@@ -42,6 +43,7 @@ __all__ = [
     "determinant_factors",
     "facility_location",
     "facility_location_features",
+    "facility_location_kernel",
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
@@ -123,6 +125,20 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
             matrix = cosine_similarity(features[at])
             return greedy(Served(Dense(matrix, COSINE_ROUNDING, "features"), w), budget)
         return greedy(NearlyServed(Cosine(unit(features[at])), w), budget)
+
+    return over_batch(features.shape[:-2], k, solve)
+
+
+def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location on another similarity of features (..., N, D): O(N D) memory."""
+    features, weights = f.features, f.weights
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
+        entries, w = Entries(f.kind, features[at]), weights_at(weights, at)
+        if small_enough(features):
+            matrix = entries.rows(np.arange(entries.size))
+            return greedy(Served(Dense(matrix, entries.rounding, "features"), w), budget)
+        return greedy(NearlyServed(entries, w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 

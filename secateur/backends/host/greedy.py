@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from secateur.backends.lending import product
+from secateur.core.kernels import Kind, compared
 from secateur.core.objectives.coverage import refuse_sums
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -110,6 +111,35 @@ class Cosine:
         return shifted(product(self.directions[j], self.directions.T))
 
     rows = columns
+
+
+class Entries:
+    """Another similarity of features (N, D), in float64."""
+
+    room = PRODUCT
+    name = "features"
+
+    def __init__(self, kind: Kind, features: Floats) -> None:
+        self.given = features
+        self.size = len(features)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._kernel = compared(kind, features, product)
+        self.reach = self.rounding = COSINE_ROUNDING * self._kernel.error
+
+    def gains(self, w: Floats) -> Floats:
+        g = np.zeros(self.size)
+        for part in spans(self.size, self.size, self.room):
+            g += w[part] @ self.rows(np.arange(self.size)[part])
+        return g
+
+    def columns(self, j: Indices) -> Floats:
+        entries: Floats = self._kernel.columns(j).T
+        return entries
+
+    def rows(self, i: Indices) -> Floats:
+        with np.errstate(over="ignore", invalid="ignore"):
+            entries: Floats = self._kernel.rows(i)
+        return entries
 
 
 def spans(count: int, width: int, room: int = BLOCK) -> Iterator[slice]:
@@ -223,7 +253,7 @@ class NearlyServed(Served):
         n = source.size
         room = min(n, NEAR)
         self.near = np.empty((n, room), dtype=np.int32)
-        self.level = np.empty((n, room), dtype=np.float32 if source.reach > 1e-12 else np.float64)
+        self.level = np.empty((n, room), dtype=source.rows(np.empty(0, dtype=np.int64)).dtype)
         self.count = np.full(n, -1, dtype=np.int64)
 
     def lower(self, i: Indices, low: Floats) -> None:

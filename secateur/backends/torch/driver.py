@@ -43,6 +43,7 @@ __all__ = [
     "determinant_factors",
     "facility_location",
     "facility_location_features",
+    "facility_location_kernel",
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
@@ -225,6 +226,13 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
 def _room(features: Tensor) -> int:
     """How many images' float64 matrices there may be at once."""
     return MATRIX // (8 * int(features.shape[-2]) ** 2)
+
+
+def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
+    """Greedy facility location on another similarity of features, from a matrix where it fits."""
+    if not _cuda(f.sample):
+        return cast(Picks, _on_host(maximize.facility_location_kernel, f, k))
+    return maximize.by_squares(f, k, facility_location)
 
 
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:

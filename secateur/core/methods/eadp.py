@@ -23,6 +23,7 @@ from secateur.core.arrays import (
 )
 from secateur.core.budget import Rounding, allocate
 from secateur.core.inputs import Tokens
+from secateur.core.kernels import KINDS, Kind
 from secateur.core.maps import min_max, polarize, smooth
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import (
@@ -103,6 +104,10 @@ class EADP(Method, ChoosesParts):
         published.
     layout
         Rows and columns of the crops beside the overview, for ``"guided"``.
+    similarity
+        How tokens stand for each other: ``"cosine"`` as above and as published, or another of
+        `secateur.FacilityLocation.from_features`. On features of real encoders (1 + cos) / 2 is
+        nearly flat: see ``docs/evidence``.
 
     Notes
     -----
@@ -156,6 +161,7 @@ class EADP(Method, ChoosesParts):
     crops: Crops | None = None
     rounding: Rounding = "exact"
     layout: tuple[int, int] = (2, 2)
+    similarity: Kind = "cosine"
 
     name: ClassVar[str] = "eadp"
     complexity: ClassVar[str] = "N L C + N^2 D"
@@ -186,6 +192,7 @@ class EADP(Method, ChoosesParts):
             raise ValueError(f"layout: expected (rows, columns) of crops, got {self.layout!r}")
         for side in self.layout:
             require_whole("layout", side, least=1)
+        require_one_of("similarity", self.similarity, KINDS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -280,9 +287,9 @@ class EADP(Method, ChoosesParts):
         r = self.relevance(tokens)
         features = widened(tokens.features)
         if self.crops == "joint":
-            return _from_one_pool(features, r, k)
+            return _from_one_pool(features, r, k, self.similarity)
         budget = k if self.crops is None else self._crop_budgets(r, k, tokens.grid)
-        chosen = maximize(coverage(features, r), budget)
+        chosen = maximize(coverage(features, r, self.similarity), budget)
         return replace(chosen, scores=r)
 
     def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
@@ -316,7 +323,9 @@ class EADP(Method, ChoosesParts):
         if len(parts) > 1 and total < sizes.sum():
             budgets = allocate(sums, total, maximum=sizes, rounding=self.rounding)
         return [
-            replace(maximize(coverage(widened(each.features), r), int(k)), scores=r)
+            replace(
+                maximize(coverage(widened(each.features), r, self.similarity), int(k)), scores=r
+            )
             for each, r, k in zip(parts, maps, budgets, strict=True)
         ]
 
@@ -347,19 +356,24 @@ class EADP(Method, ChoosesParts):
         return np.concatenate([first, shared], axis=-1)
 
 
-def coverage(features: Array, weights: Array | None = None) -> FacilityLocation:
-    """Facility location on cosines of tokens (..., N, D), a matrix only for so many of them."""
-    if int(features.shape[-2]) > MATRIX_UP_TO:
-        return FacilityLocation.from_features(features, weights, check_finite=False)
+def coverage(
+    features: Array, weights: Array | None = None, similarity: Kind = "cosine"
+) -> FacilityLocation:
+    """Facility location on tokens (..., N, D); of cosines a matrix, for so many tokens."""
+    if similarity != "cosine" or int(features.shape[-2]) > MATRIX_UP_TO:
+        return FacilityLocation.from_features(
+            features, weights, similarity=similarity, check_finite=False
+        )
     return FacilityLocation(cosine_similarity(features), weights, check_finite=False)
 
 
-def _from_one_pool(features: Array, r: Array, k: int) -> Selection:
+def _from_one_pool(features: Array, r: Array, k: int, similarity: Kind) -> Selection:
     """Choose among the tokens of all crops, and tell each crop which of its own were chosen."""
     xp = namespace(features)
     *batch, crops, size, width = shape_of(features)
     pool = xp.reshape(features, (*batch, crops * size, width))
-    chosen = maximize(coverage(pool, xp.reshape(r, (*batch, crops * size))), k * crops)
+    weights = xp.reshape(r, (*batch, crops * size))
+    chosen = maximize(coverage(pool, weights, similarity), k * crops)
     picks, gains = to_numpy(chosen.indices), to_numpy(chosen.gains)
     counts = np.stack([(picks // size == crop).sum(axis=-1) for crop in range(crops)], axis=-1)
     longest = int(counts.max(initial=0))

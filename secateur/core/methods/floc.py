@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from secateur.core.arrays import constant, widened
 from secateur.core.inputs import Tokens
+from secateur.core.kernels import KINDS, Kind
 from secateur.core.maximize import maximize
-from secateur.core.methods.base import Method
+from secateur.core.methods.base import Method, require_one_of
 from secateur.core.methods.eadp import coverage
 from secateur.core.selection import Selection
 
@@ -26,6 +27,9 @@ class FLoC(Method):
     keep
         How many tokens to keep: a count or a share. Of a video, see `over`: ``"video"`` makes
         one pool of all its frames.
+    similarity
+        How tokens stand for each other: ``"cosine"`` as above, or another of
+        `secateur.FacilityLocation.from_features`.
 
     Notes
     -----
@@ -38,6 +42,11 @@ class FLoC(Method):
     and without the question. What is *not*: the similarity (here cosines, shifted to [0, 1]),
     whether frames, chunks or the whole video are one pool, and any scaling. There is no program
     to compare with.
+
+    Cosines are the default because EADP's program has them, not because they are best: on
+    features of real encoders (1 + cos) / 2 is nearly flat, and both a reader of molecules that
+    others trained and the lab's model answer better at small budgets from what
+    ``similarity="softmax"`` keeps; see ``docs/algorithms/similarities.md``.
 
     References
     ----------
@@ -53,11 +62,17 @@ class FLoC(Method):
     array([2, 3])
     """
 
+    similarity: Kind = "cosine"
+
     name: ClassVar[str] = "floc"
     complexity: ClassVar[str] = "N^2 D + k N"
     reference: ClassVar[str] = "Cho et al., ICLR 2026, arXiv 2511.00141"
     guarantee: ClassVar[str] = "1 - 1/e of the best coverage, and a certificate for each set"
     parity: ClassVar[str] = "its definition, by hand; there is no program"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_one_of("similarity", self.similarity, KINDS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -66,4 +81,4 @@ class FLoC(Method):
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Greedy facility location; see `Method.choose`."""
-        return maximize(coverage(constant(widened(tokens.features))), k)
+        return maximize(coverage(constant(widened(tokens.features)), similarity=self.similarity), k)

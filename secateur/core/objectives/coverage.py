@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -22,13 +22,13 @@ from secateur.core.arrays import (
     to_numpy,
     wide,
 )
+from secateur.core.kernels import KINDS, Kernel, Kind, compared, norms
 from secateur.core.objectives.base import ByRow, Tracker, checked_selectable
-from secateur.core.parameters import check_type, typed
+from secateur.core.objectives.blocks import SoftmaxBlock, checked_block, entries_of, shape_of_block
+from secateur.core.parameters import typed
 from secateur.core.similarity import (
-    CosineSimilarity,
     MatrixSimilarity,
     Similarity,
-    SoftmaxSimilarity,
     SparseSimilarity,
     StackedSimilarity,
     at,
@@ -36,18 +36,6 @@ from secateur.core.similarity import (
     row_positions,
 )
 from secateur.core.tolerances import COSINE, SUM
-
-
-class SoftmaxBlock(NamedTuple):
-    """Rows whose similarities are their softmax over the candidates, worked out when asked for.
-
-    A block of `FacilityLocation.of_blocks`: rows (..., H, D), candidates (..., N, D), compared
-    by cosine over a temperature. See `secateur.core.similarity.SoftmaxSimilarity`.
-    """
-
-    rows: Array
-    candidates: Array
-    temperature: float
 
 
 class FacilityLocation(ByRow):
@@ -127,10 +115,11 @@ class FacilityLocation(ByRow):
         features: Array,
         weights: Array | None = None,
         *,
+        similarity: Kind = "cosine",
         selectable: Any = None,
         check_finite: bool = True,
     ) -> Self:
-        """Facility location on the similarities (1 + cos) / 2 of features.
+        """Facility location on similarities of features with each other.
 
         The N x N matrix is never built: memory stays O(N D), at the price of working
         similarities out again for the rows that a pick improves.
@@ -141,6 +130,11 @@ class FacilityLocation(ByRow):
             Features (..., N, D) of the tokens.
         weights
             Non-negative weights (..., N) of the rows; all 1 when absent.
+        similarity
+            ``"cosine"``, (1 + cos) / 2; ``"norms"``, the same with each row as heavy as its
+            norm; ``"exemplar"``, max(0, |x_i|^2 - |x_i - x_j|^2); ``"gaussian"``,
+            exp(-|x_i - x_j|^2 / median); ``"softmax"``, rows of the softmax of cos / 0.2. See
+            `secateur.core.kernels`.
         selectable
             False (..., N) at tokens that may not be picked.
         check_finite
@@ -149,15 +143,23 @@ class FacilityLocation(ByRow):
         Examples
         --------
         >>> import numpy as np, secateur as sc
-        >>> f = sc.FacilityLocation.from_features(np.array([[1.0, 0.0], [0.0, 2.0]]))
-        >>> float(f.value([0]))
+        >>> x = np.array([[1.0, 0.0], [0.0, 2.0]])
+        >>> float(sc.FacilityLocation.from_features(x).value([0]))
         1.5
+        >>> float(sc.FacilityLocation.from_features(x, similarity="exemplar").value([1]))
+        4.0
         """
         features = checked(features, "features", "(..., N, D)", check_finite=check_finite)
+        if similarity not in KINDS:
+            raise ValueError(f"similarity: expected one of {', '.join(KINDS)}; got {similarity!r}")
         self = cls.__new__(cls)
         shape = shape_of(features)
         self._begin(None, constant(features), (), (*shape[:-1], shape[-2]))
+        self.kind = "cosine" if similarity == "norms" else similarity
         self._given(weights, selectable, check_finite)
+        if similarity == "norms":
+            heavy = norms(self.features)
+            self.weights = heavy if self.weights is None else heavy * self.weights
         return self
 
     @classmethod
@@ -194,9 +196,9 @@ class FacilityLocation(ByRow):
         """
         if not len(blocks):
             raise ValueError("blocks: expected at least one block of rows, got none")
-        given = [_checked_block(block, check_finite) for block in blocks]
-        batch, size = _shape_of_block(given[0])[:-2], _shape_of_block(given[0])[-1]
-        shapes = [_shape_of_block(block) for block in given]
+        given = [checked_block(block, check_finite) for block in blocks]
+        batch, size = shape_of_block(given[0])[:-2], shape_of_block(given[0])[-1]
+        shapes = [shape_of_block(block) for block in given]
         if len({(shape[:-2], shape[-1]) for shape in shapes}) > 1:
             raise ValueError(
                 f"blocks: expected the same batch and tokens in each, got shapes "
@@ -219,6 +221,8 @@ class FacilityLocation(ByRow):
         """The features (..., N, D) given; None from a matrix or blocks."""
         self.blocks = blocks
         """The blocks of rows given; none from a matrix or features."""
+        self.kind: Kind = "cosine"
+        """What features are compared by; norms are in the weights."""
         self.batch_shape = shape[:-2]
         self.rounding = 0.0
         """How far the entries of a matrix are known to be off, as far as ties go."""
@@ -239,6 +243,7 @@ class FacilityLocation(ByRow):
             source = source.candidates
         self.sample = source.data if is_sparse(source) else source
         self._entries: Similarity | None = None
+        self._kernel: Kernel | None = None
         self._noise: float | None = None
 
     def with_arrays(self, change: Callable[[Any], Any]) -> Self:
@@ -255,10 +260,15 @@ class FacilityLocation(ByRow):
 
     @property
     def form(self) -> str:
-        """``"matrix"``, ``"features"``, or ``"rows"``: rectangular, in blocks, or masked."""
+        """``"matrix"``; ``"features"`` by cosines, ``"kernel"`` by another similarity of them.
+
+        ``"rows"``: rectangular, in blocks, or masked.
+        """
         if self.selectable is not None or self.blocks or self.height != self.size:
             return "rows"
-        return "matrix" if self.features is None else "features"
+        if self.features is None:
+            return "matrix"
+        return "features" if self.kind == "cosine" else "kernel"
 
     def _joined(self, weights: Sequence[Any], heights: Sequence[int], check_finite: bool) -> Array:
         """Weights (..., H) of all rows from those of each block."""
@@ -306,14 +316,21 @@ class FacilityLocation(ByRow):
         """The similarities of one image, entry by entry."""
         if self._entries is None:
             if self.features is not None:
-                self._entries = CosineSimilarity(self.features)
+                self._entries = self.kernel
             elif self.blocks:
-                self._entries = StackedSimilarity([_entries_of(block) for block in self.blocks])
+                self._entries = StackedSimilarity([entries_of(block) for block in self.blocks])
             elif is_sparse(self.matrix):
                 self._entries = SparseSimilarity(self.matrix)
             else:
                 self._entries = MatrixSimilarity(self.matrix)
         return self._entries
+
+    @property
+    def kernel(self) -> Kernel:
+        """How the features of one image are compared."""
+        if self._kernel is None:
+            self._kernel = compared(self.kind, self.features)
+        return self._kernel
 
     def row_weights(self) -> Array:
         """The weights of one image in the dtype of sums."""
@@ -332,10 +349,11 @@ class FacilityLocation(ByRow):
             if self.features is not None or self.blocks:
                 w = to_numpy(self.row_weights())
                 eps = COSINE * self._rounding
-                self._noise = eps * float(w.sum()) if self.features is not None else 0.0
+                known = self.features is None
+                self._noise = 0.0 if known else eps * self.kernel.error * float(w.sum())
             start = 0
             for block in self.blocks:
-                stop = start + _shape_of_block(block)[-2]
+                stop = start + shape_of_block(block)[-2]
                 if isinstance(block, SoftmaxBlock):
                     # A power of a cosine over a temperature is off by that much of itself.
                     self._noise += eps / min(1.0, block.temperature) * float(w[start:stop].sum())
@@ -435,7 +453,7 @@ class _Served:
         self._m = xp.zeros_like(self._weights)
         self._g = f.gains_over(self._m, row_positions(f.size, f.sample))
         self._largest = float(xp.max(self._g))
-        self._noise = f.noise if f.blocks else 0.0
+        self._noise = f.noise if f.blocks or f.kind != "cosine" else 0.0
         self._terms = f.height
 
     @property
@@ -461,36 +479,3 @@ class _Served:
             lost = xp.minimum(xp.maximum(s, low), high) - low
             self._g = self._g - xp.sum(xp.take(self._weights, i)[:, None] * lost, axis=0)
         self._m = raised
-
-
-def _checked_block(block: Any, check_finite: bool) -> Array | SoftmaxBlock:
-    if not isinstance(block, SoftmaxBlock):
-        return constant(checked(block, "blocks", "(..., H, N)", check_finite=check_finite))
-    check_type("temperature", block.temperature, float)
-    if not block.temperature > 0:
-        raise ValueError(f"temperature: expected a number above 0, got {block.temperature!r}")
-    rows, candidates = (
-        constant(checked(x, "blocks", layout, check_finite=check_finite))
-        for x, layout in ((block.rows, "(..., H, D)"), (block.candidates, "(..., N, D)"))
-    )
-    xp, batch = namespace(rows, candidates), shape_of(candidates)[:-2]
-    if int(rows.shape[-1]) != int(candidates.shape[-1]):
-        raise ValueError(
-            f"blocks: expected rows and candidates of one length, got {spell(shape_of(rows))} "
-            f"and {spell(shape_of(candidates))}"
-        )
-    # Rows without the axes of the batch, such as a text, are the same for all its images.
-    rows = xp.broadcast_to(rows, (*batch, *shape_of(rows)[-2:]))
-    return SoftmaxBlock(rows, candidates, float(block.temperature))
-
-
-def _shape_of_block(block: Any) -> tuple[int, ...]:
-    if isinstance(block, SoftmaxBlock):
-        return (*shape_of(block.rows)[:-1], int(block.candidates.shape[-2]))
-    return shape_of(block)
-
-
-def _entries_of(block: Any) -> Similarity:
-    if isinstance(block, SoftmaxBlock):
-        return SoftmaxSimilarity(*block)
-    return MatrixSimilarity(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,23 @@ def test_the_count_of_the_filled_up_is_told(image):
     # All alike: the first drives away all others, and attention fills up.
     assert int(chosen.info["filled"]) == 9
     assert chosen.indices.tolist() == np.argsort(-tokens.attention)[:10].tolist()
+
+
+def test_the_largest_threshold_that_fits(image):
+    """Every fill-up is counted by hand, and a little more would fill too much."""
+    images = [image(seed=seed) for seed in range(4)]
+    method = sc.AgilePruner(keep=20, mean_erank=4.0, tau_max=0.9, step=0.2)
+    filled = lambda m: sum(int(each.info["filled"]) for each in m.select(images))  # noqa: E731
+    assert filled(method) > 8
+    fitting = method.fitting(images)
+    assert 0 < fitting.tau_max < 0.9
+    assert filled(fitting) <= 8 < filled(replace(fitting, tau_max=fitting.tau_max + 0.0009))
+    assert fitting == replace(method, tau_max=fitting.tau_max)
+    assert fitting.fitting(images) == fitting
+    assert filled(method.fitting(images, share=0.0)) == 0
+    assert method.fitting([]) == method
+    with pytest.raises(ValueError, match="share: expected a share"):
+        method.fitting(images, share=2.0)
 
 
 def test_without_a_threshold_it_is_top_k(image):

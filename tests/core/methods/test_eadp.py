@@ -250,3 +250,13 @@ class TestCrops:
 def test_parameters_are_checked(parameters, message):
     with pytest.raises(ValueError, match=message):
         sc.EADP(**parameters)
+
+
+@pytest.mark.parametrize("similarity", ["norms", "exemplar", "gaussian", "softmax"])
+def test_other_similarities_cover_by_the_same_relevance(image, similarity):
+    tokens = image()
+    chosen = sc.EADP(keep=6, similarity=similarity).select(tokens)
+    f = sc.FacilityLocation.from_features(tokens.features, chosen.scores, similarity=similarity)
+    assert chosen.indices.tolist() == sc.maximize(f, 6, "naive").indices.tolist()
+    np.testing.assert_allclose(chosen.scores, sc.EADP(keep=6).select(tokens).scores)
+    assert float(chosen.guarantee) > 1 - 1 / np.e

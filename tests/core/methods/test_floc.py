@@ -42,3 +42,13 @@ def test_a_video_as_one_pool(image):
     assert frames.sorted().tolist() == sorted(
         10 * t + i for t in range(3) for i in slow(x[10 * t : 10 * t + 10], 4)[0]
     )
+
+
+@pytest.mark.parametrize("similarity", ["norms", "exemplar", "gaussian", "softmax"])
+def test_other_similarities(image, similarity):
+    tokens = image()
+    f = sc.FacilityLocation.from_features(tokens.features, similarity=similarity)
+    chosen = sc.FLoC(keep=6, similarity=similarity).select(tokens)
+    assert chosen.indices.tolist() == sc.maximize(f, 6, "naive").indices.tolist()
+    with pytest.raises(ValueError, match="similarity: expected one of cosine, norms, exemplar"):
+        sc.FLoC(similarity="distance")
