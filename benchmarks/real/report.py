@@ -76,10 +76,13 @@ def reading_table(
     )
     rows = []
     for name in names:
-        cells = [
-            spell(results.interval(told[kind][name, k])) if (name, k) in told[kind] else "not run"
-            for k in asked
-        ]
+        cells = []
+        for k in asked:
+            answers = told[kind].get((name, k), ())
+            fewer = (
+                f", {len(answers)} of them" if len(answers) < len(told["places"][stage, k]) else ""
+            )
+            cells.append(spell(results.interval(answers)) + fewer if len(answers) else "not run")
         rows.append([name, *cells])
     many = [f"{k} of 256 ({len(told['places'][stage, k])} molecules)" for k in asked]
     return table(["method", *many], rows)

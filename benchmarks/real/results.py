@@ -37,8 +37,8 @@ def reading(choosing: bool) -> dict[str, Any]:
 
     ``exact``: read as from all tokens. ``likely``: the mean log-probability of a word of that.
     ``right`` and ``tanimoto``: what was read against what was drawn. Beside them what is read
-    from all tokens, and atoms, rings, words and effective ranks. A budget holds the molecules
-    that every listed method has answered; ``places`` says which, by stage and budget.
+    from all tokens, and atoms, rings, words and effective ranks. ``places`` says which molecules
+    a budget holds, by stage and budget; methods that no claim is about may hold fewer of them.
     """
     names = ("exact", "likely", "right", "tanimoto", "places")
     told: dict[str, Any] = {name: {} for name in names}
@@ -64,15 +64,14 @@ def reading(choosing: bool) -> dict[str, Any]:
         told["places"][stage, budget] = np.concatenate(
             [np.arange(len(drawn[s])) + begins[s] for s in done]
         )
-        for name in found[done[0]]:
-            if not all(name in found[s] for s in done):
-                continue
-            answers = [each for s in done for each in found[s][name]]
+        for name in dict.fromkeys(name for s in done for name in found[s]):
+            some = [s for s in done if name in found[s]]
+            answers = [each for s in some for each in found[s][name]]
             if stage == "judged":
                 told["exact"][name, budget] = np.array([float(x[0]) for x in answers])
                 told["likely"][name, budget] = np.array([float(x[1]) for x in answers])
             else:
-                asked = [text for s in done for text in drawn[s]]
+                asked = [text for s in some for text in drawn[s]]
                 right, alike = _scores(list(zip(asked, answers, strict=True)))
                 told["right"][name, budget], told["tanimoto"][name, budget] = right, alike
     return told
