@@ -20,6 +20,7 @@ from scene import PATCH, Scene
 
 import secateur as sc
 from secateur.core.dispatch import drivers
+from secateur.core.kernels import KINDS
 from secateur.core.objectives import Objective
 
 Maker = Callable[[Scene], Any]
@@ -209,6 +210,7 @@ BY_NAME: dict[str, Maker] = {
 BY_OWNER: dict[str, Maker] = {
     "Calibration.entropy": _one_of(None, 1.5),
     "Calibration.of.images": lambda scene: [tokens(scene), tokens(scene)],
+    "FacilityLocation.from_features.similarity": _one_of(*KINDS),
     "FacilityLocation.of_blocks.weights": lambda scene: None,
     "MarginalRelevance.balance": _one_of(0.5, 0.0, 1.0),
     "MarginalRelevance.step": _one_of(1, 2, 50),
@@ -221,7 +223,9 @@ BY_OWNER: dict[str, Maker] = {
     "calibrate.images": lambda scene: [tokens(scene), tokens(scene)],
     "calibrate.method": lambda scene: scene.dice.choice([None, sc.ERASE(patch=PATCH)]),
     "calibrate.progress": lambda scene: False,
+    "eadp.similarity": _one_of(*KINDS),
     "erase.patch": _one_of(PATCH, PATCH, 28),
+    "floc.similarity": _one_of(*KINDS),
     "mixture.attention": lambda scene: sc.TopK(),
     "mixture.diversity": lambda scene: scene.dice.choice([sc.DivPrune(), sc.FPS()]),
     "mixture.mean_erank": _one_of(3.0, None),
