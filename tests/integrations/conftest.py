@@ -1078,7 +1078,7 @@ def cases() -> dict[str, type[Case]]:
 
 
 USUAL = ("llava", "qwen2_5_vl", "qwen3_vl")
-"""Families that `make test` looks at; with the newest transformers all of them are."""
+"""Families that `make test` looks at; `make test-all` looks at all of them."""
 
 
 def looked_at(name: str) -> Any:

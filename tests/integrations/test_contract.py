@@ -21,6 +21,7 @@ def equal(a, b):
     torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("prompt", [{}, MANY], ids=["one", "many"])
 def test_full_keep_is_bit_equal(case, model, by_norm, prompt):
     inputs = case.inputs(**prompt)
@@ -37,6 +38,7 @@ def test_full_keep_is_bit_equal(case, model, by_norm, prompt):
         assert att.last.prompt_length[0] == att.last.prompt_length[1]
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("keep", [1, 0.5])
 def test_pruned_equals_the_language_model_fed_by_hand(case, model, by_norm, by_hand, keep):
     inputs = case.inputs()
@@ -139,6 +141,7 @@ def test_decoding_goes_on_after_the_prompt(case, model, by_norm, calls, position
     assert before - after == placeholders - len(att.last.kept[0])
 
 
+@pytest.mark.first
 def test_decoding_equals_recomputing_without_a_cache(case, model, by_norm, calls, hand_mask):
     inputs = case.inputs()
     with attach(model, by_norm(keep=3)) as att, calls(model) as seen:
@@ -278,6 +281,7 @@ def hooks(model):
     }
 
 
+@pytest.mark.first
 def test_detaching_leaves_the_model_as_it_was(case, model, by_norm):
     inputs = case.inputs()
     logits, tokens = model(**inputs).logits, model.generate(**inputs, **GREEDY)

@@ -37,3 +37,17 @@ def checkpoints(tmp_path_factory):
         return made[name]
 
     return get
+
+
+USUAL = ("llava", "qwen2_5_vl", "qwen3_vl")
+"""Families that `make test-serving` serves every method with, of the others one each;
+`make test-serving-all` serves all with all."""
+WHOLE = ("test_the_same_tokens", "test_keeping_all_is_stock_vllm")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        given = item.callspec.params if getattr(item, "originalname", "") in WHOLE else {}
+        first = getattr(given.get("method"), "name", "") == "divprune"
+        if given and given["name"] not in USUAL and not first:
+            item.add_marker(pytest.mark.families)
