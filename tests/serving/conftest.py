@@ -39,7 +39,7 @@ def checkpoints(tmp_path_factory):
     return get
 
 
-USUAL = ("llava", "qwen2_5_vl", "qwen3_vl")
+USUAL = ("llava", "qwen3_vl")
 """Families that `make test-serving` serves every method with, of the others one each;
 `make test-serving-all` serves all with all."""
 WHOLE = ("test_the_same_tokens", "test_keeping_all_is_stock_vllm")
