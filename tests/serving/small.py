@@ -36,7 +36,7 @@ TOKENS = 36
 """Visual tokens of a picture of the LLaVA towers: 48 pixels in patches of eight."""
 
 
-def tokenizer():
+def tokenizer(**marks):
     """A word-level tokenizer of the words above, a letter where it knows no word."""
     special = [*SPECIAL, *QWEN, *PADS]
     known = [*special, *WORDS, *(c for c in string.printable if c.strip() and c not in WORDS)]
@@ -49,7 +49,7 @@ def tokenizer():
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
+        extra_special_tokens={"image_token": "<image>", "video_token": "<video>", **marks},
     )
     made.add_special_tokens({"additional_special_tokens": [*QWEN, *PADS]})
     return made
@@ -175,6 +175,38 @@ def llava_onevision():
     return transformers.LlavaOnevisionForConditionalGeneration(config), processor
 
 
+def internvl():
+    vision = transformers.InternVLVisionConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=48,
+        patch_size=4,
+        use_qk_norm=True,
+        norm_type="rms_norm",
+    )
+    config = transformers.InternVLConfig(
+        vision_config=vision,
+        text_config=llama(),
+        image_token_id=4,
+        image_seq_length=TOKENS,
+        tie_word_embeddings=False,
+    )
+    size = {"height": 48, "width": 48}
+    marks = {"start_image_token": QWEN[2], "end_image_token": QWEN[3]}
+    processor = transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(
+            size=size, crop_to_patches=True, max_patches=2
+        ),
+        video_processor=transformers.InternVLVideoProcessor(size=size),
+        tokenizer=tokenizer(context_image_token="<image>", **marks),
+        image_seq_length=TOKENS,
+        chat_template=CHAT,
+    )
+    return transformers.InternVLForConditionalGeneration(config), processor
+
+
 QWEN_IDS = {
     "image_token_id": 10,
     "video_token_id": 11,
@@ -188,6 +220,12 @@ QWEN_VISION = {
     "num_heads": 2,
     "patch_size": 8,
     "out_hidden_size": 128,
+}
+
+QWEN3_VISION = {
+    **QWEN_VISION,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1, 2],
 }
 
 
@@ -215,6 +253,14 @@ def qwen_processor(kind, video, **how):
     )
 
 
+def qwen2_vl():
+    vision = {name: QWEN_VISION[name] for name in ("depth", "num_heads", "patch_size")}
+    vision |= {"embed_dim": 64, "hidden_size": 128, "mlp_ratio": 2}
+    config = transformers.Qwen2VLConfig(vision_config=vision, text_config=qwen_text(), **QWEN_IDS)
+    processor = qwen_processor(transformers.Qwen2VLProcessor, transformers.Qwen2VLVideoProcessor)
+    return transformers.Qwen2VLForConditionalGeneration(config), processor
+
+
 def qwen2_5_vl():
     vision = {**QWEN_VISION, "window_size": 32, "fullatt_block_indexes": [1, 3]}
     # transformers lets text go on before the end of a video of many steps, vLLM after it.
@@ -226,20 +272,34 @@ def qwen2_5_vl():
     return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-def qwen3_vl():
-    vision = {**QWEN_VISION, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
-    config = transformers.Qwen3VLConfig(
-        vision_config=vision,
-        text_config=qwen_text(mrope_interleaved=True),
-        **QWEN_IDS,
-    )
-    processor = qwen_processor(
+def qwen3_processor():
+    return qwen_processor(
         transformers.Qwen3VLProcessor,
         transformers.Qwen3VLVideoProcessor,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    return transformers.Qwen3VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl():
+    config = transformers.Qwen3VLConfig(
+        vision_config=QWEN3_VISION,
+        text_config=qwen_text(mrope_interleaved=True),
+        **QWEN_IDS,
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config), qwen3_processor()
+
+
+def qwen3_vl_moe():
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    # As checkpoints have it: vLLM reads this, and transformers does so without being told.
+    experts["norm_topk_prob"] = True
+    config = transformers.Qwen3VLMoeConfig(
+        vision_config=QWEN3_VISION,
+        text_config={**qwen_text(mrope_interleaved=True), **experts},
+        **QWEN_IDS,
+    )
+    return transformers.Qwen3VLMoeForConditionalGeneration(config), qwen3_processor()
 
 
 MAKERS = {
@@ -247,9 +307,16 @@ MAKERS = {
     "llava-siglip": lambda: llava("siglip"),
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
+    "internvl": internvl,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen2_vl": qwen2_vl,
     "qwen3_vl": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
 }
+
+
+UNNESTED = (transformers.InternVLForConditionalGeneration,)
+"""Models whose towers stand in checkpoints as they are."""
 
 
 class Checkpoint:
@@ -291,8 +358,11 @@ def published(folder: Path, model, processor) -> Path:
     weights = safetensors.torch.load_file(path)
     renamed = {}
     for name, weight in weights.items():
-        if "vision_tower." in name and "vision_tower.vision_model." not in name:
+        clip = "vision_tower." in name and not isinstance(model, UNNESTED)
+        if clip and "vision_tower.vision_model." not in name:
             name = name.replace("vision_tower.", "vision_tower.vision_model.")
+        if "mlp.experts." in name:
+            weight = weight.transpose(1, 2).contiguous()
         renamed[name] = weight
     safetensors.torch.save_file(renamed, path, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())

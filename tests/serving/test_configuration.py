@@ -201,6 +201,29 @@ def test_families_nobody_serves():
         overrides(sc.TopK(), "pixtral")
 
 
+@pytest.mark.parametrize("kind", ["smolvlm", "idefics3"])
+def test_tiles_with_text_between(kind):
+    with pytest.raises(ValueError, match="not served: text stands between the tiles of an image"):
+        overrides(sc.TopK(), kind)
+
+
+def test_tiles_are_counted_before_they_are_seen():
+    overrides(sc.EADP(keep=9), "internvl")
+    with pytest.raises(ValueError, match="erase needs pixels, which vLLM's internvl does not give"):
+        overrides(sc.ERASE(), "internvl")
+    with pytest.raises(ValueError, match="crops whose shares are rounded down"):
+        overrides(sc.EADP(keep=9, rounding="floor"), "internvl")
+
+
+def test_towers_nobody_watches(checkpoints):
+    asked = overrides(sc.TopK(keep=9), "internvl")
+    asked["vision_config"] = {"model_type": "other_vision"}
+    with pytest.raises(
+        ConfigurationError, match="internvl with a other_vision is not served; take"
+    ):
+        configuration(checkpoints("internvl").folder, asked)
+
+
 def test_vllm_still_has_what_the_plugin_uses():
     assert missing() == [], f"vLLM {vllm.__version__} lacks {missing()}; adapt secateur's plug-in"
 

@@ -26,9 +26,17 @@ SEEN = [
 ]
 ERASE = sc.ERASE(keep=4, thresholds=(3.6, 3.4, 3.0), ratios=(0.6, 0.5, 0.4, 0.3), patch=8)
 EADP = sc.EADP(keep=8)
-FAMILIES = ["llava", "llava-siglip", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl"]
+QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+FAMILIES = ["llava", "llava-siglip", "llava_next", "llava_onevision", "internvl", *QWEN]
 NEWLINES = ("llava_next", "llava_onevision")
-VIDEOS = ("llava_onevision", "qwen2_5_vl", "qwen3_vl")
+VIDEOS = ("llava_onevision", *QWEN)
+PLAIN = ("llava_onevision", "qwen2_vl")
+"""Whose videos vLLM takes without what is told about them."""
+USUAL = {
+    "qwen2_vl": ("topk", "visionzip", "eadp", "erase"),
+    "qwen3_vl_moe": ("visionzip",),
+}
+"""Of families that share another's code, the methods that are not slow."""
 SIZES = [(60, 90), (48, 48), (90, 40)]
 
 
@@ -68,7 +76,7 @@ class Request:
         if self.images:
             data["image"] = self.images
         if self.videos:
-            plain = self.checkpoint.kind == "llava_onevision"
+            plain = self.checkpoint.kind in PLAIN
             data["video"] = [each[0] if plain else each for each in self.videos]
         if data:
             given["multi_modal_data"] = data
@@ -133,15 +141,19 @@ def requests_of(checkpoint):
 def methods_of(name):
     yield from SEEN
     yield EADP
-    if name not in ("llava_next", "llava_onevision"):
+    if name not in ("llava_next", "llava_onevision", "internvl"):
         yield replace(ERASE, patch=16) if name.startswith("qwen") else ERASE
 
 
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [(name, method) for name in FAMILIES for method in methods_of(name)],
-    ids=lambda x: x if isinstance(x, str) else x.name,
-)
+def cases():
+    for name in FAMILIES:
+        for method in methods_of(name):
+            usual = method.name in USUAL.get(name, (method.name,))
+            marks = () if usual else pytest.mark.slow
+            yield pytest.param(name, method, marks=marks, id=f"{name}-{method.name}")
+
+
+@pytest.mark.parametrize(("name", "method"), cases())
 def test_the_same_tokens(checkpoints, name, method):
     checkpoint = checkpoints(name)
     instruction = "how many red dog" if method == EADP else None
@@ -246,7 +258,7 @@ CACHES = {
 }
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["llava", "llava_next", "internvl", "qwen2_5_vl", "qwen3_vl"])
 def test_caches_and_chunks_change_nothing(checkpoints, name):
     checkpoint = checkpoints(name)
     method = sc.TopK(keep=12)
@@ -260,7 +272,8 @@ def test_caches_and_chunks_change_nothing(checkpoints, name):
     for what, how in CACHES.items():
         if "max_num_batched_tokens" in how:
             # No less than one item, which vLLM encodes whole.
-            how = {**how, "max_num_batched_tokens": 64 if name == "llava_next" else 24}
+            tiled = name in ("llava_next", "internvl")
+            how = {**how, "max_num_batched_tokens": 64 if tiled else 24}
         with engine(checkpoint.folder, method, checkpoint.kind, **how) as llm:
             assert written(llm, requests) == want, what
             one_by_one = [written(llm, [each])[0] for each in requests]

@@ -18,13 +18,13 @@ import conftest, small, test_equal
 from secateur.core.methods import Method
 
 if __name__ == "__main__":
-    folder, stored = sys.argv[1], [json.loads(each) for each in sys.argv[2:]]
+    folder, kind, text = sys.argv[1:4]
+    stored = [json.loads(each) for each in sys.argv[4:]]
     for each in stored:
         method = Method.from_dict(each)
-        with small.engine(folder, method, tensor_parallel_size=2) as llm:
+        with small.engine(folder, method, kind, tensor_parallel_size=2) as llm:
             prompts = [
-                {"prompt": "USER : <image> what is in the picture ? ASSISTANT :",
-                 "multi_modal_data": {"image": small.picture(seed, *size)}}
+                {"prompt": text, "multi_modal_data": {"image": small.picture(seed, *size)}}
                 for seed, size in enumerate(test_equal.SIZES)
             ]
             out = llm.generate(prompts, test_equal.GREEDY, use_tqdm=False)
@@ -34,15 +34,16 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_heads_on_two_ranks(checkpoints, tmp_path):
-    checkpoint = checkpoints("llava")
+@pytest.mark.parametrize("name", ["llava", "internvl", "qwen2_vl", "qwen2_5_vl"])
+def test_heads_on_two_ranks(checkpoints, tmp_path, name):
+    checkpoint = checkpoints(name)
     script = tmp_path / "two_ranks.py"
     script.write_text(SCRIPT)
     # Reads attention, which is a mean over heads, and keys, which stand side by side.
     methods = [sc.VisionZip(keep=12)]
     here = os.path.dirname(__file__)
     told = subprocess.run(
-        [sys.executable, str(script), str(checkpoint.folder)]
+        [sys.executable, str(script), str(checkpoint.folder), name, checkpoint.prompt()]
         + [json.dumps(each.to_dict()) for each in methods],
         capture_output=True,
         text=True,
@@ -52,6 +53,7 @@ def test_heads_on_two_ranks(checkpoints, tmp_path):
             "PYTHONPATH": f"{here}:{os.environ['PYTHONPATH']}",
             "VLLM_CPU_OMP_THREADS_BIND": "0|1",
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+            "SECATEUR_CPU_ASKS": "1",
         },
     )
     lines = [line for line in told.stdout.splitlines() if line.startswith("TOKENS")]

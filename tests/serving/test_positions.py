@@ -7,7 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from secateur.integrations.vllm.qwen import CHANNELS, Positioned
+from secateur.integrations.vllm.qwen import (
+    CHANNELS,
+    Positioned,
+    SecateurQwen2VLForConditionalGeneration,
+)
 
 IMAGE, VIDEO, TEXT = 10, 11, 1
 
@@ -47,6 +51,13 @@ def test_kept_tokens_stand_where_they_were():
     assert clean.tolist() == torch.ones(2, 8).tolist()
     assert found.tolist() == [[0, 1, 2, 2, 6], [0, 1, 2, 5, 6], [0, 1, 5, 3, 6]]
     assert delta == 2
+
+
+def test_no_graph_runs_the_tower_around_us():
+    made = SecateurQwen2VLForConditionalGeneration.__new__(SecateurQwen2VLForConditionalGeneration)
+    tower = SimpleNamespace(out_hidden_size=8)
+    made.__dict__ |= {"visual": tower, "get_max_frames_per_video": lambda: 1}
+    assert made.get_encoder_cudagraph_config().modalities == []
 
 
 class Staged:

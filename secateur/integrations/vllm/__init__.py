@@ -18,7 +18,7 @@ from secateur.core.methods import Method
 from secateur.integrations.families.newlines import SETTING, Newlines
 from secateur.integrations.vllm.checking import KEY, ConfigurationError, enter, method_of
 from secateur.integrations.vllm.internals import CHECKED, INTERNALS, missing
-from secateur.integrations.vllm.models import ROWS, SUPPORTED
+from secateur.integrations.vllm.models import ROWS, SUPPORTED, UNSERVED
 
 __all__ = [
     "CHECKED",
@@ -78,6 +78,8 @@ def overrides(
     >>> json.dumps(overrides(sc.TopK(keep=64)))
     '{"architectures": ["SecateurLlavaForConditionalGeneration"], "secateur": {"method": "topk", "keep": 64, ...}}'
     """  # noqa: E501
+    if model_type in UNSERVED:
+        raise ValueError(f"secateur: vLLM's {model_type!r} is not served: {UNSERVED[model_type]}")
     if model_type not in SUPPORTED:
         raise ValueError(
             f"secateur: no plug-in for vLLM's {model_type!r} yet; there is one for "

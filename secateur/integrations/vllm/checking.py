@@ -18,7 +18,6 @@ from secateur.core.complexity import RunningCalibration
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method, methods
 from secateur.integrations.encoded import TEXT
-from secateur.integrations.families.llava import TOWERS
 from secateur.integrations.families.newlines import SETTING, newlines_of
 from secateur.integrations.vllm import counters, identity
 from secateur.integrations.vllm.internals import CHECKED, READ, missing
@@ -239,10 +238,9 @@ def refused(model_config: Any) -> str | None:
             f'{SETTING}: "rows" with {type(method).__name__}: which rows keep a token is not known '
             'before an image is encoded; take "all" or "none"'
         )
-    if not ROWS[asked].placed and config.vision_config.model_type not in TOWERS:
-        return (
-            f"{asked} with a {config.vision_config.model_type} is not served; CLIP and SigLIP are"
-        )
+    towers, tower = ROWS[asked].towers, config.vision_config.model_type
+    if towers and tower not in towers:
+        return f"{asked} with a {tower} is not served; take one with a {' or '.join(towers)}"
     multimodal = model_config.multimodal_config
     if multimodal is None:
         return f"{asked} without images; vLLM was told to serve text alone"

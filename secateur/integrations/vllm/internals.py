@@ -37,6 +37,26 @@ INTERNALS = {
         "LlavaOnevisionProcessingInfo.get_num_video_tokens",
         "LlavaOnevisionProcessingInfo._get_num_frame_tokens",
     ),
+    "model_executor.models.interns1": (
+        "InternS1ForConditionalGeneration._parse_and_validate_multimodal_inputs",
+        "InternS1ForConditionalGeneration.extract_feature",
+        "InternS1DummyInputsBuilder",
+        "InternS1MultiModalProcessor._get_prompt_updates",
+        "InternS1ProcessingInfo.get_max_image_tokens",
+        "InternS1ProcessingInfo.get_supported_mm_limits",
+    ),
+    "model_executor.models.qwen2_vl": (
+        "Qwen2VLForConditionalGeneration._parse_and_validate_multimodal_inputs",
+        "Qwen2VLForConditionalGeneration._process_image_input",
+        "Qwen2VLForConditionalGeneration._process_video_input",
+        "Qwen2VLForConditionalGeneration.get_encoder_cudagraph_config",
+        "Qwen2VLForConditionalGeneration.get_mrope_input_positions",
+        "Qwen2VLMultiModalProcessor._get_prompt_updates",
+        "Qwen2VLProcessingInfo.get_max_image_tokens",
+        "Qwen2VLProcessingInfo.get_max_video_tokens",
+        "Qwen2VLProcessingInfo.get_num_image_tokens",
+        "Qwen2VisionAttention.split_qkv",
+    ),
     "model_executor.models.qwen2_5_vl": (
         "Qwen2_5_VLForConditionalGeneration._parse_and_validate_multimodal_inputs",
         "Qwen2_5_VLForConditionalGeneration._process_image_input",
@@ -53,6 +73,10 @@ INTERNALS = {
         "Qwen3VLMultiModalProcessor.get_video_repl",
         "Qwen3VLProcessingInfo.get_num_image_tokens",
     ),
+    "model_executor.models.qwen3_vl_moe": (
+        "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3VLMoeProcessingInfo",
+    ),
     "multimodal.processing": (
         "BaseMultiModalProcessor._apply_hf_processor_main",
         "BaseMultiModalProcessor._get_mm_fields_config",
@@ -61,6 +85,7 @@ INTERNALS = {
         "BaseProcessingInfo.get_mm_max_tokens_per_item",
         "BaseProcessingInfo.model_id",
         "PromptReplacement",
+        "PromptUpdateDetails.select_token_id",
     ),
     "multimodal.inputs": ("MultiModalFieldConfig.batched",),
     "config.multimodal": (

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from secateur.integrations.families.base import Family
-from secateur.integrations.families.llava import LLAVA
+from secateur.integrations.families.llava import LLAVA, TOWERS
 from secateur.integrations.families.llava_next import LLAVA_NEXT
 from secateur.integrations.families.llava_onevision import LLAVA_ONEVISION
-from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN3_VL
+from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
+from secateur.integrations.families.tiles import INTERNVL
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Row:
     Attributes
     ----------
     served
-        vLLM's class, which transformers calls alike.
+        The architecture as vLLM and transformers call it.
     family
         What is true of the model in every host.
     module
@@ -29,6 +30,8 @@ class Row:
         Whether kept tokens keep positions in time, row and column.
     cropped
         Whether images are cut into crops that share a budget.
+    towers
+        The types of vision towers that are known, where the architecture may have others.
     """
 
     served: str
@@ -37,6 +40,7 @@ class Row:
     within: tuple[str, ...]
     placed: bool = False
     cropped: bool = False
+    towers: tuple[str, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -58,14 +62,26 @@ def _hooked(family: Family) -> Family:
     )
 
 
+def _unseen(family: Family) -> Family:
+    """As `_hooked`, without the pixels, from which tiles that share a budget cannot be counted."""
+    return replace(_hooked(family), offers=family.offers - {"pixels"})
+
+
 ROWS: dict[str, Row] = {
-    "llava": Row("LlavaForConditionalGeneration", _hooked(LLAVA), "llava", (f"{_MODELS}llava",)),
+    "llava": Row(
+        "LlavaForConditionalGeneration",
+        _hooked(LLAVA),
+        "llava",
+        (f"{_MODELS}llava",),
+        towers=TOWERS,
+    ),
     "llava_next": Row(
         "LlavaNextForConditionalGeneration",
         _hooked(LLAVA_NEXT),
         "llava",
         (f"{_MODELS}llava", f"{_MODELS}llava_next"),
         cropped=True,
+        towers=TOWERS,
     ),
     "llava_onevision": Row(
         "LlavaOnevisionForConditionalGeneration",
@@ -73,6 +89,22 @@ ROWS: dict[str, Row] = {
         "llava",
         (f"{_MODELS}llava", f"{_MODELS}llava_onevision"),
         cropped=True,
+        towers=TOWERS,
+    ),
+    "internvl": Row(
+        "InternVLForConditionalGeneration",
+        _unseen(INTERNVL),
+        "internvl",
+        (f"{_MODELS}interns1",),
+        cropped=True,
+        towers=("internvl_vision",),
+    ),
+    "qwen2_vl": Row(
+        "Qwen2VLForConditionalGeneration",
+        _hooked(QWEN2_VL),
+        "qwen",
+        (f"{_MODELS}qwen2_vl",),
+        placed=True,
     ),
     "qwen2_5_vl": Row(
         "Qwen2_5_VLForConditionalGeneration",
@@ -88,7 +120,22 @@ ROWS: dict[str, Row] = {
         (f"{_MODELS}qwen2_5_vl", f"{_MODELS}qwen3_vl"),
         placed=True,
     ),
+    "qwen3_vl_moe": Row(
+        "Qwen3VLMoeForConditionalGeneration",
+        _hooked(QWEN3_VL),
+        "qwen",
+        (f"{_MODELS}qwen2_5_vl", f"{_MODELS}qwen3_vl", f"{_MODELS}qwen3_vl_moe"),
+        placed=True,
+    ),
 }
+
+_BETWEEN = (
+    "text stands between the tiles of an image, which share a budget by what is in them, so that "
+    "where it stands is known only once they are encoded; take transformers for it"
+)
+
+UNSERVED = {"smolvlm": _BETWEEN, "idefics3": _BETWEEN}
+"""Why a type of model that transformers serves is not to be had here, where that is known."""
 
 SUPPORTED = {model_type: row.served for model_type, row in ROWS.items()}
 """The classes that are served, by the type of a model: vLLM and transformers call them alike."""

@@ -50,7 +50,7 @@ def cut(
     for name, value in given.items():
         if name in flat:
             found[name] = value[flat[name][first] : flat[name][last]]
-        elif hasattr(value, "__len__") and len(value) == count:
+        elif getattr(value, "ndim", 1) and hasattr(value, "__len__") and len(value) == count:
             found[name] = value[first:last]
         else:
             found[name] = value

@@ -123,9 +123,9 @@ class Pruned:
         return kept
 
     def inputs_of(self, kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
-        """vLLM's parsed inputs by modality."""
+        """vLLM's parsed inputs by modality, which some of its models call "images"."""
         parsed = self._parse_and_validate_multimodal_inputs(**kwargs)  # type: ignore[attr-defined]
-        return [(name, each) for name, each in parsed.items() if each is not None]
+        return [(name.removesuffix("s"), each) for name, each in parsed.items() if each is not None]
 
     def given(self, modality: str, inputs: Any) -> list[Any]:
         """Embeddings that came with the request."""

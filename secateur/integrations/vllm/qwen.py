@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL on vLLM: kept tokens keep time, row and column.
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL on vLLM: kept tokens keep time, row and column.
 
 An image keeps `keep` tokens, so does every frame of a video, unless a method shares out a budget
 over all of them. vLLM asks for the positions of a prompt before anything is encoded; text is
@@ -10,13 +10,13 @@ Qwen3-VL where how many tokens each keeps is known only once the video is encode
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from vllm.model_executor.models import qwen2_5_vl, qwen3_vl
+from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.processing import PromptReplacement
 
 from secateur.integrations.encoded import Visual
 from secateur.integrations.families.qwen import frame_parts, unpatched
@@ -28,9 +28,18 @@ from secateur.integrations.observing import (
     rotate,
     watching,
 )
-from secateur.integrations.vllm.counting import Sized, restored
+from secateur.integrations.vllm.counting import restored
 from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
-from secateur.integrations.vllm.requests import Instructed
+from secateur.integrations.vllm.qwen_room import (
+    Info2,
+    Info3,
+    Info3Moe,
+    Info25,
+    Processor2,
+    Processor3,
+    Processor25,
+    between,
+)
 
 DIGIT = 128
 """Positions travel as two digits, which bfloat16 holds exactly."""
@@ -39,114 +48,14 @@ CHANNELS = 6
 """Two digits each of time, row and column."""
 
 
-class Info(Sized):
-    """Sizes of images and frames, in kept tokens."""
-
-    def get_num_image_tokens(self, **given: Any) -> int:
-        """Tokens of an image, at most."""
-        return self.at_most(int(super().get_num_image_tokens(**given)))  # type: ignore[misc]
-
-    def kept(self, modality: str, item: Any) -> list[int]:
-        """Kept tokens of an image or of each frame of a video."""
-        config: Any = self.get_hf_config()  # type: ignore[attr-defined]
-        vision = config.vision_config
-        frames, height, width = (int(x) for x in item[f"{modality}_grid_thw"].data)
-        grid = height // vision.spatial_merge_size, width // vision.spatial_merge_size
-        values = "pixel_values" if modality == "image" else "pixel_values_videos"
-        if values not in item:
-            return [grid[0] * grid[1]] * frames
-        if modality == "video" and self.method.over != "frame":
-            # Only how many of all frames together is known.
-            return [self.method.budget(frames * grid[0] * grid[1], frames)]
-        if self.method.counted_from != "pixels":
-            return [self.method.budget(grid[0] * grid[1])] * frames
-        channels = unpatched(item[values].data, (frames, height, width), vision)
-        return [self.counted(grid, own) for own in channels]
-
-
-class Info25(Info, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
-    """For Qwen2.5-VL."""
-
-    kind = "qwen2_5_vl"
-    unpruned = qwen2_5_vl.Qwen2_5_VLProcessingInfo
-
-
-class Info3(Info, qwen3_vl.Qwen3VLProcessingInfo):
-    """For Qwen3-VL."""
-
-    kind = "qwen3_vl"
-    unpruned = qwen3_vl.Qwen3VLProcessingInfo
-
-
-class Processor25(Instructed, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
-    """Makes room for what Qwen2.5-VL keeps."""
-
-    def _get_prompt_updates(
-        self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
-    ) -> Sequence[Any]:
-        config = self.info.get_hf_config()
-        tokens = {"image": config.image_token_id, "video": config.video_token_id}
-
-        def replaced(modality: str) -> Any:
-            def replacement(place: int) -> list[int]:
-                kept = self.info.kept(modality, out_mm_kwargs[modality][place])
-                return [tokens[modality]] * sum(kept)
-
-            return PromptReplacement(
-                modality=modality, target=[tokens[modality]], replacement=replacement
-            )
-
-        return [replaced(modality) for modality in tokens]
-
-
-class Processor3(Instructed, qwen3_vl.Qwen3VLMultiModalProcessor):
-    """Makes room for what Qwen3-VL keeps; frames of a video stand between timestamps."""
-
-    def _get_prompt_updates(
-        self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
-    ) -> Sequence[Any]:
-        config = self.info.get_hf_config()
-        image, video = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-
-        def of_image(place: int) -> list[int]:
-            return [config.image_token_id] * sum(
-                self.info.kept("image", out_mm_kwargs["image"][place])
-            )
-
-        def of_video(place: int) -> Any:
-            item = out_mm_kwargs["video"][place]
-            kept, frames = self.info.kept("video", item), int(item["video_grid_thw"].data[0])
-            if len(kept) == frames:
-                return _between(kept, item["timestamps"].data, self.info.get_tokenizer(), config)
-            # Room for the kept tokens of all frames and the text between, all of it embedded.
-            bare = _between(
-                [0] * frames, item["timestamps"].data, self.info.get_tokenizer(), config
-            )
-            return [config.video_token_id] * (sum(kept) + len(bare.full))
-
-        return [
-            PromptReplacement(modality="image", target=image.target, replacement=of_image),
-            PromptReplacement(modality="video", target=video.target, replacement=of_video),
-        ]
-
-
-def _between(kept: Sequence[int], timestamps: Any, tokenizer: Any, config: Any) -> Any:
-    """The prompt's tokens of a video of Qwen3-VL whose frames keep so many."""
-    return qwen3_vl.Qwen3VLMultiModalProcessor.get_video_repl(
-        tokens_per_frame=list(kept),
-        timestamps=timestamps,
-        tokenizer=tokenizer,
-        vision_start_token_id=config.vision_start_token_id,
-        vision_end_token_id=config.vision_end_token_id,
-        video_token_id=config.video_token_id,
-        select_token_id=True,
-    )
-
-
 class Positioned(Pruned):
     """A model whose kept tokens keep their places in three dimensions."""
 
     visual: Any
+    tower_width: ClassVar[str] = "hidden_size"
+    """What the tower's configuration calls the width of its states."""
+    width: ClassVar[str] = "out_hidden_size"
+    """What it calls that of its features."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -176,6 +85,7 @@ class Positioned(Pruned):
                 name: (
                     watch.output(self.visual.blocks[depth].attn.qkv),
                     watch.arguments(self.visual.blocks[depth].attn),
+                    self.visual.blocks[depth].attn,
                 )
                 for name, depth in depths.items()
             }
@@ -196,20 +106,25 @@ class Positioned(Pruned):
         """Steps of time from a frame to the next."""
         return 1.0
 
+    def projected(self, attention: Any, packed: Any) -> tuple[Any, Any]:
+        """Queries and keys (n, heads, d) of this rank's heads, from (n, 1, 3 * heads * d)."""
+        size = attention.hidden_size_per_attention_head
+        queries, keys, _ = packed.flatten(0, 1).unflatten(-1, (3, -1, size)).unbind(1)
+        return queries, keys
+
     @torch.no_grad()
     def _observed(self, seen: Mapping[str, Any], grids: Any) -> dict[str, Any]:
         """Attention (n,) and keys (n, C) of all merged tokens, in the prompt's order."""
         order = self.order(grids) if seen else None
         found = {}
         vision = self.config.vision_config
-        size = vision.hidden_size // vision.num_heads
+        size = getattr(vision, self.tower_width) // vision.num_heads
         requests = requests_of(self.method)
-        for name, (projected, called) in seen.items():
-            packed = projected[0].detach().flatten(0, 1)
-            queries, keys, _ = packed.unflatten(-1, (3, -1, size)).unbind(1)
+        for name, (packed, called, attention) in seen.items():
+            queries, keys = self.projected(attention, packed[0].detach())
             request = requests[name]
             if request.what == "keys":
-                every = all_heads(keys.flatten(1), vision.hidden_size)
+                every = all_heads(keys.flatten(1), size * vision.num_heads)
                 per_patch = keys_of(every.unflatten(-1, (-1, size)).transpose(0, 1), request)
             else:
                 given = called[0][1]
@@ -233,7 +148,7 @@ class Positioned(Pruned):
         self, modality: str, values: Any, grids: Any, embeds: Any, observed: Mapping[str, Any]
     ) -> Iterator[Visual]:
         merge = self.visual.spatial_merge_size
-        width = self.config.vision_config.out_hidden_size
+        width = getattr(self.config.vision_config, self.width)
         start = patch_start = 0
         for features, (frames, tall, wide) in zip(embeds, grids.tolist(), strict=True):
             h, w = tall // merge, wide // merge
@@ -368,6 +283,33 @@ def _digits(where: Any) -> Any:
 
 
 @MULTIMODAL_REGISTRY.register_processor(
+    Processor2, info=Info2, dummy_inputs=qwen2_vl.Qwen2VLDummyInputsBuilder
+)
+class SecateurQwen2VLForConditionalGeneration(Positioned, qwen2_vl.Qwen2VLForConditionalGeneration):
+    """Qwen2-VL: full attention in every layer of the tower."""
+
+    kind = "qwen2_vl"
+    tower_width = "embed_dim"
+    width = "hidden_size"
+    # vLLM's own class has no pruning; these have its runners ask where kept tokens were.
+    supports_multimodal_pruning = True
+    supported_video_pruning_methods = ("evs",)
+
+    def full_attention(self) -> Sequence[int]:
+        """All of them."""
+        return range(len(self.visual.blocks))
+
+    def projected(self, attention: Any, packed: Any) -> tuple[Any, Any]:
+        """As `Positioned.projected`; ranks share the projection by columns, not by heads."""
+        queries, keys, _ = attention.split_qkv(packed)
+        return queries.flatten(0, 1), keys.flatten(0, 1)
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """For no modality, as vLLM's later Qwen models have it where they prune."""
+        return replace(super().get_encoder_cudagraph_config(), modalities=[])
+
+
+@MULTIMODAL_REGISTRY.register_processor(
     Processor25, info=Info25, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
 )
 class SecateurQwen2_5_VLForConditionalGeneration(  # noqa: N801
@@ -426,7 +368,7 @@ class SecateurQwen3VLForConditionalGeneration(Positioned, qwen3_vl.Qwen3VLForCon
         if frames == 1:  # how many it keeps is known, and its text is written out
             return rows, where
         counts = np.bincount(index // (h * w), minlength=frames).tolist()
-        told = _between(counts, inputs.timestamps[number], self._tokenizer, self.config).full
+        told = between(counts, inputs.timestamps[number], self._tokenizer, self.config).full
         ids = torch.tensor(told, device=rows.device)
         words = self.language_model.embed_input_ids(ids).detach()
         own = ids == self.config.video_token_id
@@ -461,3 +403,14 @@ class SecateurQwen3VLForConditionalGeneration(Positioned, qwen3_vl.Qwen3VLForCon
             edges = np.flatnonzero(np.diff(np.concatenate([[0], own.astype(np.int8), [0]])))
             for first, stop in edges.reshape(-1, 2):
                 yield offset + int(first), int(stop - first), extent
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor3, info=Info3Moe, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
+)
+class SecateurQwen3VLMoeForConditionalGeneration(
+    SecateurQwen3VLForConditionalGeneration, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration
+):
+    """Qwen3-VL's mixtures of experts."""
+
+    kind = "qwen3_vl_moe"
