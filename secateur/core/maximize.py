@@ -175,6 +175,8 @@ def _solve(
     if algorithm == "stochastic":
         if not 0.0 < share < 1.0:
             raise ValueError(f"epsilon: expected a number in (0, 1), got {share}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed: expected a whole number of at least 0, got {seed}")
         dice = np.random.default_rng(seed)
         return by_row(f, budget, lambda row, k: stochastic(row, k, dice, share))
     raise ValueError(

@@ -101,6 +101,14 @@ REFUSED = {
     "features: contains NaN or infinity, so that they have no rank": lambda: sc.effective_rank(
         np.full((3, 2), np.nan), check_finite=False
     ),
+    r"vectors: expected shape \(\.\.\., N, D\)": lambda: sc.LogDeterminant.from_span(ONES),
+    "vectors: contains NaN": lambda: sc.LogDeterminant.from_span(np.nan * EYE),
+    "seed: expected a whole number of at least 0": lambda: sc.maximize(
+        covered(), 2, "stochastic", seed=-1
+    ),
+    "similarity: contains NaN or infinity, or comes from features": lambda: sc.EADP(
+        keep=2, alpha=0.0, sign=1
+    ).select(tokens(features=np.full((4, 4), np.nan), embeds=EYE), check_finite=False),
     "features: numbers too large for ApET": lambda: sc.ApET(keep=2).select(
         tokens(features=1e308 * EYE + 1e200)
     ),
@@ -136,6 +144,7 @@ def test_a_batch_of_no_images_is_an_answer():
     for method in (
         sc.AgilePruner(keep=1, mean_erank=sc.RunningCalibration()),
         sc.EADP(keep=1, crops="importance"),
+        sc.EADP(keep=1, crops="joint"),
     ):
         assert method.select(empty).count.shape == (0,)
 

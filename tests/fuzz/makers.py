@@ -201,6 +201,7 @@ BY_NAME: dict[str, Maker] = {
     "tokens": tokens,
     "total": lambda scene: scene.dice.randint(1, 4 * scene.total),
     "trials": _one_of(1, 2),
+    "vectors": lambda scene: scene.tokens(scene.channels),
     "visual": lambda scene: scene.tokens(scene.channels),
     "weights": lambda scene: scene.dice.choice([None, scene.tokens(least=0)]),
     "x": lambda scene: scene.tokens(scene.channels),
@@ -269,6 +270,7 @@ OBJECTIVES: list[Maker] = [
     lambda scene: sc.LogDeterminant(_kernel(scene), selectable=_selectable(scene)),
     lambda scene: sc.LogDeterminant(_kernel(scene, 1.01), above_identity=True),
     lambda scene: sc.LogDeterminant.from_factors(scene.tokens(scene.channels), 0.5),
+    lambda scene: sc.LogDeterminant.from_span(scene.tokens(scene.channels)),
     lambda scene: sc.Dispersion(_square(scene, least=0)),
     lambda scene: sc.Dispersion.from_features(scene.tokens(scene.channels)),
     lambda scene: sc.MarginalRelevance.from_features(

@@ -191,8 +191,17 @@ def _within(method: sc.Method, given: sc.Tokens, chosen: sc.Selection) -> None:
     """No more than the budget, and exactly that where the size alone decides."""
     from verdict import FaultError
 
-    kept = {int(each) for each in sc.core.arrays.to_numpy(chosen.count).ravel()}
+    counts = sc.core.arrays.to_numpy(chosen.count)
     most = method.budget(given.size, given.times)
+    if getattr(method, "crops", None) is not None and given.frames is None:
+        # Crops share a budget; rounded down, each gets one at least.
+        parts = given.batch_shape[-1]
+        counts, most = counts.sum(axis=-1), most * parts
+        if method.parts_counted_from == "features":
+            if parts and counts.max(initial=0) > most + parts:
+                raise FaultError("another count", f"kept {counts}, the budget is {most}")
+            return
+    kept = {int(each) for each in counts.ravel()}
     if method.counted_from == "features":
         # Parts of windows are rounded up; a budget on average has a most of its own.
         most = int(most * getattr(method, "most", 1.0)) + 2 * given.times

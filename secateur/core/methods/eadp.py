@@ -286,7 +286,7 @@ class EADP(Method, ChoosesParts):
             )
         r = self.relevance(tokens)
         features = widened(tokens.features)
-        if self.crops == "joint":
+        if self.crops == "joint" and tokens.batch_shape[-1]:
             return _from_one_pool(features, r, k, self.similarity)
         budget = k if self.crops is None else self._crop_budgets(r, k, tokens.grid)
         chosen = maximize(coverage(features, r, self.similarity), budget)

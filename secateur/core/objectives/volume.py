@@ -141,6 +141,7 @@ class LogDeterminant(ByRow):
         return self
 
     @classmethod
+    @typed
     def from_span(
         cls, vectors: Array, *, selectable: Any = None, check_finite: bool = True
     ) -> Self:
@@ -167,7 +168,8 @@ class LogDeterminant(ByRow):
         >>> picks.indices, picks.gains.round(4)
         (array([1, 2]), array([2.1972, 0.    ]))
         """
-        self = cls.from_factors(vectors, selectable=selectable, check_finite=check_finite)
+        vectors = checked(vectors, "vectors", "(..., N, D)", check_finite=check_finite)
+        self = cls.from_factors(vectors, selectable=selectable, check_finite=False)
         self.identity, self.monotone = 0.0, False
         return self
 
