@@ -200,7 +200,9 @@ def refuse_kind(x: Any, name: str) -> None:
 def _from_numbers(x: Any, name: str, layout: str) -> np.ndarray[Any, Any]:
     try:
         values = np.asarray(x)
-        if values.dtype.kind in "buif":
+        if values.dtype.kind == "u":  # whole numbers of Python beyond int64
+            return values.astype(np.float64)
+        if values.dtype.kind in "bif":
             return values
     except (TypeError, ValueError):
         pass

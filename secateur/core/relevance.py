@@ -168,7 +168,7 @@ def _checked_text(
     # What the mask hides may be anything: its values are looked at only once it is gone.
     text = checked(text, "text", "(..., L, C)", check_finite=False, beside=visual)
     xp = namespace(visual, text)
-    _check_fit("text", text, visual, 2)
+    check_fit("text", text, visual, 2)
     if text_mask is None:
         mask = xp.ones(text.shape[:-1], dtype=xp.bool, device=device(text))
     else:
@@ -183,7 +183,7 @@ def _checked_text(
         text_global, "text_global", "(..., C)", check_finite=check_finite, beside=visual
     )
     xp = namespace(visual, text_global)
-    _check_fit("text_global", text_global, visual, 1)
+    check_fit("text_global", text_global, visual, 1)
     return (
         xp.astype(unit(text), visual.dtype),
         xp.astype(unit(text_global), visual.dtype),
@@ -206,11 +206,11 @@ def _checked_mask(text_mask: Any, text: Array, visual: Array) -> Array:
     return mask
 
 
-def _check_fit(name: str, text: Array, visual: Array, axes: int) -> None:
+def check_fit(name: str, text: Array, visual: Array, axes: int) -> None:
     """Refuse text of another vector length than visual, or of another batch."""
     if int(text.shape[-1]) != int(visual.shape[-1]):
         raise ValueError(
-            f"{name}: expected vectors of length {visual.shape[-1]} as in visual, "
+            f"{name}: expected vectors of length {visual.shape[-1]} as the visual tokens have, "
             f"got {text.shape[-1]}"
         )
     _check_axes(name, shape_of(text)[:-axes], "visual", shape_of(visual)[:-2])

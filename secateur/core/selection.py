@@ -148,7 +148,7 @@ class Selection:
     @typed
     def mask(self, n: int | None = None) -> Array:
         """True at the kept tokens: (..., n), n = all tokens unless given."""
-        n = self.size if n is None else n
+        n = self.size if n is None else int(n)
         if n < self.size:
             raise ValueError(f"n: expected at least the {self.size} tokens chosen from, got {n}")
         xp = namespace(self.indices)

@@ -109,6 +109,18 @@ REFUSED = {
     "similarity: contains NaN or infinity, or comes from features": lambda: sc.EADP(
         keep=2, alpha=0.0, sign=1
     ).select(tokens(features=np.full((4, 4), np.nan), embeds=EYE), check_finite=False),
+    "text_global: expected at least one": lambda: sc.CDPruner(keep=2).select(
+        tokens(text_global=[])
+    ),
+    "text_global: expected vectors of length 4": lambda: sc.CDPruner(keep=2).select(
+        tokens(text_global=np.ones(3))
+    ),
+    "text: its leading axes are not those of features": lambda: sc.EADP(keep=2).select(
+        tokens(text=EYE[None])
+    ),
+    "patch: expected a whole number, got array": lambda: sc.patch_entropy(
+        np.ones((4, 4, 3)), np.array(2)
+    ),
     "features: numbers too large for ApET": lambda: sc.ApET(keep=2).select(
         tokens(features=1e308 * EYE + 1e200)
     ),
@@ -222,3 +234,22 @@ def test_rows_and_masks_that_are_arrays_are_refused(three):
         sc.dense_relevance(EYE, EYE[:2], text_mask=3)
     with pytest.raises(ValueError, match="features: expected real numbers"):
         sc.ApET(keep=2).select(tokens()).merge(EYE.astype("U3"))
+
+
+def test_numbers_of_numpy_are_lengths_of_masks_in_any_library():
+    strict = pytest.importorskip("array_api_strict")
+    mask = sc.Selection.of(strict.asarray([1]), 2).mask(np.int64(3))
+    assert [bool(each) for each in mask] == [False, True, False]
+
+
+def test_factors_beyond_what_rounding_leaves_of_one_gain_nothing():
+    f = sc.LogDeterminant.from_factors(1e150 * np.random.default_rng(0).normal(size=(9, 2)))
+    assert not np.isnan(f.gain([0, 1, 2, 3, 4], [*range(9)])).any()
+
+
+def test_a_mask_that_is_a_number_beyond_int64_is_refused():
+    torch = pytest.importorskip("torch")
+    eye = torch.eye(4)
+    image = sc.Tokens(features=eye, states=eye, text=eye, text_mask=2**63)
+    with pytest.raises(ValueError, match=r"text_mask: expected shape \(\.\.\., L\), got \(\)"):
+        sc.MMTok(keep=2).select(image)

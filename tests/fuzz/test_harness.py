@@ -111,6 +111,16 @@ def test_another_pick_is_a_disagreement(verdict):
         verdict.check_agreement(np.array([1.0]), np.array([1.01]))
 
 
+def test_what_rounding_leaves_of_a_spent_kernel_is_no_disagreement(verdict):
+    def picked(second, gain):
+        return sc.Selection.of(np.array([0, second]), 4, gains=np.array([-1.0, gain]))
+
+    verdict.check_agreement(picked(1, -np.inf), picked(2, -39.0))
+    for gain in (-np.inf, -3.0):
+        with pytest.raises(verdict.FaultError, match="the reference says"):
+            verdict.check_agreement(picked(1, -np.inf), picked(2, gain))
+
+
 def test_a_seed_is_one_case_whatever_computes_it(monkeypatch):
     cases = loaded("cases", monkeypatch)
     for seed in range(40):

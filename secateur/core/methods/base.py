@@ -311,6 +311,8 @@ class Method(ABC):
             if given is None or not row.numbers:
                 continue
             several = isinstance(given, (list, tuple)) and row.axis == "text"
+            if several and not given:
+                raise ValueError(f"{name}: expected at least one, got an empty list")
             for place, x in enumerate(given if several else [given]):
                 if name == "text":
                     x = _without_masked(shaped(x, name, row.layout), tokens, place, several)

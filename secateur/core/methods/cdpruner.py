@@ -11,6 +11,7 @@ from secateur.core.maps import min_max
 from secateur.core.maximize import SQUARE, maximize
 from secateur.core.methods.base import Method, Program, Reading
 from secateur.core.objectives import LogDeterminant
+from secateur.core.relevance import check_fit
 from secateur.core.selection import Selection
 from secateur.core.similarity import cosine, unit
 
@@ -100,6 +101,7 @@ class CDPruner(Method):
         return min_max(sum(parts[1:], parts[0]) / len(parts), check_finite=False)
 
     def _towards(self, space: Array, whole: Array) -> Array:
+        check_fit("text_global", whole, space, 1)
         return self.sign * cosine(space, whole[..., None, :], check_finite=False)[..., 0]
 
     def choose(self, tokens: Tokens, k: int) -> Selection:

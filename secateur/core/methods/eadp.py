@@ -286,6 +286,10 @@ class EADP(Method, ChoosesParts):
             )
         r = self.relevance(tokens)
         features = widened(tokens.features)
+        if shape_of(r) != (*tokens.batch_shape, tokens.size):
+            raise ValueError(
+                f"text: its leading axes are not those of features {shape_of(tokens.features)}"
+            )
         if self.crops == "joint" and tokens.batch_shape[-1]:
             return _from_one_pool(features, r, k, self.similarity)
         budget = k if self.crops is None else self._crop_budgets(r, k, tokens.grid)

@@ -278,7 +278,7 @@ class _Explained:
         left = float(self._left[pick])
         if self._f.monotone:
             left = max(left, 1.0)
-        elif left <= float(self._noise[pick]):
+        if left <= float(self._noise[pick]):
             return
         self._explain(pick, left)
 
