@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import datetime
 import faulthandler
 import functools
@@ -32,7 +33,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0
-"""Seconds after which a case counts as one without end; what compiles first takes some."""
+"""Seconds after which a case counts as one without end, at most; compiling takes some."""
 STAY = 30_000
 """Cases of one child."""
 MEMORY = 6 << 30
@@ -122,10 +123,13 @@ class Watch:
             words = [*self.command, str(board), str(self.next), str(stop)]
             lines: queue.Queue[str | None] = queue.Queue()
             with subprocess.Popen(
-                words, stdout=subprocess.PIPE, stderr=errors, text=True
+                words, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
             ) as process:
                 threading.Thread(target=self._listen, args=(process, lines), daemon=True).start()
-                kind = self._wait(process, lines, board, end)
+                try:
+                    kind = self._wait(process, lines, board, end)
+                finally:
+                    _kill(process)
             seed, _ = BOARD.unpack(board.read_bytes())
             errors.seek(0)
             told = errors.read().decode(errors="replace")[-2000:]
@@ -157,8 +161,7 @@ class Watch:
                 if late:
                     process.send_signal(signal.SIGUSR1)
                     time.sleep(1.0)
-                process.kill()
-                process.wait()
+                _kill(process)
                 while (line := lines.get()) is not None:
                     self._hear(json.loads(line))
                 return f"no end within {self.patience:g} s" if late else "time"
@@ -196,6 +199,13 @@ class Watch:
             lines.append(f"       {found[0]['told'][:200]}")
         lines.append(f"{len(self.findings):,} findings of {len(kinds)} kinds")
         return "\n".join(lines)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a child and whatever a case of it started, which would hold its lines open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def replay(seed: int) -> int:
@@ -241,7 +251,9 @@ def main() -> int:
         first = datetime.date.today().toordinal() * 10_000_000
     words.report.parent.mkdir(parents=True, exist_ok=True)
     words.report.write_text("")
-    watch, start = Watch(first, report=words.report), time.monotonic()
+    # Half of a short run: what hangs is then a finding, and no case that time cut off.
+    patience = min(PATIENCE, words.seconds / 2)
+    watch, start = Watch(first, patience=patience, report=words.report), time.monotonic()
     watch.until(start + words.seconds, first + words.cases)
     print(watch.summary(first, time.monotonic() - start))
     if watch.findings:

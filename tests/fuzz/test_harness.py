@@ -28,6 +28,12 @@ CHILD = """
         print(json.dumps({"tally": {"f answered": 1}}), flush=True)
 """
 
+STUBBORN = """
+    import subprocess, time
+    subprocess.Popen(["sleep", "60"])
+    time.sleep(60)
+"""
+
 
 def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(HERE))
@@ -39,13 +45,25 @@ def verdict(monkeypatch):
     return loaded("verdict", monkeypatch)
 
 
-def test_a_crash_and_a_case_without_end_are_findings_and_the_next_seed_goes_on(tmp_path):
+def watched(folder, child, patience):
+    """What looks after children that run `child`."""
     spec = importlib.util.spec_from_file_location("fuzz_main", HERE / "__main__.py")
     harness = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(harness)
-    script = tmp_path / "child.py"
-    script.write_text(textwrap.dedent(CHILD))
-    watch = harness.Watch(0, [sys.executable, str(script)], patience=2.0)
+    script = folder / "child.py"
+    script.write_text(textwrap.dedent(child))
+    return harness.Watch(0, [sys.executable, str(script)], patience=patience)
+
+
+def test_a_run_ends_in_time_whatever_a_case_does_or_started(tmp_path):
+    watch, begin = watched(tmp_path, STUBBORN, patience=60.0), time.monotonic()
+    watch.until(begin + 2.0, 8)
+    assert time.monotonic() - begin < 20.0
+    assert watch.findings == []
+
+
+def test_a_crash_and_a_case_without_end_are_findings_and_the_next_seed_goes_on(tmp_path):
+    watch = watched(tmp_path, CHILD, patience=2.0)
     watch.until(time.monotonic() + 60, 8)
     assert [each["seed"] for each in watch.findings] == [3, 5]
     assert watch.findings[0]["kind"] == "crash: exit status -11"
