@@ -206,14 +206,20 @@ def _checked_mask(text_mask: Any, text: Array, visual: Array) -> Array:
     return mask
 
 
-def check_fit(name: str, text: Array, visual: Array, axes: int) -> None:
-    """Refuse text of another vector length than visual, or of another batch."""
+def check_fit(name: str, text: Array, visual: Array, axes: int, *, no_more: bool = False) -> None:
+    """Refuse text of another vector length than visual, of another batch, or with more axes."""
     if int(text.shape[-1]) != int(visual.shape[-1]):
         raise ValueError(
             f"{name}: expected vectors of length {visual.shape[-1]} as the visual tokens have, "
             f"got {text.shape[-1]}"
         )
-    _check_axes(name, shape_of(text)[:-axes], "visual", shape_of(visual)[:-2])
+    batch = shape_of(visual)[:-2]
+    _check_axes(name, shape_of(text)[:-axes], "visual", batch)
+    if no_more and np.broadcast_shapes(shape_of(text)[:-axes], batch) != batch:
+        raise ValueError(
+            f"{name}: its leading axes {spell(shape_of(text)[:-axes])} are not those of the visual "
+            f"tokens {spell(batch)}"
+        )
 
 
 def _check_axes(name: str, axes: tuple[int, ...], other: str, others: tuple[int, ...]) -> None:

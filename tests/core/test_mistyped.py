@@ -106,7 +106,7 @@ REFUSED = {
     "seed: expected a whole number of at least 0": lambda: sc.maximize(
         covered(), 2, "stochastic", seed=-1
     ),
-    "similarity: contains NaN or infinity, or comes from features": lambda: sc.EADP(
+    "similarity: contains NaN or infinity, or features do": lambda: sc.EADP(
         keep=2, alpha=0.0, sign=1
     ).select(tokens(features=np.full((4, 4), np.nan), embeds=EYE), check_finite=False),
     "text_global: expected at least one": lambda: sc.CDPruner(keep=2).select(
@@ -114,6 +114,15 @@ REFUSED = {
     ),
     "text_global: expected vectors of length 4": lambda: sc.CDPruner(keep=2).select(
         tokens(text_global=np.ones(3))
+    ),
+    r"text_global: its leading axes \(1,\) are not those": lambda: sc.CDPruner(keep=2).select(
+        tokens(text_global=ONES[None])
+    ),
+    r"text: its leading axes \(1,\) are not those": lambda: sc.MMTok(keep=2).select(
+        tokens(text=EYE[None])
+    ),
+    r"blocks: expected rows and candidates of one length and batch": lambda: (
+        sc.FacilityLocation.of_blocks([sc.SoftmaxBlock(EYE[None], EYE, 1.0)])
     ),
     "text: its leading axes are not those of features": lambda: sc.EADP(keep=2).select(
         tokens(text=EYE[None])

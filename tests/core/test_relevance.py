@@ -145,10 +145,16 @@ def test_one_token_and_one_word(to_xp):
         ({"temperature": 0.0}, "temperature: expected a positive number, got 0"),
         ({"entropy_temperature": -1.0}, "entropy_temperature: expected a positive number"),
         ({"text": np.ones(4)}, r"text: expected shape \(\.\.\., L, C\), got \(4,\)"),
-        ({"text": np.ones((2, 5))}, "text: expected vectors of length 4 as the visual tokens have, got 5"),
+        (
+            {"text": np.ones((2, 5))},
+            "text: expected vectors of length 4 as the visual tokens have, got 5",
+        ),
         ({"text": np.full((2, 4), np.nan)}, "text: contains NaN or infinity"),
         ({"text": np.ones((3, 2, 4))}, r"text: its leading axes \(3,\) do not broadcast with \(2,"),
-        ({"text_global": np.ones(5)}, "text_global: expected vectors of length 4 as the visual tokens have"),
+        (
+            {"text_global": np.ones(5)},
+            "text_global: expected vectors of length 4 as the visual tokens have",
+        ),
         ({"text_mask": np.ones(3, bool)}, "text_mask: 3 places for 2 text tokens"),
         ({"text_mask": np.zeros(2, bool)}, "text_mask: masks every text token out"),
         (

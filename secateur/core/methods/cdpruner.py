@@ -101,7 +101,7 @@ class CDPruner(Method):
         return min_max(sum(parts[1:], parts[0]) / len(parts), check_finite=False)
 
     def _towards(self, space: Array, whole: Array) -> Array:
-        check_fit("text_global", whole, space, 1)
+        check_fit("text_global", whole, space, 1, no_more=True)
         return self.sign * cosine(space, whole[..., None, :], check_finite=False)[..., 0]
 
     def choose(self, tokens: Tokens, k: int) -> Selection:

@@ -10,6 +10,7 @@ from secateur.core.inputs import Tokens
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import Method, Program, require_positive
 from secateur.core.objectives import FacilityLocation, SoftmaxBlock
+from secateur.core.relevance import check_fit
 from secateur.core.selection import Selection
 
 
@@ -105,11 +106,7 @@ class MMTok(Method):
         masks = tokens.text_mask if several and tokens.text_mask is not None else None
         for place, text in enumerate(texts):
             mask = tokens.text_mask if not several else None if masks is None else masks[place]
-            if text.shape[-1] != tokens.space.shape[-1]:
-                raise ValueError(
-                    f"text: expected vectors of length {tokens.space.shape[-1]} as of the tokens, "
-                    f"got {text.shape[-1]}"
-                )
+            check_fit("text", text, tokens.space, 2, no_more=True)
             blocks.append(SoftmaxBlock(text, tokens.space, self.text_temperature))
             weights.append(_shares(text, mask) / len(texts))
         blocks.append(SoftmaxBlock(tokens.states, tokens.states, self.temperature))

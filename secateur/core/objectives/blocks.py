@@ -33,10 +33,12 @@ def checked_block(block: Any, check_finite: bool) -> Array | SoftmaxBlock:
         for x, layout in ((block.rows, "(..., H, D)"), (block.candidates, "(..., N, D)"))
     )
     xp, batch = namespace(rows, candidates), shape_of(candidates)[:-2]
-    if int(rows.shape[-1]) != int(candidates.shape[-1]):
+    axes = zip(shape_of(rows)[-3::-1], batch[::-1], strict=False)
+    fits = rows.ndim <= candidates.ndim and all(n in (1, m) for n, m in axes)
+    if not fits or int(rows.shape[-1]) != int(candidates.shape[-1]):
         raise ValueError(
-            f"blocks: expected rows and candidates of one length, got {spell(shape_of(rows))} "
-            f"and {spell(shape_of(candidates))}"
+            "blocks: expected rows and candidates of one length and batch, "
+            f"got {spell(shape_of(rows))} and {spell(shape_of(candidates))}"
         )
     # Rows without the axes of the batch, such as a text, are the same for all its images.
     rows = xp.broadcast_to(rows, (*batch, *shape_of(rows)[-2:]))

@@ -433,10 +433,7 @@ def refuse_sums(given: Any, weights: Array | None, name: str) -> NoReturn:
     given = given.data if is_sparse(given) else given
     xp = namespace(given)
     if not bool(xp.all(xp.isfinite(given))):
-        raise ValueError(
-            f"{name}: contains NaN or infinity, or comes from features that do, so that no token "
-            "can be chosen"
-        )
+        raise ValueError(f"{name}: contains NaN or infinity, or features do: nothing to choose by")
     if weights is not None and not bool(xp.all(xp.isfinite(weights))):
         raise ValueError("weights: contain NaN or infinity, so that no token can be chosen")
     largest = str(wide(xp)).rpartition(".")[2].strip("'<>")
