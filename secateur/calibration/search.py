@@ -221,8 +221,12 @@ def _final(method: ERASE) -> float:
 def _storage(given: Any) -> Any:
     import optuna
 
-    if given is None or not isinstance(given, (str, PathLike)):
+    if given is None or isinstance(given, optuna.storages.BaseStorage):
         return given
+    if not isinstance(given, (str, PathLike)):
+        raise ValueError(
+            f"storage: expected a path, the URL of a database or a storage of Optuna, got {given!r}"
+        )
     if isinstance(given, str) and "://" in given:
         return given
     backend = optuna.storages.journal.JournalFileBackend(str(given))

@@ -124,6 +124,10 @@ REFUSED = {
     r"blocks: expected rows and candidates of one length and batch": lambda: (
         sc.FacilityLocation.of_blocks([sc.SoftmaxBlock(EYE[None], EYE, 1.0)])
     ),
+    "storage: expected a path": lambda: sc.calibrate(lambda m: 0.0, trials=1, storage=len),
+    "features: expected real numbers": lambda: sc.EADP(keep=2).select_parts(
+        [tokens(features=EYE.astype(complex))], 1
+    ),
     "text: its leading axes are not those of features": lambda: sc.EADP(keep=2).select(
         tokens(text=EYE[None])
     ),
@@ -262,3 +266,26 @@ def test_a_mask_that_is_a_number_beyond_int64_is_refused():
     image = sc.Tokens(features=eye, states=eye, text=eye, text_mask=2**63)
     with pytest.raises(ValueError, match=r"text_mask: expected shape \(\.\.\., L\), got \(\)"):
         sc.MMTok(keep=2).select(image)
+
+
+def test_relevances_equal_but_for_rounding_are_ties_to_cdpruner():
+    torch = pytest.importorskip("torch")
+    ones = np.ones((9, 5))
+    for lift in (np.asarray, torch.asarray):
+        image = sc.Tokens(features=lift(ones), text_global=lift(ones[0]), frames=3)
+        chosen = sc.CDPruner(keep=9).select(image)
+        assert chosen.indices.tolist() == list(range(9))
+        assert chosen.scores.tolist() == [1.0] * 9
+
+
+def test_images_without_plain_numbers_are_refused():
+    torch = pytest.importorskip("torch")
+    image = np.ones((4, 4, 3), dtype=np.uint8)
+    for odd in (
+        torch.asarray(image).to("meta"),
+        torch.asarray(image).to_sparse(),
+        np.ma.masked_array(image, mask=image > 0),
+        image.astype(object),
+    ):
+        with pytest.raises(ValueError, match="^image: "):
+            sc.patch_entropy(odd, 2)

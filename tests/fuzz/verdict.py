@@ -25,6 +25,7 @@ GENERAL = (
     "prunes inside the language model",
     "does not serve arrays of",
     "has gains, but sets have no value",
+    "sums of similarities times weights leave the range of",
 )
 """Sentences about the call as a whole, at which no one argument is at fault."""
 

@@ -30,7 +30,7 @@ from secateur.backends.host.greedy import (
 )
 from secateur.backends.host.volume import determinant_factors
 from secateur.backends.lending import eigenvalues, over_batch, product, weights_at
-from secateur.core.arrays import checked, each_row, is_sparse, widened
+from secateur.core.arrays import checked, each_row, is_sparse, refuse_kind, widened
 from secateur.core.maximize import Picks, by_squares
 from secateur.core.measures import check_image, grey_levels
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
@@ -291,6 +291,7 @@ def patch_entropy(image: Any, patch: int) -> Floats:
 
 def checked_image(image: Any) -> Any:
     """An image as it came if it holds bytes, and otherwise as the reference lets it in."""
+    refuse_kind(image, "image")
     if getattr(image, "dtype", None) == np.uint8 and image.ndim >= 3:
         return image
     return checked(image, "image", "(..., H, W, 3)")

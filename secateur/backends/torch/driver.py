@@ -319,6 +319,7 @@ def singular_values(features: Tensor) -> Tensor:
 
 def patch_entropy(image: Tensor, patch: int) -> Tensor:
     """Entropy of the grey values within each patch: one table of counts for all of them."""
+    arrays.refuse_kind(image, "image")
     if not _cuda(image):
         return _on_host(measures.patch_entropy, image, patch)
     if image.dtype != torch.uint8:

@@ -11,6 +11,7 @@ from secateur.core.maps import min_max
 from secateur.core.maximize import SQUARE, maximize
 from secateur.core.methods.base import Method, Program, Reading
 from secateur.core.objectives import LogDeterminant
+from secateur.core.order import settled_cosine
 from secateur.core.relevance import check_fit
 from secateur.core.selection import Selection
 from secateur.core.similarity import cosine, unit
@@ -102,7 +103,8 @@ class CDPruner(Method):
 
     def _towards(self, space: Array, whole: Array) -> Array:
         check_fit("text_global", whole, space, 1, no_more=True)
-        return self.sign * cosine(space, whole[..., None, :], check_finite=False)[..., 0]
+        # Settled, as min-max makes much of what little equal ones differ by.
+        return self.sign * settled_cosine(space, whole[..., None, :])[..., 0]
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Greedy log-determinant; see `Method.choose`."""

@@ -312,6 +312,8 @@ class EADP(Method, ChoosesParts):
 
         Min-max runs over all crops together; each is smoothed and covered by itself.
         """
+        for each in parts:
+            self._check(each, check_finite=False)
         raw = [self.alone._similarity(each) for each in parts]
         xp = namespace(raw[0])
         joined = min_max(xp.concat(raw, axis=-1), check_finite=False)
