@@ -287,5 +287,5 @@ def test_images_without_plain_numbers_are_refused():
         np.ma.masked_array(image, mask=image > 0),
         image.astype(object),
     ):
-        with pytest.raises(ValueError, match="^image: "):
+        with pytest.raises(ValueError, match=r"^image: "):
             sc.patch_entropy(odd, 2)
