@@ -134,6 +134,9 @@ REFUSED = {
     "patch: expected a whole number, got array": lambda: sc.patch_entropy(
         np.ones((4, 4, 3)), np.array(2)
     ),
+    "features: contains NaN or infinity, so that they have no directions": lambda: sc.ApET(
+        keep=2
+    ).select(tokens(features=np.where(EYE, np.inf, 1.0)), check_finite=False),
     "features: numbers too large for ApET": lambda: sc.ApET(keep=2).select(
         tokens(features=1e308 * EYE + 1e200)
     ),

@@ -295,6 +295,9 @@ def approximation_errors(features: Array, basis: Array, ridge: float = RIDGE) ->
     xp = namespace(features)
     x = xp.astype(features, wide(xp))
     rows = Selection.of(basis, int(x.shape[-2])).gather(x, ordered=True)
+    # LAPACK may go on for ever with what is no number.
+    if not bool(xp.all(xp.isfinite(rows))):
+        raise ValueError("features: contains NaN or infinity, so that they have no directions")
     _, values, directions = xp.linalg.svd(rows, full_matrices=False)
     held = (values**2 / (values**2 + ridge))[..., None, :]
     along = x @ xp.matrix_transpose(directions)
