@@ -23,7 +23,7 @@ from secateur.core.arrays import (
     wide,
     widened,
 )
-from secateur.core.parameters import typed
+from secateur.core.parameters import check_type, typed
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -182,6 +182,7 @@ class Selection:
             `x` with K in place of N; padding is filled with zeros.
         """
         refuse_kind(x, "x")
+        check_type("ordered", ordered, bool)
         xp = namespace(x)
         if not _is_whole(axis) or not -x.ndim <= axis < x.ndim:
             raise ValueError(

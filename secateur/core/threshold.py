@@ -114,7 +114,7 @@ def greedy_threshold(
     budget = resolve_budget(k, n, batch)
     chosen: dict[str, Any] = {} if backend is None else {"backend": backend}
     indices, filled = threshold_scan(
-        constant(features), constant(attention), budget, steps, tau_max, **chosen
+        constant(features), constant(attention), budget, steps, float(tau_max), **chosen
     )
     count = like(
         np.broadcast_to(np.asarray(budget, dtype=np.int64), batch), indices, dtype=index_dtype(xp)

@@ -137,6 +137,9 @@ REFUSED = {
     "features: contains NaN or infinity, so that they have no directions": lambda: sc.ApET(
         keep=2
     ).select(tokens(features=np.where(EYE, np.inf, 1.0)), check_finite=False),
+    "ordered: expected True or False": lambda: sc.Selection.of(np.arange(2), 4).gather(
+        EYE, ordered=ONES
+    ),
     "features: numbers too large for ApET": lambda: sc.ApET(keep=2).select(
         tokens(features=1e308 * EYE + 1e200)
     ),
@@ -292,3 +295,8 @@ def test_images_without_plain_numbers_are_refused():
     ):
         with pytest.raises(ValueError, match=r"^image: "):
             sc.patch_entropy(odd, 2)
+
+
+def test_a_limit_of_half_precision_is_a_number():
+    kept = sc.greedy_threshold(EYE, ONES, 2, step=0.1, tau_max=np.float16(0.5))
+    assert kept.indices.tolist() == [0, 1]
