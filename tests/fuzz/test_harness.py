@@ -134,6 +134,13 @@ def test_what_rounding_leaves_of_a_spent_kernel_is_no_disagreement(verdict):
         return sc.Selection.of(np.array([0, second]), 4, gains=np.array([-1.0, gain]))
 
     verdict.check_agreement(picked(1, -np.inf), picked(2, -39.0))
+    ours, theirs = (
+        sc.Selection.of(np.array([0, pick]), 4, gains=np.array([5.0, gain]))
+        for pick, gain in ((2, 2e-16), (1, 0.0))
+    )
+    verdict.check_agreement(ours, theirs)
+    with pytest.raises(verdict.FaultError, match="the reference says"):
+        verdict.check_agreement(ours, sc.Selection.of(np.array([0, 1]), 4, gains=ours.gains))
     for gain in (-np.inf, -3.0):
         with pytest.raises(verdict.FaultError, match="the reference says"):
             verdict.check_agreement(picked(1, -np.inf), picked(2, gain))

@@ -110,7 +110,11 @@ def _sunk(answer: sc.Selection, other: sc.Selection) -> Any:
     if len(gains) < 2 or gains[0].shape != gains[1].shape:
         return np.array(False)
     # Where both have nothing left, which token is next is a rule, and no rounding.
-    decided = (np.maximum(*gains) < SPENT) & (gains[0] != gains[1])
+    low = np.maximum(*gains) < SPENT
+    if np.minimum(*gains).min(initial=0.0) >= 0.0:
+        # Coverage by copies of what is picked: nothing, or what rounding made of it.
+        low = np.maximum(*gains) <= 1e-12 * np.max(gains[1], axis=-1, initial=0.0, keepdims=True)
+    decided = low & (gains[0] != gains[1])
     return np.logical_or.accumulate(decided, axis=-1)
 
 
