@@ -140,6 +140,9 @@ REFUSED = {
     "ordered: expected True or False": lambda: sc.Selection.of(np.arange(2), 4).gather(
         EYE, ordered=ONES
     ),
+    "weights: contain NaN or infinity, or text or features do": lambda: sc.EADP(keep=2).select(
+        tokens(text=np.full((2, 4), np.nan)), check_finite=False
+    ),
     "features: numbers too large for ApET": lambda: sc.ApET(keep=2).select(
         tokens(features=1e308 * EYE + 1e200)
     ),

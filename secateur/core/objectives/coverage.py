@@ -435,7 +435,9 @@ def refuse_sums(given: Any, weights: Array | None, name: str) -> NoReturn:
     if not bool(xp.all(xp.isfinite(given))):
         raise ValueError(f"{name}: contains NaN or infinity, or features do: nothing to choose by")
     if weights is not None and not bool(xp.all(xp.isfinite(weights))):
-        raise ValueError("weights: contain NaN or infinity, so that no token can be chosen")
+        raise ValueError(
+            "weights: contain NaN or infinity, or text or features do: nothing to choose by"
+        )
     largest = str(wide(xp)).rpartition(".")[2].strip("'<>")
     heavy = weights is not None and float(xp.max(weights)) > 1.0
     culprit = "weights" if heavy and float(xp.max(xp.abs(given))) <= 1.0 else name
