@@ -22,7 +22,7 @@ from secateur.core.arrays import (
     widened,
 )
 from secateur.core.dispatch import operation
-from secateur.core.parameters import check_type, typed
+from secateur.core.parameters import typed
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -370,8 +370,7 @@ def check_image(image: Array, patch: int) -> tuple[int, int]:
     """Rows and columns of whole patches in an image (..., H, W, 3), or refuse it."""
     if int(image.shape[-1]) != 3:
         raise ValueError(f"image: expected shape (..., H, W, 3), got {spell(image.shape)}")
-    check_type("patch", patch, int)
-    if patch < 1:
+    if not isinstance(patch, int | np.integer) or whole(patch) < 1:
         raise ValueError(f"patch: expected a positive whole number of pixels, got {patch!r}")
     height, width = int(image.shape[-3]), int(image.shape[-2])
     if height < patch or width < patch:

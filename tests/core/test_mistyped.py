@@ -131,7 +131,7 @@ REFUSED = {
     "text: its leading axes are not those of features": lambda: sc.EADP(keep=2).select(
         tokens(text=EYE[None])
     ),
-    "patch: expected a whole number, got array": lambda: sc.patch_entropy(
+    "patch: expected a positive whole number of pixels, got array": lambda: sc.patch_entropy(
         np.ones((4, 4, 3)), np.array(2)
     ),
     "features: contains NaN or infinity, so that they have no directions": lambda: sc.ApET(
