@@ -370,7 +370,8 @@ def check_image(image: Array, patch: int) -> tuple[int, int]:
     """Rows and columns of whole patches in an image (..., H, W, 3), or refuse it."""
     if int(image.shape[-1]) != 3:
         raise ValueError(f"image: expected shape (..., H, W, 3), got {spell(image.shape)}")
-    if not isinstance(patch, int | np.integer) or whole(patch) < 1:
+    given: Any = patch
+    if not isinstance(given, int | np.integer) or whole(given) < 1:
         raise ValueError(f"patch: expected a positive whole number of pixels, got {patch!r}")
     height, width = int(image.shape[-3]), int(image.shape[-2])
     if height < patch or width < patch:

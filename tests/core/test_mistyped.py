@@ -300,6 +300,12 @@ def test_images_without_plain_numbers_are_refused():
             sc.patch_entropy(odd, 2)
 
 
+def test_a_radius_whose_square_is_no_number_holds_everything():
+    video = tokens(grid=(2, 2))
+    wide, all_of_it = (sc.ViTCoP(keep=2, radius=radius) for radius in (1e308, 1e100))
+    assert wide.select(video).indices.tolist() == all_of_it.select(video).indices.tolist()
+
+
 def test_a_limit_of_half_precision_is_a_number():
     kept = sc.greedy_threshold(EYE, ONES, 2, step=0.1, tau_max=np.float16(0.5))
     assert kept.indices.tolist() == [0, 1]

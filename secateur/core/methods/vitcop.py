@@ -108,7 +108,7 @@ def density_clusters(
     distance = xp.sqrt(squares)
     largest = xp.max(distance, axis=(-2, -1), keepdims=True)
     distance = settled(distance / xp.where(largest > 0, largest, xp.ones_like(largest)))
-    near = _squares(xp.astype(places, wide(xp))) + 1e-8 <= radius**2
+    near = _squares(xp.astype(places, wide(xp))) + 1e-8 <= radius * radius
     denser = rank[..., None, :] < rank[..., :, None]
     # Parents within the radius come first, then those however far; the densest has none.
     far = xp.where(near, distance, distance + 2.0)
