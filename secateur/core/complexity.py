@@ -70,7 +70,8 @@ class Calibration:
         for name in ("erank", "entropy"):
             mean = getattr(self, name)
             if not (mean is None and name == "entropy") and not _is_mean(mean):
-                raise ValueError(f"{name}: expected a mean above 0, got {mean!r}")
+                source = "features" if name == "erank" else "attention"
+                raise ValueError(f"{name}: expected a mean above 0, got {mean!r} of {source}")
         count: Any = self.images
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
             raise ValueError(f"images: expected a count of at least 1, got {count!r}")

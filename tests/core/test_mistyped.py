@@ -143,6 +143,9 @@ REFUSED = {
     "weights: contain NaN or infinity, or text or features do": lambda: sc.EADP(keep=2).select(
         tokens(text=np.full((2, 4), np.nan)), check_finite=False
     ),
+    "entropy: expected a mean above 0, got nan of attention": lambda: sc.RunningCalibration().see(
+        tokens(attention=np.full(4, np.nan))
+    ),
     "features: numbers too large for ApET": lambda: sc.ApET(keep=2).select(
         tokens(features=1e308 * EYE + 1e200)
     ),
@@ -304,6 +307,12 @@ def test_a_radius_whose_square_is_no_number_holds_everything():
     video = tokens(grid=(2, 2))
     wide, all_of_it = (sc.ViTCoP(keep=2, radius=radius) for radius in (1e308, 1e100))
     assert wide.select(video).indices.tolist() == all_of_it.select(video).indices.tolist()
+
+
+def test_unchecked_attention_may_be_anything_to_scope():
+    image = tokens(attention=np.array([1.0, -1.0, 2.0, 3.0]), states=None)
+    kept = sc.SCOPE(keep=2).select(image, check_finite=False)
+    assert kept.indices.tolist() == [3, 2]
 
 
 def test_a_limit_of_half_precision_is_a_number():

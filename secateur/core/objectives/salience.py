@@ -91,7 +91,7 @@ class SalientCoverage(ByRow):
             "saliency",
             "(..., N)",
             check_finite=check_finite,
-            non_negative=True,
+            non_negative=check_finite,
             beside=cover.sample,
         )
         wanted = (*self.batch_shape, self.size)
