@@ -132,6 +132,8 @@ def calibrate(
     require_share("weight", weight)
     method = ERASE() if method is None else method
     medians = None if images is None else _complexities(method, images)
+    if medians is not None and not medians.size:
+        raise ValueError("images: expected at least one to calibrate on, got batches of none")
     levels = len(method.thresholds)
 
     def propose(trial: Any) -> ERASE:

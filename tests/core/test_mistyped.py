@@ -146,6 +146,22 @@ REFUSED = {
     "entropy: expected a mean above 0, got nan of attention": lambda: sc.RunningCalibration().see(
         tokens(attention=np.full(4, np.nan))
     ),
+    "images: expected at least one to calibrate on": lambda: sc.calibrate(
+        lambda m: 0.0,
+        trials=1,
+        progress=False,
+        method=sc.ERASE(patch=4),
+        images=[
+            tokens(
+                features=none(4, 4),
+                attention=none(4),
+                states=None,
+                keys=None,
+                text=None,
+                pixels=none(8, 8, 3),
+            )
+        ],
+    ),
     "features: numbers too large for ApET": lambda: sc.ApET(keep=2).select(
         tokens(features=1e308 * EYE + 1e200)
     ),
