@@ -334,3 +334,9 @@ def test_unchecked_attention_may_be_anything_to_scope():
 def test_a_limit_of_half_precision_is_a_number():
     kept = sc.greedy_threshold(EYE, ONES, 2, step=0.1, tau_max=np.float16(0.5))
     assert kept.indices.tolist() == [0, 1]
+
+
+def test_a_mask_of_words_has_the_axes_of_the_batch():
+    image = tokens(text=EYE, text_mask=np.ones((2, 3, 4), dtype=bool))
+    with pytest.raises(ValueError, match=r"^text_mask: expected"):
+        sc.MMTok(keep=2).select(image)

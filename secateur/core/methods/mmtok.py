@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from secateur.core.arrays import Array, constant, device, like, namespace, wide
+import numpy as np
+
+from secateur.core.arrays import Array, constant, device, like, namespace, spell, wide
 from secateur.core.inputs import Tokens
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import Method, Program, require_positive
@@ -107,6 +109,11 @@ class MMTok(Method):
         for place, text in enumerate(texts):
             mask = tokens.text_mask if not several else None if masks is None else masks[place]
             check_fit("text", text, tokens.space, 2, no_more=True)
+            if mask is not None and np.ndim(mask) > 1 + len(tokens.batch_shape):
+                raise ValueError(
+                    f"text_mask: expected (..., L) with no more axes than the batch has, "
+                    f"got {spell(np.shape(mask))}"
+                )
             blocks.append(SoftmaxBlock(text, tokens.space, self.text_temperature))
             weights.append(_shares(text, mask) / len(texts))
         blocks.append(SoftmaxBlock(tokens.states, tokens.states, self.temperature))
