@@ -41,7 +41,7 @@ def own_attention(model, inputs):
         maps = weights.mean(dim=1).mean(dim=1)[:, None].unflatten(-1, (8, 8))
         return torch.nn.functional.avg_pool2d(maps, 2).flatten(1)
     tower = model.model.vision_tower
-    if "image_sizes" in inputs and values.ndim == 4:
+    if model.config.vision_config.model_type == "pixtral":
         return pixtral_attention(tower, values, inputs["image_sizes"])
     if "image_position_ids" in inputs:
         return gemma4_attention(tower, values, inputs["image_position_ids"])
