@@ -142,6 +142,8 @@ def maximize(
 def _budget(f: Objective, k: Any, beyond: str) -> Any:
     """How many tokens to pick, of those that may be: an int, or an array of one a row."""
     budget = resolve_budget(k, f.size, f.batch_shape)
+    if f.selectable is None and beyond == "cap":
+        return budget
     most = f.open().sum(axis=-1)
     asked = to_numpy(k)
     asked = np.asarray(budget) if asked.dtype.kind == "f" else asked
