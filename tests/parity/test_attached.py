@@ -26,9 +26,6 @@ STEMS = sorted(
 )
 CLOSE = {"rtol": 0.0, "atol": 1e-3}
 
-NOT_YET = {}
-"""Programs whose runs ours does not give yet, by how their names begin, and what is missing."""
-
 
 def _loaded():
     spec = importlib.util.spec_from_file_location("attached_calls", DATA / "calls.py")
@@ -44,9 +41,7 @@ def cases(*begins):
     """Those of the files, marked where ours is known to differ."""
     for stem in STEMS:
         if stem.startswith(begins):
-            why = [reason for name, reason in NOT_YET.items() if stem.startswith(name)]
-            marks = [pytest.mark.xfail(reason=why[0], strict=True)] if why else []
-            yield pytest.param(stem, marks=marks, id=stem)
+            yield pytest.param(stem, id=stem)
 
 
 class Case(dict):

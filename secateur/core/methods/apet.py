@@ -16,7 +16,6 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
-    resolve_keep,
     shape_of,
     spell,
     top,
@@ -34,7 +33,7 @@ from secateur.core.methods.base import (
     require_some,
     require_whole,
 )
-from secateur.core.methods.inside import descending_cuts, entered
+from secateur.core.methods.inside import halfway
 from secateur.core.order import nearest, positions_like, settled
 from secateur.core.selection import Selection
 
@@ -187,11 +186,7 @@ class ApET(Method, Cuts):
 
     def plan(self, layout: Layout) -> tuple[Cut, ...]:
         """One cut after half of the layers; see `Cuts.plan`."""
-        began = entered(self, layout)
-        if self.inner is None or began == layout.size:
-            return ()
-        place = max(round(layout.depth / 2), layout.earliest)
-        return descending_cuts([place], [resolve_keep(self.inner, began)], layout.depth, began)
+        return halfway(self, layout, self.inner)
 
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """The largest errors of the hidden states, the rest merged into them; see `Cuts.decide`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
-from secateur.core.arrays import Array, to_numpy
+from secateur.core.arrays import Array, resolve_keep, to_numpy
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
@@ -131,6 +131,15 @@ def entered(method: Method, layout: Layout) -> int:
     """Visual tokens that enter the language model: what was chosen, or as many as are to be."""
     chosen = sum(int(to_numpy(each.count).sum()) for each in layout.chosen)
     return chosen or sum(method.budget(size) for size in layout.images)
+
+
+def halfway(method: Method, layout: Layout, keep: int | float | None) -> tuple[Cut, ...]:
+    """One cut after half of the layers, to `keep` of what entered; none without a budget."""
+    began = entered(method, layout)
+    if keep is None or began == layout.size:
+        return ()
+    place = max(round(layout.depth / 2), layout.earliest)
+    return descending_cuts([place], [resolve_keep(keep, began)], layout.depth, began)
 
 
 def descending_cuts(

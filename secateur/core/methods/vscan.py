@@ -17,7 +17,6 @@ from secateur.core.arrays import (
     index_dtype,
     like,
     namespace,
-    resolve_keep,
     top,
     widened,
 )
@@ -32,7 +31,7 @@ from secateur.core.methods.base import (
     require_some,
     require_whole,
 )
-from secateur.core.methods.inside import descending_cuts, entered
+from secateur.core.methods.inside import halfway
 from secateur.core.order import nearest
 from secateur.core.selection import Selection
 
@@ -191,11 +190,7 @@ class VScan(Method, Cuts):
 
     def plan(self, layout: Layout) -> tuple[Cut, ...]:
         """One cut after half of the layers; see `Cuts.plan`."""
-        began = entered(self, layout)
-        if self.inner is None or began == layout.size:
-            return ()
-        place = max(round(layout.depth / 2), layout.earliest)
-        return descending_cuts([place], [resolve_keep(self.inner, began)], layout.depth, began)
+        return halfway(self, layout, self.inner)
 
     def decide(self, cut: Cut, sight: Sight) -> Stay:
         """Those that the last token attends to; see `Cuts.decide`."""
