@@ -369,20 +369,17 @@ def _repeated(x: Any, times: int) -> Any:
 def _crops(method: Method, crops: Sequence[Tokens], pictures: int) -> list[Selection]:
     """Choose from crops of one image, which share K times `keep` tokens, K the `pictures`.
 
-    Crops get tokens in proportion to the sums of the method's scores, as EADP's published
-    "importance"; in proportion to their sizes where a method has no scores, or negative ones.
+    Crops get tokens in proportion to the sums of what the method makes of each (`Method.weigh`),
+    as EADP's published "importance"; in proportion to their sizes where it does not say.
     """
     sizes = np.array([each.size for each in crops])
     total = method.budget_of_parts(int(sizes.sum()), len(crops), pictures)
-    if total == sizes.sum():
-        return [_with_budget(method, each.size).select(each, check_finite=False) for each in crops]
-    # Scores do not depend on the budget, so that one token is enough to be told them.
-    first = _with_budget(method, 1).select(list(crops), check_finite=False)
     weights = sizes.astype(np.float64)
-    scores = [None if each.scores is None else to_numpy(each.scores) for each in first]
-    known = [each for each in scores if each is not None]
-    if len(known) == len(crops) and all((each >= 0).all() for each in known):
-        weights = np.array([each.sum(dtype=np.float64) for each in known])
+    if total < sizes.sum():
+        own = [method.weigh(each.without_gradients()) for each in crops]
+        known = [to_numpy(each) for each in own if each is not None]
+        if len(known) == len(crops) and all((each >= 0).all() for each in known):
+            weights = np.array([each.sum(dtype=np.float64) for each in known])
     budgets = allocate(weights, total, minimum=1, maximum=sizes)
     return [
         _with_budget(method, int(budget)).select(each, check_finite=False)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -307,6 +308,21 @@ def test_crops_share_a_budget_by_their_scores(cases):
     visual = family_of(model).encode(model, inputs, frozenset(), None, None)[0]
     for place, marked in visual.separators:
         assert (place in kept) == bool(kept & set(marked.tolist()))
+
+
+def test_of_each_crop_is_chosen_once(cases):
+    @dataclass(frozen=True)
+    class Counting(sc.TopK):
+        def choose(self, tokens, k):
+            asked.append(k)
+            return super().choose(tokens, k)
+
+    case, asked = cases["llava_next"](), []
+    model, inputs = case.model(), case.inputs()
+    with attach(model, Counting(keep=4)) as att:
+        model(**inputs)
+    assert asked == [part.budget for part in att.last.pictures[0]]
+    assert len(set(asked)) > 1
 
 
 def test_eadps_own_crops_become_parts(cases):

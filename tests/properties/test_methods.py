@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import secateur as sc
-from secateur.core.acts import Cuts
+from secateur.core.acts import ChoosesParts, Cuts
 from secateur.core.similarity import unit
 
 PATCH = 4
@@ -188,6 +188,17 @@ def test_scores_do_not_depend_on_the_budget(name, image, data):
         assert (one is None) == (several is None)
     if one is not None and several is not None:
         np.testing.assert_array_equal(one, several)
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+@given(image=images(smooth=True), data=st.data())
+@settings(max_examples=5)
+def test_scores_are_what_crops_are_weighed_by(name, image, data):
+    method = method_of(name, data.draw(st.integers(1, len(image["features"])), label="k"))
+    scores = method.select(tokens_of(image)).scores
+    # EADP's own crops are `ChoosesParts`; VidCom2's frames are no crops.
+    if scores is not None and not isinstance(method, (ChoosesParts, sc.VidCom2)):
+        np.testing.assert_array_equal(method.weigh(tokens_of(image)), scores)
 
 
 @pytest.mark.parametrize("name", CHOOSING)

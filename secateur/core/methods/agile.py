@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from secateur.core.arrays import like, namespace, to_numpy, wide
+from secateur.core.arrays import Array, constant, like, namespace, to_numpy, wide, widened
 from secateur.core.budget import allocate
 from secateur.core.complexity import MEASURES, Mean, Measure, as_mean, relative_complexity
 from secateur.core.inputs import Tokens
@@ -190,6 +190,10 @@ class AgilePruner(Method):
             middle = (low + high) // 2
             low, high = (low, middle) if fills(self.tau_max * middle / FINENESS) else (middle, high)
         return replace(self, tau_max=self.tau_max * low / FINENESS)
+
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
 
     def _scan_each(self, images: Sequence[Tokens], budgets: Sequence[int]) -> list[Selection]:
         shares = [relative_complexity(each, self.mean_erank, self.measure) for each in images]

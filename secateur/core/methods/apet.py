@@ -146,13 +146,21 @@ class ApET(Method, Cuts):
         """The tokens before the projector, for the form that chooses there."""
         return frozenset({"states"}) if self.model == "llava" else frozenset()
 
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """The largest errors, the rest merged into them; see `Method.choose`."""
+    def weigh(self, tokens: Tokens) -> Array:
+        """The errors; see `Method.weigh`."""
+        return self._errors(tokens)[2]
+
+    def _errors(self, tokens: Tokens) -> tuple[Array, Array, Array]:
+        """The tokens it looks at, which of them are the basis, and the errors of all."""
         before = self.model == "llava" and tokens.states is not None
         x = constant(widened(tokens.states if before else tokens.features))
+        basis = farthest_tokens(x, min(self.basis, tokens.size), self.first)
+        return x, basis, approximation_errors(x, basis, self.ridge)
+
+    def choose(self, tokens: Tokens, k: int) -> Selection:
+        """The largest errors, the rest merged into them; see `Method.choose`."""
         size = tokens.size
-        basis = farthest_tokens(x, min(self.basis, size), self.first)
-        errors = approximation_errors(x, basis, self.ridge)
+        x, basis, errors = self._errors(tokens)
         xp = namespace(errors)
         # Rounding is as large as the tokens are, not as their errors.
         wide_x = xp.astype(x, errors.dtype)

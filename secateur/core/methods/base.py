@@ -149,6 +149,14 @@ class Method(ABC):
         is checked, and 1 <= k <= N.
         """
 
+    def weigh(self, tokens: Tokens) -> Array | None:
+        """What each token (..., N) counts before anything is chosen: `Selection.scores`.
+
+        Crops of an image share a budget by its sums; by their sizes where it is None, as here,
+        or negative somewhere. Called with what `choose` is called with.
+        """
+        return None
+
     @property
     def requests(self) -> Mapping[str, Request]:
         """What to observe in a model for the inputs it needs, where `REQUESTS` would be wrong."""

@@ -106,9 +106,13 @@ class CDPruner(Method):
         # Settled, as min-max makes much of what little equal ones differ by.
         return self.sign * settled_cosine(space, whole[..., None, :])[..., 0]
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """Relevance; see `Method.weigh`."""
+        return constant(self.relevance(tokens))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Greedy log-determinant; see `Method.choose`."""
-        r = constant(self.relevance(tokens))
+        r = self.weigh(tokens)
         if tokens.size > int(tokens.features.shape[-1]) and tokens.size**2 > SQUARE:
             directions = unit(constant(widened(tokens.features)))
             r = namespace(directions).astype(r, directions.dtype)

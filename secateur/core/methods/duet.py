@@ -14,6 +14,7 @@ from secateur.core.arrays import (
     descending,
     index_dtype,
     namespace,
+    widened,
 )
 from secateur.core.attention import attention_received, best, check_attention
 from secateur.core.inputs import Request, Tokens
@@ -255,11 +256,15 @@ class DUET(Method, Cuts):
         """The authors' program for LLaVA does; the one for Qwen2.5-VL keeps positions."""
         return self.published and self.model == "llava"
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Dominant tokens and anchors; see `Method.choose`."""
         anchors = int(k * self.contextual + 1e-9)
         return pooled_merge(
-            tokens.attention,
+            self.weigh(tokens),
             tokens.keys,
             dominant=k - anchors,
             contextual=anchors,

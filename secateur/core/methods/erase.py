@@ -11,6 +11,7 @@ import numpy as np
 
 from secateur.core.acts import Cut, Layout, Look, Sight, Stay
 from secateur.core.arrays import (
+    Array,
     descending,
     device,
     index_dtype,
@@ -205,9 +206,13 @@ class ERASE(InsideMethod):
         """The entropies of the image; see `Method.counted_from`."""
         return "pixels"
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The entropy of its pixels; see `Method.weigh`."""
+        return patch_entropy(tokens.pixels, self.patch_of(tokens))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The first stage, on pixels; see `Method.choose`."""
-        entropy = patch_entropy(tokens.pixels, self.patch_of(tokens))
+        entropy = self.weigh(tokens)
         complexity = median(entropy)
         level = self.level(to_numpy(complexity))
         shares = np.asarray(self.ratios)[level]

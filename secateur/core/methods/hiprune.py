@@ -86,10 +86,14 @@ class HiPrune(Method):
             "attention_shallow": Request("attention", layer=OBJECTS, by="all"),
         }
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Anchors, buffers, registers; see `Method.choose`."""
         assert tokens.grid is not None
-        deep = constant(widened(tokens.attention))
+        deep = self.weigh(tokens)
         rank = ranks(deep)
         count = round(k * self.alpha / 5)
         if count:

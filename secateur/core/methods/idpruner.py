@@ -80,9 +80,13 @@ class IDPruner(Method):
             return frames * max(1, round(self.keep * (size // frames)))
         return super().budget(size, frames)
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """Importance between 0 and 1; see `Method.weigh`."""
+        return scaled(constant(tokens.importance))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Rounds of the best by score; see `Method.choose`."""
-        w = scaled(constant(tokens.importance))
+        w = self.weigh(tokens)
         f = MarginalRelevance.from_features(
             tokens.features, w, self.balance, self.step, check_finite=False
         )

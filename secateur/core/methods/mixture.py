@@ -132,6 +132,10 @@ class Mixture(Method):
         parts = {self.attention.counted_from, self.diversity.counted_from}
         return "size" if parts == {"size"} else "features"
 
+    def weigh(self, tokens: Tokens) -> Array | None:
+        """What the method by attention says; see `Method.weigh`."""
+        return self.attention.weigh(tokens)
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """One method, then the other on what is left; see `Method.choose`."""
         if self.mean_erank is None or 0 in tokens.batch_shape:

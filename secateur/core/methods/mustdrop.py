@@ -367,9 +367,13 @@ class MustDrop(Method, Cuts, Folds):
         """All tokens enter the language model; see `Method.budget`."""
         return size
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """All tokens, and which are key; see `Method.choose`."""
-        attention = widened(tokens.attention)
+        attention = self.weigh(tokens)
         xp = namespace(attention)
         every = xp.arange(tokens.size, dtype=index_dtype(xp), device=device(attention))
         return Selection.of(

@@ -154,8 +154,11 @@ class PixelPrune(Method, Skips):
         """The image decides how many cells stay."""
         return "pixels"
 
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """The cells that are not like their prediction; see `Method.choose`."""
+    def weigh(self, tokens: Tokens) -> Array:
+        """How unlike its prediction each cell is; see `Method.weigh`."""
+        return self._cells(tokens).distance
+
+    def _cells(self, tokens: Tokens) -> Cells:
         grid = checked_grid(tokens.grid, tokens.size)
         pixels = constant(tokens.pixels)
         if shape_of(pixels)[:-3] != tokens.batch_shape:
@@ -163,7 +166,7 @@ class PixelPrune(Method, Skips):
                 f"pixels: expected one image for each of the rows {spell(tokens.batch_shape)}, "
                 f"got shape {spell(shape_of(pixels))}"
             )
-        found = scan_cells(
+        return scan_cells(
             pixels,
             grid,
             threshold=self.threshold,
@@ -171,6 +174,10 @@ class PixelPrune(Method, Skips):
             scan=self.scan,
             anchored=self.anchored,
         )
+
+    def choose(self, tokens: Tokens, k: int) -> Selection:
+        """The cells that are not like their prediction; see `Method.choose`."""
+        found = self._cells(tokens)
         xp = namespace(found.distance)
         outside = xp.full_like(found.distance, -1.0)
         place = ranks(xp.where(found.kept, found.distance, outside))

@@ -113,9 +113,13 @@ class PruMerge(Method, Makes):
         """Outliers decide where they do."""
         return "features" if self.adaptive else "size"
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Outliers, what is spread beside them, then the merge; see `Method.choose`."""
-        attention = constant(widened(tokens.attention))
+        attention = self.weigh(tokens)
         chosen = self._kept(attention, k)
         joined = nearest(constant(widened(tokens.keys)), chosen.sorted())
         return folding(chosen, joined, attention)

@@ -146,6 +146,10 @@ class PruneSID(Method):
         each = size // frames
         return frames * min(each, max(LEAST, round(each * self.keep / ASKED_OF)))
 
+    def weigh(self, tokens: Tokens) -> Array | None:
+        """The attention, in LLaVA's form; see `Method.weigh`."""
+        return constant(widened(tokens.attention)) if self.model == "llava" else None
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Groups, thinned out, each with its share; see `Method.choose`."""
         llava = self.model == "llava"
@@ -153,7 +157,7 @@ class PruneSID(Method):
         return grouped_tokens(
             constant(widened(x)),
             k,
-            constant(widened(tokens.attention)) if llava else None,
+            self.weigh(tokens),
             model=self.model,
             group=self.group,
             scale=self.scale,

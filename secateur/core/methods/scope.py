@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from secateur.core.arrays import constant, namespace, wide
+from secateur.core.arrays import Array, constant, namespace, wide
 from secateur.core.inputs import Tokens
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import Method, Program, require_one_of, require_positive
@@ -89,12 +89,15 @@ class SCOPE(Method):
         """What greedy goes by: coverage, weighed by the saliency of who covers."""
         x = constant(tokens.features if tokens.states is None else tokens.states)
         similarity = cosine(x, check_finite=False)
-        xp = namespace(similarity)
+        return SalientCoverage(similarity, self.weigh(tokens), self.combine, check_finite=False)
+
+    def weigh(self, tokens: Tokens) -> Array:
+        """Saliency; see `Method.weigh`."""
+        x = constant(tokens.features)
+        xp = namespace(x)
         if tokens.attention is None:
-            saliency = xp.ones_like(similarity[..., 0])
-        else:
-            saliency = xp.astype(constant(tokens.attention), wide(xp)) ** self.alpha
-        return SalientCoverage(similarity, saliency, self.combine, check_finite=False)
+            return xp.ones_like(x[..., 0], dtype=wide(xp))
+        return xp.astype(constant(tokens.attention), wide(xp)) ** self.alpha
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Greedy weighed coverage; see `Method.choose`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur.core.arrays import constant, top, widened
+from secateur.core.arrays import Array, constant, top, widened
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
@@ -54,7 +54,11 @@ class TopK(Method):
         """The attention each token receives."""
         return frozenset({"attention"})
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The k of highest attention; see `Method.choose`."""
-        attention = constant(widened(tokens.attention))
+        attention = self.weigh(tokens)
         return Selection.of(top(attention, k), tokens.size, scores=attention)

@@ -271,14 +271,18 @@ class VisionSelector(Method):
         """The features, in the space that the scorer was trained on."""
         return frozenset({"features"})
 
-    def choose(self, tokens: Tokens, k: int) -> Selection:
-        """The k highest scores; see `Method.choose`."""
+    def weigh(self, tokens: Tokens) -> Array:
+        """The trained score; see `Method.weigh`."""
         if self.weights is None:
             raise ValueError(
                 "weights: VisionSelector ranks tokens by trained weights and has none; "
                 "Scorer.load(path) reads a published checkpoint"
             )
-        scores = self.weights.scores(constant(widened(tokens.features)))
+        return self.weights.scores(constant(widened(tokens.features)))
+
+    def choose(self, tokens: Tokens, k: int) -> Selection:
+        """The k highest scores; see `Method.choose`."""
+        scores = self.weigh(tokens)
         xp = namespace(scores)
         scale = xp.max(xp.abs(scores), axis=-1, keepdims=True)
         ranked = settled(scores / xp.where(scale > 0, scale, xp.ones_like(scale)))

@@ -111,9 +111,13 @@ class VisionZip(Method, Makes):
         """Keys are averaged over heads, as in the authors' program."""
         return {"keys": Request("keys")}
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Dominant tokens, then contextual ones; see `Method.choose`."""
-        attention = constant(widened(tokens.attention))
+        attention = self.weigh(tokens)
         xp = namespace(attention)
         count = self._contextual(k)
         first = k - count - self._hands_class(tokens, k)

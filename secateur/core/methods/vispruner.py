@@ -114,9 +114,13 @@ class VisPruner(Method):
         """As published, states too."""
         return self.needs | self.optional
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """By attention, then by pairing; see `Method.choose`."""
-        attention = constant(widened(tokens.attention))
+        attention = self.weigh(tokens)
         order = descending(attention)
         count = int(k * self.important + 1e-9)
         xp = namespace(order)

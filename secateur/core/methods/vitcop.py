@@ -298,9 +298,13 @@ class ViTCoP(Method, Cuts):
         least = int(self.encoder * (size // frames) + 1e-9)
         return max(frames * least, super().budget(size, frames))
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The tokens of highest attention, and their clusters; see `Method.choose`."""
-        attention = constant(widened(tokens.attention))
+        attention = self.weigh(tokens)
         xp = namespace(attention)
         chosen = Selection.of(top(attention, k), tokens.size, scores=attention)
         h, w = tokens.grid  # type: ignore[misc]

@@ -155,11 +155,15 @@ class VScan(Method, Cuts):
         form = FORMS[self.model]
         return {"attention": form.deep, "attention_shallow": form.shallow}
 
+    def weigh(self, tokens: Tokens) -> Array:
+        """The attention; see `Method.weigh`."""
+        return constant(widened(tokens.attention))
+
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The local scan, then the global one, then the merge; see `Method.choose`."""
         grid = checked_grid(tokens.grid, tokens.size)
         shallow = constant(widened(tokens.attention_shallow))
-        deep = constant(widened(tokens.attention))
+        deep = self.weigh(tokens)
         xp = namespace(deep)
         window = FORMS[self.model].window if self.window is None else self.window
         half = k // 2
