@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import secateur as sc
+from secateur.core.methods.prunesid import principal_loadings
 
 
 @pytest.fixture
@@ -340,3 +341,43 @@ def test_a_mask_of_words_has_the_axes_of_the_batch():
     image = tokens(text=EYE, text_mask=np.ones((2, 3, 4), dtype=bool))
     with pytest.raises(ValueError, match=r"^text_mask: expected"):
         sc.MMTok(keep=2).select(image)
+
+
+def test_directions_of_equal_singular_values_do_not_depend_on_who_computes():
+    torch = pytest.importorskip("torch")
+    states = -np.eye(3)
+    image = sc.Tokens(features=EYE[:3], attention=np.array([1.0, 0.0, 1.0]), states=states)
+    tensors = sc.Tokens(
+        features=torch.asarray(EYE[:3]),
+        attention=torch.asarray([1.0, 0.0, 1.0]).double(),
+        states=torch.asarray(states),
+    )
+    method = sc.PruneSID(keep=2, group=2)
+    assert method.select(image).indices.tolist() == method.select(tensors).indices.tolist()
+    # Four copies of three directions, all as long: the first of each says where one is.
+    loadings = principal_loadings(np.tile(8.0 * EYE[:3], (4, 1)), 3)
+    np.testing.assert_allclose(loadings, np.tile(loadings[:3], (4, 1)), atol=1e-12)
+
+
+def test_no_scale_makes_a_threshold_that_is_no_number():
+    image = sc.Tokens(features=np.zeros((5, 1)))
+    chosen = sc.PruneSID(keep=3, model="qwen", scale=1e308).select(image)
+    assert chosen.info["threshold"] == 0.0
+
+
+def test_a_frame_of_flashvid_keeps_no_more_than_it_has():
+    video = sc.Tokens(features=EYE, frames=2, attention=ONES)
+    assert sc.FlashVID(keep=1.0, expansion=1e308).budget(10**9) == 10**9
+    assert int(sc.FlashVID(keep=1, expansion=1e308).select(video).count) == 4
+
+
+def test_a_kernel_of_infinities_is_not_above_the_identity():
+    kernel = np.full((3, 3), np.inf)
+    with pytest.raises(ValueError, match=r"^kernel: above_identity is checked"):
+        sc.LogDeterminant(kernel, above_identity=True, check_finite=False)
+
+
+def test_a_list_of_numbers_is_a_text_as_an_array_is():
+    image = tokens(text_global=[[1, 2, 3, 4], [3]])
+    with pytest.raises(ValueError, match=r"^text_global: expected vectors of length 4"):
+        sc.CDPruner(keep=2).select(image)

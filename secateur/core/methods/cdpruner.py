@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from secateur.core.arrays import Array, constant, namespace, widened
-from secateur.core.inputs import Tokens
+from secateur.core.arrays import Array, constant, namespace, shaped, widened
+from secateur.core.inputs import INPUTS, Tokens
 from secateur.core.maps import min_max
 from secateur.core.maximize import SQUARE, maximize
 from secateur.core.methods.base import Method, Program, Reading
@@ -102,6 +102,7 @@ class CDPruner(Method):
         return min_max(sum(parts[1:], parts[0]) / len(parts), check_finite=False)
 
     def _towards(self, space: Array, whole: Array) -> Array:
+        whole = shaped(whole, "text_global", INPUTS["text_global"].layout, beside=space)
         check_fit("text_global", whole, space, 1, no_more=True)
         # Settled, as min-max makes much of what little equal ones differ by.
         return self.sign * settled_cosine(space, whole[..., None, :])[..., 0]

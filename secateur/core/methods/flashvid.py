@@ -186,7 +186,7 @@ class FlashVID(TwoStages):
     def _of_frame(self, n: int) -> tuple[int, int]:
         """Tokens of a frame in all, and those of them that are picked."""
         slack = 0.0 if self.published else 1e-9
-        whole = min(n, math.ceil(n * self.share(n) * self.expansion - slack))
+        whole = math.ceil(min(float(n), n * self.share(n) * self.expansion - slack))
         return whole, min(whole, math.ceil(whole * self.alpha - slack))
 
     def choose_video(

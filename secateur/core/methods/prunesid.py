@@ -213,7 +213,8 @@ def grouped_tokens(
         threshold = scale * total / 32 * _above_diagonal(cosines, 1) / pairs
         scores = attention
     else:
-        threshold = scale * max(18 * total / size, 1.0) * _above_diagonal(cosines, 0) / size**2
+        # In this order no scale makes 0 of infinity.
+        threshold = scale * (_above_diagonal(cosines, 0) / size**2) * max(18 * total / size, 1.0)
         scores = xp.max(loadings, axis=-1)
     alike = to_numpy(cosines > threshold[..., None, None])
     host_labels, host_scores = to_numpy(labels), to_numpy(scores)
@@ -263,7 +264,9 @@ def principal_loadings(features: Array, count: int) -> Array:
     Notes
     -----
     O(N C min(N, C)) time, by the eigenvectors of the smaller of the two Gram matrices; a
-    singular value below the root of rounding, beside the largest, counts as rounding.
+    singular value below the root of rounding, beside the largest, counts as rounding. Those
+    that are equal to rounding have no directions of their own: theirs are turned, one after the
+    other, to the token that has most of what is left, where LAPACK's would depend on its version.
 
     Examples
     --------
@@ -282,13 +285,44 @@ def principal_loadings(features: Array, count: int) -> Array:
     # Ascending there, and no larger than rounding where there is nothing.
     squares, vectors = xp.flip(squares, axis=-1), xp.flip(vectors, axis=-1)
     count = min(count, rows, columns)
-    squares, vectors = squares[..., :count], vectors[..., :count]
     floor = max(rows, columns) * float(xp.finfo(x.dtype).eps)
     real = (squares > floor * squares[..., :1]) & (squares > floor)
+    equal = real[..., 1:] & (squares[..., :-1] - squares[..., 1:] <= floor * squares[..., :1])
+    # Those behind the last that is asked for matter where they are equal to it.
+    wanted = count if not bool(xp.any(equal)) else min(rows, columns)
+    squares, vectors, real = squares[..., :wanted], vectors[..., :wanted], real[..., :wanted]
     if rows > columns:
         lengths = xp.sqrt(xp.where(real, squares, xp.ones_like(squares)))
         vectors = (x @ vectors) / lengths[..., None, :]
-    return xp.where(real[..., None, :], xp.abs(vectors), xp.zeros_like(vectors))
+    vectors = xp.where(real[..., None, :], vectors, xp.zeros_like(vectors))
+    if wanted > count or bool(xp.any(equal)):
+        vectors = like(_turned(to_numpy(vectors), to_numpy(equal)), vectors, dtype=vectors.dtype)
+    return xp.abs(vectors[..., :count])
+
+
+def _turned(vectors: Numbers, equal: Numbers) -> Numbers:
+    """Directions (..., N, G), those of equal singular values turned to be the same everywhere.
+
+    `equal` (..., G - 1) says which have the value of the one before. In the space of such, each
+    lies as near as can be to the token that has most of what is left of it, the first of equals.
+    """
+    turned = vectors.copy()
+    for row in each_row(vectors.shape[:-2]):
+        start = 0
+        while start < vectors.shape[-1]:
+            stop = start + 1
+            while stop < vectors.shape[-1] and equal[row][stop - 1]:
+                stop += 1
+            if stop - start > 1:
+                space = vectors[row][:, start:stop]
+                left = space @ space.T
+                for place in range(start, stop):
+                    most = int(np.argmax(settled(np.diagonal(left).copy())))
+                    direction = left[:, most] / np.sqrt(left[most, most])
+                    turned[row][:, place] = direction
+                    left = left - np.outer(direction, direction)
+            start = stop
+    return turned
 
 
 def thinned(labels: Numbers, scores: Numbers, alike: Numbers, count: int) -> Groups:

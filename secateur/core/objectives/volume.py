@@ -197,8 +197,10 @@ class LogDeterminant(ByRow):
         xp = namespace(self.kernel)
         kernel = xp.astype(self.kernel, wide(xp))
         one = xp.eye(self.size, dtype=kernel.dtype, device=device(kernel))
-        lowest = float(xp.min(xp.linalg.eigvalsh(kernel - one)))
         largest = float(xp.max(xp.abs(kernel)))
+        if not math.isfinite(largest):
+            raise ValueError("kernel: above_identity is checked, which NaN and infinity cannot be")
+        lowest = float(xp.min(xp.linalg.eigvalsh(kernel - one)))
         if lowest < -SUM * self.size * epsilon(self.kernel) * largest:
             raise ValueError(
                 "kernel: expected K - I positive semi-definite, as above_identity declares; its "
