@@ -354,9 +354,10 @@ def test_directions_of_equal_singular_values_do_not_depend_on_who_computes():
     )
     method = sc.PruneSID(keep=2, group=2)
     assert method.select(image).indices.tolist() == method.select(tensors).indices.tolist()
-    # Four copies of three directions, all as long: the first of each says where one is.
-    loadings = principal_loadings(np.tile(8.0 * EYE[:3], (4, 1)), 3)
-    np.testing.assert_allclose(loadings, np.tile(loadings[:3], (4, 1)), atol=1e-12)
+    # Two directions that are equal and one of nothing: to the first token, then to the second.
+    loadings = principal_loadings(8.0 * EYE[:3, :3], 3)
+    first, second = [(2 / 3) ** 0.5, 6**-0.5, 6**-0.5], [0.0, 0.5**0.5, 0.5**0.5]
+    np.testing.assert_allclose(loadings, np.stack([first, second, [0, 0, 0]], 1), atol=1e-12)
 
 
 def test_no_scale_makes_a_threshold_that_is_no_number():
