@@ -382,3 +382,9 @@ def test_a_list_of_numbers_is_a_text_as_an_array_is():
     image = tokens(text_global=[[1, 2, 3, 4], [3]])
     with pytest.raises(ValueError, match=r"^text_global: expected vectors of length 4"):
         sc.CDPruner(keep=2).select(image)
+
+
+def test_what_is_no_number_has_no_directions():
+    image = sc.Tokens(features=np.full((3, 4), np.nan), attention=ONES[:3])
+    with pytest.raises(ValueError, match=r"^features: contains NaN, so that they have no"):
+        sc.PruneSID(keep=2).select(image, check_finite=False)

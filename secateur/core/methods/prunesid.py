@@ -277,6 +277,9 @@ def principal_loadings(features: Array, count: int) -> Array:
            [0.    , 0.    ]])
     """
     xp = namespace(features)
+    # LAPACK may go on for ever with what is no number; infinity is one to a sigmoid.
+    if bool(xp.any(xp.isnan(features))):
+        raise ValueError("features: contains NaN, so that they have no directions")
     x = 0.5 * xp.tanh(0.5 * xp.astype(features, wide(xp)))  # sigmoid, but for 1/2
     x = x - xp.mean(x, axis=-1, keepdims=True)
     rows, columns = shape_of(x)[-2:]
