@@ -190,7 +190,7 @@ def polarize(scores: Array, beta: float, *, check_finite: bool = True) -> Array:
     )
     if not (beta >= 0 and math.isfinite(beta)):
         raise ValueError(f"beta: expected a finite power of at least 0, got {beta}")
-    xp = namespace(scores)
+    xp, beta = namespace(scores), float(beta)
     if check_finite and beta > 1 and 0 not in shape_of(scores):
         largest, most = float(constant(xp.max(scores))), float(xp.finfo(scores.dtype).max)
         if largest > 1 and beta * math.log(largest) > math.log(most):

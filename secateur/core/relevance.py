@@ -31,6 +31,9 @@ Aggregate = Literal["entropy", "tempered", "topk"]
 AGGREGATES: tuple[Aggregate, ...] = ("entropy", "tempered", "topk")
 TOPK = 5
 """How many similarities the "topk" aggregate averages."""
+COLDEST = 1e-12
+"""No smaller `entropy_temperature`, and no `temperature` above one over it, tells words apart."""
+
 ENTROPY_ROUNDING = 512
 """Steps of its dtype by which an entropy may be off, in proportion to it."""
 
@@ -127,9 +130,7 @@ def dense_relevance(
         raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
     if sign not in (-1, 1):
         raise ValueError(f"sign: expected -1 or 1, got {sign}")
-    for name, value in (("temperature", temperature), ("entropy_temperature", entropy_temperature)):
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name}: expected a positive number, got {value}")
+    check_temperatures(temperature, entropy_temperature)
     visual = unit(checked(visual, "visual", "(..., N, C)", check_finite=check_finite))
 
     def relevance(t: Array, g: Array | None, m: Array | None) -> Array:
@@ -147,6 +148,20 @@ def dense_relevance(
     masks = _one_each(text_mask, len(text), "text_mask")
     parts = [relevance(t, g, m) for t, g, m in zip(text, wholes, masks, strict=True)]
     return sum(parts[1:], parts[0]) / len(parts)
+
+
+def check_temperatures(temperature: float, entropy_temperature: float) -> None:
+    """Refuse those with which no softmax is left of single precision."""
+    most = 1 / COLDEST
+    if not 0 < temperature <= most:
+        raise ValueError(
+            f"temperature: expected a positive number, got {temperature}; at most {most:g}"
+        )
+    if not (entropy_temperature >= COLDEST and math.isfinite(entropy_temperature)):
+        raise ValueError(
+            f"entropy_temperature: expected a positive number, got {entropy_temperature}; "
+            f"at least {COLDEST:g}"
+        )
 
 
 def _one_each(given: object, count: int, name: str) -> Sequence[Array | None]:

@@ -361,9 +361,10 @@ def test_directions_of_equal_singular_values_do_not_depend_on_who_computes():
 
 
 def test_no_scale_makes_a_threshold_that_is_no_number():
-    image = sc.Tokens(features=np.zeros((5, 1)))
-    chosen = sc.PruneSID(keep=3, model="qwen", scale=1e308).select(image)
-    assert chosen.info["threshold"] == 0.0
+    image = sc.Tokens(features=np.zeros((5, 1)), attention=np.ones(5))
+    for model in ("llava", "qwen"):
+        chosen = sc.PruneSID(keep=3, model=model, scale=1e308).select(image)
+        assert chosen.info["threshold"] == 0.0
 
 
 def test_a_frame_of_flashvid_keeps_no_more_than_it_has():
@@ -388,3 +389,23 @@ def test_what_is_no_number_has_no_directions():
     image = sc.Tokens(features=np.full((3, 4), np.nan), attention=ONES[:3])
     with pytest.raises(ValueError, match=r"^features: contains NaN, so that they have no"):
         sc.PruneSID(keep=2).select(image, check_finite=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", 1e308), ("entropy_temperature", 1e-320)]
+)
+def test_temperatures_that_leave_single_precision_are_refused(name, value):
+    x = EYE.astype(np.float32)
+    for call in (lambda **more: sc.dense_relevance(x, x, **more), sc.EADP):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            call(**{name: value})
+        for aggregate in ("entropy", "tempered"):
+            call(**{name: {"temperature": 1e12}.get(name, 1e-12), "aggregate": aggregate})
+    relevance = sc.dense_relevance(x, x, aggregate="tempered", entropy_temperature=1e-12)
+    assert np.isfinite(relevance).all()
+
+
+def test_a_power_may_be_a_number_of_numpys():
+    strict = pytest.importorskip("array_api_strict")
+    scores = strict.asarray([0.25, 1.0])
+    assert np.asarray(sc.polarize(scores, np.float16(0.5))).tolist() == [0.5, 1.0]

@@ -37,7 +37,7 @@ from secateur.core.methods.base import (
     require_whole,
 )
 from secateur.core.objectives import FacilityLocation
-from secateur.core.relevance import AGGREGATES, Aggregate, dense_relevance
+from secateur.core.relevance import AGGREGATES, Aggregate, check_temperatures, dense_relevance
 from secateur.core.selection import Selection
 from secateur.core.similarity import cosine_similarity
 
@@ -178,9 +178,8 @@ class EADP(Method, ChoosesParts):
         super().__post_init__()
         require_share("alpha", self.alpha)
         require_positive("beta", self.beta, zero=True)
-        require_positive("temperature", self.temperature)
+        check_temperatures(self.temperature, self.entropy_temperature)
         require_share("keep_ratio", self.keep_ratio, zero=False)
-        require_positive("entropy_temperature", self.entropy_temperature)
         require_one_of("aggregate", self.aggregate, AGGREGATES)
         if self.sign not in (-1, 1):
             raise ValueError(f"sign: expected -1 or 1, got {self.sign!r}")

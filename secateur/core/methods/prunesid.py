@@ -210,10 +210,10 @@ def grouped_tokens(
     cosines = settled_cosine(features, features)
     if model == "llava":
         pairs = max(1, size * (size - 1) // 2)
-        threshold = scale * total / 32 * _above_diagonal(cosines, 1) / pairs
+        # In this order, here and below, no scale makes 0 of infinity.
+        threshold = scale * (_above_diagonal(cosines, 1) / pairs) * (total / 32)
         scores = attention
     else:
-        # In this order no scale makes 0 of infinity.
         threshold = scale * (_above_diagonal(cosines, 0) / size**2) * max(18 * total / size, 1.0)
         scores = xp.max(loadings, axis=-1)
     alike = to_numpy(cosines > threshold[..., None, None])
