@@ -178,6 +178,8 @@ class EADP(Method, ChoosesParts):
         super().__post_init__()
         require_share("alpha", self.alpha)
         require_positive("beta", self.beta, zero=True)
+        require_positive("temperature", self.temperature)
+        require_positive("entropy_temperature", self.entropy_temperature)
         check_temperatures(self.temperature, self.entropy_temperature)
         require_share("keep_ratio", self.keep_ratio, zero=False)
         require_one_of("aggregate", self.aggregate, AGGREGATES)
