@@ -28,7 +28,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo fuzz audit test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench evidence dist clean
+.PHONY: help demo fuzz audit lock test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench evidence dist clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
@@ -41,6 +41,7 @@ help:
 	@echo "make test-oldest  the same with the oldest that is supported"
 	@echo "make fuzz      call everything with arguments of every kind (SECONDS=120, SEED=... is passed on)"
 	@echo "make audit     ask pip-audit about all that is installed in .venv"
+	@echo "make lock      write locks/: what the demo and the tests install, with hashes"
 	@echo "make coverage  run the tests, measure branch coverage of secateur/core"
 	@echo "make check     lint, format, types, layers and doctests, each a target of its own"
 	@echo "make docs      build the site into site/"
@@ -68,6 +69,11 @@ audit: $(VENV)/.dev
 	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit; }
 	@$(PIP) freeze --exclude-editable | grep -v ' @ ' | sed 's/+.*//' > .venv-audit/installed.txt
 	@.venv-audit/bin/pip-audit --disable-pip --no-deps --requirement .venv-audit/installed.txt
+
+# For every platform and Python, by the index that pip is set up to use.
+lock:
+	@[ -x .venv-lock/bin/uv ] || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip --disable-pip-version-check install --quiet uv; }
+	@for extra in demo dev; do .venv-lock/bin/uv pip compile --quiet pyproject.toml --extra $$extra --constraint constraints.txt --generate-hashes --universal --python-version 3.11 --custom-compile-command "make lock" --output-file locks/$$extra.txt || exit 1; done
 
 coverage: $(VENV)/.dev
 	@$(PYTEST) -m "not slow and not families" --cov=secateur/core --cov-fail-under=95 $(PYTEST_ARGS)

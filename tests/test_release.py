@@ -114,3 +114,36 @@ def test_until_it_is_on_an_index_pages_say_where_it_comes_from():
         "bench", "dev", "dist", "docs", "lint", "test", "test-serving"
     }:  # fmt: skip
         assert f"| `{extra}` |" in install
+
+
+@pytest.mark.parametrize("extra", ["demo", "dev"])
+def test_locks_hold_what_the_tests_run_with_and_its_hashes(extra):
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+        if "==" in line
+    )
+    told = (ROOT / f"locks/{extra}.txt").read_text("utf-8").replace("\\\n", " ")
+    locked = {}
+    for line in told.splitlines():
+        if line and not line.lstrip().startswith("#"):
+            name, version = line.split(";")[0].split()[0].split("==")
+            locked.setdefault(name, set()).add(version)
+            assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", line), name
+    assert {"torch", "transformers", "numpy"} <= locked.keys()
+    assert "://" not in told
+    for name in locked.keys() & pinned.keys():
+        assert locked[name] == {pinned[name]}
+    for name in re.findall(r"^[A-Za-z0-9-]+", "\n".join(wanted(extra)), re.MULTILINE):
+        assert name.lower() in locked, name
+
+
+def wanted(extra):
+    """What an extra asks for, those it names of ours resolved."""
+    for line in PROJECT["optional-dependencies"][extra]:
+        ours = re.fullmatch(r"secateur\[(.*)\]", line)
+        if ours is None:
+            yield line
+        else:
+            for each in ours[1].split(","):
+                yield from wanted(each)
