@@ -409,3 +409,9 @@ def test_a_power_may_be_a_number_of_numpys():
     strict = pytest.importorskip("array_api_strict")
     scores = strict.asarray([0.25, 1.0])
     assert np.asarray(sc.polarize(scores, np.float16(0.5))).tolist() == [0.5, 1.0]
+
+
+def test_what_is_not_looked_at_may_be_anything():
+    torch = pytest.importorskip("torch")
+    video = sc.Tokens(features=torch.asarray(EYE), frames=2, attention=1e308 * ONES)
+    assert int(sc.FlashVID(keep=1, selection="div").select(video).count) == 2

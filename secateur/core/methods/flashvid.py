@@ -201,9 +201,9 @@ class FlashVID(TwoStages):
         if self.segment is not None:
             least = self.least_segments if self.fill_segments else 1
             ranges = spans(cuts(likeness(means), least, self.segment))
-        attention = tokens.attention
-        if attention is not None:
-            attention = xp.reshape(widened(attention), (times, n))
+        attention = None
+        if "attention" in self.needs:
+            attention = xp.reshape(widened(tokens.attention), (times, n))
         about = [
             xp.broadcast_to(xp.mean(means[a:b, :], axis=0), (b - a, int(means.shape[-1])))
             for a, b in ranges
