@@ -204,7 +204,7 @@ def _within(method: sc.Method, given: sc.Tokens, chosen: sc.Selection) -> None:
     kept = {int(each) for each in counts.ravel()}
     if method.counted_from == "features":
         # Parts of windows are rounded up; a budget on average has a most of its own.
-        most = int(most * getattr(method, "most", 1.0)) + 2 * given.times
+        most = int(min(most * getattr(method, "most", 1.0), given.size)) + 2 * given.times
     if method.counted_from == "pixels":
         most = given.size  # the share that stays inside in the end is no bound here
     # Some authors' programs lose a few to rounding, or make some that are no token's.
