@@ -415,3 +415,17 @@ def test_what_is_not_looked_at_may_be_anything():
     torch = pytest.importorskip("torch")
     video = sc.Tokens(features=torch.asarray(EYE), frames=2, attention=1e308 * ONES)
     assert int(sc.FlashVID(keep=1, selection="div").select(video).count) == 2
+
+
+def test_a_gamma_whose_square_is_no_number_is_refused():
+    for call in (
+        lambda: sc.LogDeterminant.from_factors(EYE, 1e308),
+        lambda: sc.LogDeterminant.from_factors(EYE.astype(np.float32), 1e30),
+        lambda: sc.OTPrune(keep=2, gamma=1e308).select(sc.Tokens(features=EYE)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^gamma: expected a finite number of at least 0, got"
+        ):
+            call()
+    f = sc.LogDeterminant.from_factors(EYE.astype(np.float32), 1e9)
+    assert np.isfinite(float(sc.maximize(f, 2).value))

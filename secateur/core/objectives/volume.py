@@ -131,8 +131,12 @@ class LogDeterminant(ByRow):
         (array([1, 0, 2]), array([1.6094, 0.1823, 0.    ]))
         """
         factors = checked(factors, "factors", "(..., N, D)", check_finite=check_finite)
-        if not (gamma >= 0.0 and math.isfinite(gamma)):
-            raise ValueError(f"gamma: expected a finite number of at least 0, got {gamma!r}")
+        # So that its square is a number too, multiplied by what factors are.
+        most = float(namespace(factors).finfo(factors.dtype).max) ** 0.25
+        if not 0.0 <= gamma <= most:
+            raise ValueError(
+                f"gamma: expected a finite number of at least 0, got {gamma!r}; at most {most:.3g}"
+            )
         self = cls.__new__(cls)
         shape = shape_of(factors)
         self._begin(None, constant(factors), float(gamma), (*shape[:-1], shape[-2]))
