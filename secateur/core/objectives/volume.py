@@ -131,8 +131,8 @@ class LogDeterminant(ByRow):
         (array([1, 0, 2]), array([1.6094, 0.1823, 0.    ]))
         """
         factors = checked(factors, "factors", "(..., N, D)", check_finite=check_finite)
-        # So that its square is a number too, multiplied by what factors are.
-        most = float(namespace(factors).finfo(factors.dtype).max) ** 0.25
+        # So that its square is a number too, multiplied by what factors are; halves are widened.
+        most = max(float(namespace(factors).finfo(factors.dtype).max), 3e38) ** 0.25
         if not 0.0 <= gamma <= most:
             raise ValueError(
                 f"gamma: expected a finite number of at least 0, got {gamma!r}; at most {most:.3g}"
