@@ -22,9 +22,11 @@ from secateur.backends.host.farthest import (
     CosineDistances,
     GivenDistances,
     apart,
+    doubting,
     farthest,
     refuse_distances,
     smallest_between,
+    worth_doubting,
 )
 from secateur.backends.host.greedy import Floats, Indices
 from secateur.backends.host.volume import determinant_factors
@@ -279,10 +281,12 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
     features: Any = f.features
-    directions = unit(features.astype(np.float64, copy=False))
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
-        x = directions[at]
+        if worth_doubting(features[at], budget):
+            matrix = plain.small_enough(features)
+            return (*doubting(features[at], unit, budget, start, matrix=matrix), math.inf)
+        x = unit(features[at].astype(np.float64, copy=False))
         if plain.small_enough(x):
             return _farthest(apart(product(x, x.T)), budget, start, CosineDistances.margin)
         return (*farthest(CosineDistances(x), budget, start), math.inf)

@@ -12,7 +12,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from secateur.backends.host.farthest import CosineDistances, GivenDistances, farthest
+from secateur.backends.host.farthest import (
+    CosineDistances,
+    GivenDistances,
+    doubting,
+    farthest,
+    worth_doubting,
+)
 from secateur.backends.host.greedy import (
     BLOCK,
     COSINE_ROUNDING,
@@ -200,14 +206,16 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
     features: Any = f.features
-    return over_batch(
-        features.shape[:-2],
-        k,
-        lambda at, budget: (
-            *farthest(CosineDistances(unit(features[at].astype(np.float64))), budget, start),
-            math.inf,
-        ),
-    )
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
+        x = features[at]
+        if worth_doubting(x, budget):
+            found = doubting(x, unit, budget, start, matrix=small_enough(x))
+        else:
+            found = farthest(CosineDistances(unit(x.astype(np.float64))), budget, start)
+        return *found, math.inf
+
+    return over_batch(features.shape[:-2], k, solve)
 
 
 Scan = Callable[[Floats, Indices, int, float, float], Indices]

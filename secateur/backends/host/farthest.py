@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -82,6 +83,10 @@ class CosineDistances:
     def among(self, picks: Indices) -> Floats:
         return apart(product(self._x[picks], self._x[picks].T))
 
+    def rows(self, part: slice) -> Floats:
+        """The vectors of a part of the tokens."""
+        return self._x[part]
+
 
 def apart(cosine: Floats) -> Floats:
     """1 - cos within [0, 2], written over the cosines, rounded as 2 (1 - (1 + cos) / 2)."""
@@ -95,9 +100,23 @@ def farthest(distances: Distances, k: int, start: int | None) -> tuple[Indices, 
     """Farthest-first: picks, their gains, and the smallest distance between two of them."""
     picks = np.empty(k, dtype=np.int64)
     gains = np.empty(k)
-    opened = np.ones(distances.size, dtype=bool)
     nearest = distances.nearest() if start is None else distances.to(start)
-    for step in range(k):
+    _go_on(distances, picks, gains, 0, start, nearest)
+    return picks, gains, smallest_between(distances, picks)
+
+
+def _go_on(
+    distances: Distances,
+    picks: Indices,
+    gains: Floats,
+    begun: int,
+    start: int | None,
+    nearest: Floats,
+) -> None:
+    """Write picks and gains behind those begun, of which `nearest` (N,) says how far all are."""
+    opened = np.ones(distances.size, dtype=bool)
+    opened[picks[:begun]] = False
+    for step in range(begun, len(picks)):
         if step == 0 and start is not None:
             pick = start
             gains[0] = np.delete(nearest, start).min(initial=math.inf)
@@ -113,7 +132,115 @@ def farthest(distances: Distances, k: int, start: int | None) -> tuple[Indices, 
         opened[pick] = False
         d = distances.to(pick)
         nearest = d if step == 0 else np.minimum(nearest, d)
-    return picks, gains, smallest_between(distances, picks)
+
+
+DOUBT = 24
+"""Tokens that single precision may leave in doubt before all of them are told apart in double."""
+ROWS = 8
+"""A matrix of cosines takes as long as the rows of one in so many tokens, one at a time."""
+
+
+STEP = 2_000_000
+"""Multiplications that double precision does more while a pick is looked at in Python."""
+
+
+class Doubtful:
+    """Farthest-first of features (N, D) by single precision, and by double where that is in doubt.
+
+    The picks are those of `CosineDistances`: what is within twice the error of single precision
+    of the farthest is told apart by it. Where too much is in doubt, everything is from then on.
+    """
+
+    def __init__(self, features: Floats, unit: Callable[[Floats], Floats], matrix: bool) -> None:
+        self._features, self._unit = features, unit
+        self._x = unit(features.astype(np.float32, copy=False))
+        count = features.shape[1]
+        # Sums of D rounded products of entries that a rounded length has divided, and 1 - cos.
+        self.error = (2 * count + 16) * float(np.finfo(np.float32).eps) / 2
+        self._apart = apart(product(self._x, self._x.T)) if matrix else None
+
+    def picks(self, k: int, start: int | None) -> tuple[Indices, Floats, float]:
+        """As `farthest`."""
+        picks, gains = np.empty(k, dtype=np.int64), np.empty(k)
+        picked = np.empty((k, self._x.shape[1]))
+        nearest = self._to(start) if start is not None else self._nearest()
+        for step in range(k):
+            doubted = self._doubted(nearest) if step or start is None else np.asarray([start])
+            if len(doubted) > DOUBT:
+                return self._surely(picks, gains, step, picked[:step])
+            directions = self._exactly(doubted)
+            if step == 0:
+                exact = np.asarray([self._neighbour(int(each)) for each in doubted])
+            else:
+                exact = apart(product(directions, picked[:step].T)).min(axis=1)
+            place = int(np.argmax(exact >= exact.max() - CosineDistances.margin))
+            pick = int(doubted[place])
+            picks[step], gains[step], picked[step] = pick, exact[place], directions[place]
+            row = self._to(pick)
+            nearest = row if step == 0 else np.minimum(nearest, row, out=nearest)
+            nearest[pick] = -math.inf
+        return picks, gains, smallest_between(CosineDistances(picked), np.arange(k))
+
+    def _doubted(self, nearest: Floats) -> Indices:
+        """Ascending tokens of which one is the farthest."""
+        best = nearest.max()
+        if math.isnan(best):
+            refuse_distances("features")
+        return np.flatnonzero(nearest >= best - 2 * self.error - CosineDistances.margin)
+
+    def _exactly(self, tokens: Indices) -> Floats:
+        directions: Floats = self._unit(self._features[tokens].astype(np.float64))
+        return directions
+
+    def _to(self, token: int) -> Floats:
+        """Distances (N,) to a token, in single precision; a copy."""
+        if self._apart is not None:
+            return self._apart[token].copy()
+        return apart(product(self._x, self._x[token]))
+
+    def _nearest(self) -> Floats:
+        if self._apart is None:
+            return CosineDistances(self._x).nearest()
+        np.fill_diagonal(self._apart, math.inf)
+        nearest: Floats = self._apart.min(axis=0)
+        return nearest
+
+    def _neighbour(self, token: int) -> float:
+        """How far the nearest other token is from one."""
+        near = self._to(token)
+        near[token] = math.inf
+        others = np.flatnonzero(near <= near.min(initial=math.inf) + 2 * self.error)
+        if not len(others) or math.isinf(near[others[0]]):
+            return math.inf
+        row = product(self._exactly(others), self._exactly(np.asarray([token]))[0])
+        return float(apart(row).min())
+
+    def _surely(
+        self, picks: Indices, gains: Floats, begun: int, picked: Floats
+    ) -> tuple[Indices, Floats, float]:
+        """Go on in double precision behind the picks begun."""
+        distances = CosineDistances(self._unit(self._features.astype(np.float64)))
+        if not begun:
+            return farthest(distances, len(picks), None)
+        nearest = np.full(distances.size, math.inf)
+        for part in spans(distances.size, begun, PRODUCT):
+            nearest[part] = apart(product(distances.rows(part), picked.T)).min(axis=1)
+        _go_on(distances, picks, gains, begun, None, nearest)
+        return picks, gains, smallest_between(distances, picks)
+
+
+def worth_doubting(features: Floats, k: int) -> bool:
+    """Whether single precision first is faster than double at once."""
+    work = features.size * len(features)
+    return features.dtype != np.float64 and work >= STEP * k
+
+
+def doubting(
+    features: Floats, unit: Callable[[Floats], Floats], k: int, start: int | None, *, matrix: bool
+) -> tuple[Indices, Floats, float]:
+    """Farthest-first of features (N, D) under 1 - cos; `matrix` says if N x N may be built."""
+    few = start is not None and ROWS * k <= len(features)
+    return Doubtful(features, unit, matrix and not few).picks(k, start)
 
 
 def refuse_distances(name: str) -> NoReturn:
