@@ -195,7 +195,8 @@ class Doubtful:
     def _to(self, token: int) -> Floats:
         """Distances (N,) to a token, in single precision; a copy."""
         if self._apart is not None:
-            return self._apart[token].copy()
+            row: Floats = self._apart[token].copy()
+            return row
         return apart(product(self._x, self._x[token]))
 
     def _nearest(self) -> Floats:
