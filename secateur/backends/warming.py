@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.core.arrays import whole
 from secateur.core.dispatch import backend as backend_choice
 from secateur.core.dispatch import drivers
 from secateur.core.maximize import maximize
@@ -42,7 +43,11 @@ def warm_up(backend: str = "auto", shapes: Iterable[tuple[int, int]] = ((576, 10
     >>> import secateur as sc
     >>> sc.warm_up("numpy", [(16, 8)])
     """
-    shapes = [(int(n), int(d)) for n, d in shapes]
+    given = list(shapes)
+    try:
+        shapes = [(whole(n), whole(d)) for n, d in given]
+    except (TypeError, ValueError):
+        raise ValueError(f"shapes: expected pairs (N, D) of whole numbers, got {given}") from None
     if any(n < 1 or d < 1 for n, d in shapes):
         raise ValueError(f"shapes: expected (N, D) of at least 1, got {shapes}")
     with backend_choice(backend):  # refuses a name it does not know

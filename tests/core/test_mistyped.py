@@ -429,3 +429,9 @@ def test_a_gamma_whose_square_is_no_number_is_refused():
             call()
     f = sc.LogDeterminant.from_factors(EYE.astype(np.float32), 1e9)
     assert np.isfinite(float(sc.maximize(f, 2).value))
+
+
+@pytest.mark.parametrize("shapes", [[2], ["nan"], [(2, 3, 4)], [(2, None)], [(0, 3)]])
+def test_shapes_to_warm_up_for_are_pairs(shapes):
+    with pytest.raises(ValueError, match=r"^shapes: expected"):
+        sc.warm_up("numpy", shapes)
