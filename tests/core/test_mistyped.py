@@ -435,3 +435,15 @@ def test_a_gamma_whose_square_is_no_number_is_refused():
 def test_shapes_to_warm_up_for_are_pairs(shapes):
     with pytest.raises(ValueError, match=r"^shapes: expected"):
         sc.warm_up("numpy", shapes)
+
+
+def test_crops_without_numbers_have_no_relevance():
+    crops = np.stack([EYE, np.full((4, 4), np.nan)])
+    parts = [sc.Tokens(features=each, text=EYE[:2]) for each in crops]
+    together = sc.Tokens(features=crops, text=EYE[:2], grid=(2, 2))
+    for call in (
+        lambda: sc.EADP(keep=1).select_parts(parts, 2),
+        lambda: sc.EADP(keep=1, crops="importance").select(together, check_finite=False),
+    ):
+        with pytest.raises(ValueError, match=r"^features, text: contain NaN or infinity"):
+            call()

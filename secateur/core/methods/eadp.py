@@ -328,13 +328,21 @@ class EADP(Method, ChoosesParts):
         sums = np.array([to_numpy(r).sum(dtype=np.float64) for r in maps])
         budgets = np.minimum(sizes, total)
         if len(parts) > 1 and total < sizes.sum():
-            budgets = allocate(sums, total, maximum=sizes, rounding=self.rounding)
+            budgets = self._share(sums, total, sizes)
         return [
             replace(
                 maximize(coverage(widened(each.features), r, self.similarity), int(k)), scores=r
             )
             for each, r, k in zip(parts, maps, budgets, strict=True)
         ]
+
+    def _share(self, sums: Any, total: int, sizes: Any) -> Any:
+        """A budget shared out by relevance."""
+        if not np.all(np.isfinite(sums)):
+            raise ValueError(
+                "features, text: contain NaN or infinity, so that crops have no relevance"
+            )
+        return allocate(sums, total, maximum=sizes, rounding=self.rounding)
 
     def _crop_budgets(self, r: Array, k: int, grid: tuple[int, int] | None) -> Any:
         """Tokens of each crop (..., K), which hold K k together."""
@@ -344,7 +352,7 @@ class EADP(Method, ChoosesParts):
             return k
         if self.crops == "importance":
             scores = to_numpy(r).sum(axis=-1, dtype=np.float64)
-            return allocate(scores, total, maximum=size, rounding=self.rounding)
+            return self._share(scores, total, size)
         down, across = self.layout
         if crops != 1 + down * across:
             raise ValueError(
@@ -358,7 +366,7 @@ class EADP(Method, ChoosesParts):
         overview = max(overview, 1, total - (crops - 1) * size)
         overview = min(overview, size, total - (crops - 1))
         scores = _parts(to_numpy(r)[..., 0, :].astype(np.float64), grid, self.layout)
-        shared = allocate(scores, total - overview, maximum=size, rounding=self.rounding)
+        shared = self._share(scores, total - overview, size)
         first = np.full((*shared.shape[:-1], 1), overview, dtype=np.int64)
         return np.concatenate([first, shared], axis=-1)
 
