@@ -447,3 +447,16 @@ def test_crops_without_numbers_have_no_relevance():
     ):
         with pytest.raises(ValueError, match=r"^features, text: contain NaN or infinity"):
             call()
+
+
+def test_crops_without_features_are_refused_by_name():
+    parts = [sc.Tokens(pixels=np.zeros((2, 2, 3)), grid=(2, 2), text=EYE[:2])] * 2
+    with pytest.raises(sc.MissingInputError, match="features"):
+        sc.EADP(keep=1).select_parts(parts, 2)
+
+
+def test_half_a_level_goes_up_whoever_adds():
+    from secateur.core.methods.downsample import _settled
+
+    half = np.array([134.5, 134.5 - 1e-13, 134.5 + 1e-13, 134.4999])
+    assert _settled(half, levels=True).tolist() == [135, 135, 135, 134]

@@ -185,7 +185,8 @@ def _sides(pixels: Array) -> tuple[int, int]:
 def _settled(x: Array, levels: bool) -> Array:
     """Whole levels within 0..255, where the picture has levels."""
     xp = namespace(x)
-    return xp.clip(xp.floor(x + 0.5), 0.0, 255.0) if levels else x
+    # Halves go up, in whatever order their parts were added.
+    return xp.clip(xp.floor(x + (0.5 + 1e-9)), 0.0, 255.0) if levels else x
 
 
 def _bicubic(size: int, count: int) -> Numbers:

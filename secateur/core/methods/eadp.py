@@ -314,6 +314,7 @@ class EADP(Method, ChoosesParts):
         Min-max runs over all crops together; each is smoothed and covered by itself.
         """
         for each in parts:
+            each.require("EADP", *sorted(self.needs))
             self._check(each, check_finite=False)
         raw = [self.alone._similarity(each) for each in parts]
         xp = namespace(raw[0])
