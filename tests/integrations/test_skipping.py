@@ -10,7 +10,7 @@ import secateur as sc
 from secateur.integrations.attach import attach, choose_each, encode, shorten
 from secateur.integrations.observing import rotate
 
-SKIPPING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SKIPPING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 WORDS = ("compare both", "what is in this picture ?")
 
 

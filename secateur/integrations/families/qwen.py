@@ -19,7 +19,7 @@ QWEN3_VL = Family(
     "Qwen3-VL", OFFERED, modalities=("image", "video"), normalisation=HALVES, skips=True
 )
 QWEN3_5 = Family(
-    "Qwen3.5", OBSERVED | {"pixels"}, modalities=("image", "video"), normalisation=HALVES
+    "Qwen3.5", OFFERED, modalities=("image", "video"), normalisation=HALVES, skips=True
 )
 
 
