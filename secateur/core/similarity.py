@@ -115,8 +115,8 @@ class SoftmaxSimilarity:
 
     def __init__(self, rows: Array, candidates: Array, temperature: float) -> None:
         xp = namespace(rows, candidates)
-        self._x = unit(xp.astype(rows, wide(xp)))
         self._y = unit(xp.astype(candidates, wide(xp)))
+        self._x = self._y if rows is candidates else unit(xp.astype(rows, wide(xp)))
         self._temperature = temperature
         self.sample = self._y
         self.height, self.size = int(rows.shape[-2]), int(candidates.shape[-2])
@@ -273,6 +273,51 @@ def cosine_similarity(features: Array) -> Array:
            [0. , 0.5, 1. ]])
     """
     return shifted(cosine(features, check_finite=False))
+
+
+@operation
+def likeness_factors(x: Array) -> Array:
+    r"""What the likenesses of features by channel are the square of: their squares' factors.
+
+    .. math::
+        Z_{ic} = X_{ic} \Big/ \sqrt{\textstyle\sum_i X_{ic}^2}, \qquad
+        Y Y^T = (Z Z^T)^2
+
+    Parameters
+    ----------
+    x
+        Features (..., N, D); a channel of zeros stays zero.
+
+    Returns
+    -------
+    Array
+        Y (..., N, min(N, D)) in the dtype of sums: Z Z^T itself, or Z R^T of Z = Q R. Another
+        square root of Z^T Z does as well, and a driver may take one.
+
+    Notes
+    -----
+    O(N D min(N, D)) time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y = likeness_factors(np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
+    >>> (y @ y.T).round(6)
+    array([[1. , 0. , 0. ],
+           [0. , 0.5, 0.5],
+           [0. , 0.5, 0.5]])
+    """
+    xp = namespace(x)
+    x = xp.astype(x, wide(xp))
+    # Scaled by the largest entry first, so that no square leaves the range of its dtype.
+    largest = xp.max(xp.abs(x), axis=-2, keepdims=True)
+    x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
+    length = xp.sqrt(xp.sum(x * x, axis=-2, keepdims=True))
+    z = x / xp.where(length > 0, length, xp.ones_like(length))
+    if int(z.shape[-1]) >= int(z.shape[-2]):
+        return z @ xp.matrix_transpose(z)
+    triangle = xp.linalg.qr(z, mode="reduced")[1]
+    return z @ xp.matrix_transpose(triangle)
 
 
 def row_positions(n: int, sample: Array) -> Array:

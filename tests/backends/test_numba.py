@@ -36,6 +36,14 @@ def test_first_gains_and_symmetry(n: int, dtype: str) -> None:
         assert not kernels.first_gains(s, w, g)
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (7, 4), (4, 9), (10, 64)])
+def test_first_gains_of_what_is_no_square(shape: tuple[int, int]) -> None:
+    s, g = np.random.default_rng(0).standard_normal(shape), np.empty(shape[1])
+    w = np.random.default_rng(1).random(shape[0])
+    assert not kernels.first_gains(s, w, g)
+    np.testing.assert_allclose(g, w @ np.maximum(s, 0.0), rtol=1e-14)
+
+
 def test_matrices_symmetric_but_for_rounding_count_as_symmetric() -> None:
     x = np.random.default_rng(0).standard_normal((300, 16))
     s = x @ x.T.copy() / 100.0

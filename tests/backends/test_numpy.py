@@ -20,16 +20,18 @@ from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     Picks,
     determinant,
+    determinant_factors,
     facility_location,
     facility_location_features,
+    facility_location_rows,
     farthest_first,
     farthest_first_features,
     naive,
 )
 from secateur.core.measures import patch_entropy, singular_values
-from secateur.core.objectives import FacilityLocation
+from secateur.core.objectives import FacilityLocation, LogDeterminant, SoftmaxBlock
 from secateur.core.relevance import dense_relevance, text_relevance
-from secateur.core.similarity import cosine_similarity, unit
+from secateur.core.similarity import cosine_similarity, likeness_factors, unit
 from secateur.core.threshold import threshold_scan
 
 MODULES = {"numpy": "driver", "numba": "compiled"}
@@ -548,3 +550,74 @@ def test_inputs_stay_as_they_were(driver: ModuleType) -> None:
     plain.singular_values(x)
     for now, before in zip((x, w, s, picture), copies, strict=True):
         np.testing.assert_array_equal(now, before)
+
+
+def rows_of(kind: str) -> FacilityLocation:
+    """Rows that are no square, come in blocks, have a mask, or all of that."""
+    x, text = features(90).astype(np.float32), features(5, seed=1)
+    image = SoftmaxBlock(x, x, 0.2)
+    open_ones = np.arange(90) % 3 > 0
+    if kind == "rectangle":
+        return FacilityLocation(similar(90)[:37])
+    if kind == "masked":
+        return FacilityLocation(similar(90), weights(90), selectable=open_ones)
+    if kind == "softmax":
+        blocks = [SoftmaxBlock(text, x, 0.02), image]
+        return FacilityLocation.of_blocks(blocks, [0.2, weights(90) / 90])
+    if kind == "masked softmax":
+        blocks = [SoftmaxBlock(text, x, 0.02), image]
+        return FacilityLocation.of_blocks(blocks, [0.2, 0.5 / 90], selectable=open_ones)
+    copied = SoftmaxBlock(x.copy(), x, 0.2)
+    mixed = [similar(90)[:7].astype(np.float32), copied, similar(90)[20:41]]
+    return FacilityLocation.of_blocks(mixed, [None, 2.0, 0.5])
+
+
+@pytest.mark.parametrize("kind", ["rectangle", "masked", "softmax", "masked softmax", "mixed"])
+def test_rows(driver: ModuleType, kind: str) -> None:
+    f = rows_of(kind)
+    for k in (1, 20, 60):
+        same(driver.facility_location_rows(f, k), facility_location_rows.reference(f, k))
+
+
+def test_rows_that_are_the_candidates_need_not_be_worked_out_twice(driver: ModuleType) -> None:
+    x = np.stack([features(60, seed=seed) for seed in range(3)])
+    own = FacilityLocation.of_blocks([SoftmaxBlock(x, x, 0.1)])
+    apart = FacilityLocation.of_blocks([SoftmaxBlock(x.copy(), x, 0.1)])
+    for f, expected in ((own, True), (apart, False)):
+        for block in (f.blocks[0], f.rows()[1].blocks[0]):
+            assert (block.rows is block.candidates) == expected
+    same(
+        driver.facility_location_rows(own, np.array([3, 9, 5])),
+        driver.facility_location_rows(apart, np.array([3, 9, 5])),
+    )
+
+
+@pytest.mark.parametrize("shape", [(40, 9), (9, 40), (12, 12), (2, 30, 7), (1, 1)])
+@pytest.mark.parametrize("scale", [1.0, 1e-180, 1e200])
+def test_likeness_factors(driver: ModuleType, shape: tuple[int, ...], scale: float) -> None:
+    x = np.random.default_rng(0).standard_normal(shape) * scale
+    if shape[-1] > 2:
+        x[..., 1] = 0.0
+    y, slow = driver.likeness_factors(x), likeness_factors.reference(x)
+    assert y.shape == slow.shape
+    squares, wanted = (z @ np.swapaxes(z, -1, -2) for z in (y, slow))
+    np.testing.assert_allclose(squares, wanted, rtol=1e-12, atol=1e-13)
+
+
+def test_likeness_factors_without_full_rank(driver: ModuleType) -> None:
+    x = np.random.default_rng(0).standard_normal((50, 8))
+    for twice in (np.tile(x, 3), np.tile(x, 3) + 1e-9 * np.random.default_rng(1).random((50, 24))):
+        y, slow = driver.likeness_factors(twice), likeness_factors.reference(twice)
+        np.testing.assert_allclose(y @ y.T, slow @ slow.T, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("ahead", "kept"), [(32, 256), (5, 20), (1, 1)])
+def test_determinant_factors_look_ahead(
+    driver: ModuleType, monkeypatch: pytest.MonkeyPatch, ahead: int, kept: int
+) -> None:
+    monkeypatch.setattr("secateur.backends.host.volume.AHEAD", ahead)
+    monkeypatch.setattr("secateur.backends.host.volume.KEPT", kept)
+    y = np.repeat(features(70, 12), 2, axis=0)
+    f = LogDeterminant.from_factors(y, 0.5, selectable=np.arange(140) % 5 > 0)
+    for k in (1, 30, 112):
+        same(driver.determinant_factors(f, k), determinant_factors.reference(f, k))

@@ -29,10 +29,11 @@ from secateur.backends.host.farthest import (
     worth_doubting,
 )
 from secateur.backends.host.greedy import Floats, Indices
-from secateur.backends.host.volume import determinant_factors
+from secateur.backends.host.rows import from_matrices
+from secateur.backends.host.volume import determinant_factors, likeness_factors
 from secateur.backends.lending import over_batch, product, weights_at
 from secateur.core.arrays import each_row, is_sparse
-from secateur.core.maximize import Picks, by_squares
+from secateur.core.maximize import Picks
 from secateur.core.measures import check_image
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
 from secateur.core.objectives.coverage import refuse_sums
@@ -47,6 +48,7 @@ __all__ = [
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
+    "likeness_factors",
     "patch_entropy",
     "threshold_scan",
     "unit",
@@ -202,9 +204,10 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
     )
 
 
+@_for_known
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
-    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
-    return by_squares(f, k, facility_location)
+    """Greedy facility location over rectangular, stacked or masked rows, from a matrix."""
+    return from_matrices(f, k, _greedy)
 
 
 @_for_known

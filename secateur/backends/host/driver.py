@@ -34,10 +34,11 @@ from secateur.backends.host.greedy import (
     greedy,
     shifted,
 )
-from secateur.backends.host.volume import determinant_factors
+from secateur.backends.host.rows import from_matrices
+from secateur.backends.host.volume import determinant_factors, likeness_factors
 from secateur.backends.lending import eigenvalues, over_batch, product, weights_at
 from secateur.core.arrays import checked, each_row, is_sparse, refuse_kind, widened
-from secateur.core.maximize import Picks, by_squares
+from secateur.core.maximize import Picks
 from secateur.core.measures import check_image, grey_levels
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
 from secateur.core.relevance import Aggregate, sharpest, softmax
@@ -53,6 +54,7 @@ __all__ = [
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
+    "likeness_factors",
     "patch_entropy",
     "singular_values",
     "smallest",
@@ -112,8 +114,10 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
 
 
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
-    """Greedy facility location over rectangular, stacked or masked rows, from a square matrix."""
-    return by_squares(f, k, facility_location)
+    """Greedy facility location over rectangular, stacked or masked rows, from a matrix."""
+    return from_matrices(
+        f, k, lambda s, w, budget, rounding: greedy(Served(Dense(s, rounding), w), budget)
+    )
 
 
 def small_enough(features: Floats) -> bool:

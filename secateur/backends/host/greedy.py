@@ -35,9 +35,10 @@ def shifted(cosine: Floats) -> Floats:
 
 
 class Source(Protocol):
-    """Similarities s_ij of `size` tokens, by columns j and rows i."""
+    """Similarities s_ij of `size` tokens, by columns j and `height` rows i."""
 
     size: int
+    height: int
     reach: float
     """How far one entry asked for twice may differ."""
     rounding: float
@@ -53,14 +54,14 @@ class Source(Protocol):
         """The gains (N,) of all tokens on top of none."""
 
     def columns(self, j: Indices) -> Floats:
-        """Entries (M, N) of the columns at `j` (M,)."""
+        """Entries (M, H) of the columns at `j` (M,)."""
 
     def rows(self, i: Indices) -> Floats:
         """Entries (M, N) of the rows at `i` (M,), to be overwritten at will."""
 
 
 class Dense:
-    """A matrix (N, N)."""
+    """A matrix (H, N)."""
 
     reach = 0.0
     room = BLOCK
@@ -68,12 +69,12 @@ class Dense:
     def __init__(self, matrix: Floats, rounding: float = 0.0, name: str = "similarity") -> None:
         self.given, self.name = matrix, name
         self._matrix = matrix
-        self.size = len(matrix)
+        self.height, self.size = matrix.shape
         self.rounding = rounding
 
     def gains(self, w: Floats) -> Floats:
         g = np.zeros(self.size)
-        for part in spans(self.size, self.size):
+        for part in spans(self.height, self.size):
             g += w[part] @ np.maximum(self._matrix[part], 0.0).astype(np.float64, copy=False)
         return g
 
@@ -93,7 +94,7 @@ class Cosine:
 
     def __init__(self, directions: Floats) -> None:
         self.directions = self.given = directions
-        self.size = len(directions)
+        self.size = self.height = len(directions)
         self.reach = 8 * float(np.finfo(directions.dtype).eps)
 
     def gains(self, w: Floats) -> Floats:
@@ -121,7 +122,7 @@ class Entries:
 
     def __init__(self, kind: Kind, features: Floats) -> None:
         self.given = features
-        self.size = len(features)
+        self.size = self.height = len(features)
         with np.errstate(over="ignore", invalid="ignore"):
             self._kernel = compared(kind, features, product)
         self.reach = self.rounding = COSINE_ROUNDING * self._kernel.error
@@ -161,10 +162,10 @@ class Served:
     """Entries that `lower_by` takes at once, so that its temporaries stay in cache."""
 
     def __init__(self, source: Source, weights: Floats | None) -> None:
-        n = source.size
         self.source = source
-        self.w = np.ones(n) if weights is None else weights.astype(np.float64, copy=False)
-        self.m = np.zeros(n)
+        rows = np.ones(source.height) if weights is None else weights
+        self.w = rows.astype(np.float64, copy=False)
+        self.m = np.zeros(source.height)
         with np.errstate(over="ignore", invalid="ignore"):
             self.g = source.gains(self.w)
             # No set is worth more than all gains together, and no bound adds up twice as much.
@@ -172,9 +173,9 @@ class Served:
         if not summable:
             refuse_sums(source.given, weights, source.name)
         # The gains last worked out exactly; one that still equals its g_j needs no second look.
-        self._exact = self.g.copy() if source.reach == 0.0 else np.full(n, np.nan)
+        self._exact = self.g.copy() if source.reach == 0.0 else np.full(source.size, np.nan)
         self._largest = float(self.g.max())
-        self._terms = n
+        self._terms = source.height
         # Where entries are given exactly their weights may add up to more than float64 holds.
         heavy = float(self.w.sum()) if source.reach or source.rounding else 0.0
         self._reach = source.reach * heavy
@@ -187,7 +188,8 @@ class Served:
 
     def _margin(self, best: float) -> float:
         """How far below the best gain another may lie and still count as equal."""
-        return 4.0 * len(self.g) * EPSILON * abs(best) + self._rounding
+        terms = max(len(self.g), len(self.m))
+        return 4.0 * terms * EPSILON * abs(best) + self._rounding
 
     def largest(self, k: int) -> float:
         """The sum of the k largest gains."""
@@ -197,11 +199,11 @@ class Served:
 
     def take(self) -> tuple[int, float]:
         """Pick the token of largest gain, ties to the lowest index; its gain, exactly."""
-        g, n = self.g, len(self.g)
+        g = self.g
         best = float(g.max())
         hopeful = np.flatnonzero(g >= best - 2.0 * self.slack - self._margin(best))
         stale = hopeful[g[hopeful] != self._exact[hopeful]]
-        for part in spans(len(stale), n, self.source.room):
+        for part in spans(len(stale), len(self.m), self.source.room):
             entries = self.source.columns(stale[part])
             g[stale[part]] = self._gains(entries)
         self._exact[stale] = g[stale]
@@ -332,7 +334,7 @@ class Sparse:
     def __init__(self, matrix: Any) -> None:
         self._rows = self.given = matrix
         self._columns = matrix.tocsc()
-        self.size = int(matrix.shape[0])
+        self.size = self.height = int(matrix.shape[0])
 
     def gains(self, w: Floats) -> Floats:
         rows = self._rows

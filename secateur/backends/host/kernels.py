@@ -30,15 +30,38 @@ exact = njit(cache=True, nogil=True)
 
 
 @sees_nan
+def gains_of_rows(s: Any, w: Any, g: Any) -> None:
+    """Set g_j to sum_i w_i max(0, s_ij), for rows (H, N). NaN stays NaN: 0 > NaN is false."""
+    h, n = s.shape
+    g[:] = 0.0
+    whole = h - h % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = s[i], s[i + 1], s[i + 2], s[i + 3]
+        wa, wb, wc, wd = w[i], w[i + 1], w[i + 2], w[i + 3]
+        for j in range(n):
+            sa = 0.0 if 0.0 > a[j] else a[j]
+            sb = 0.0 if 0.0 > b[j] else b[j]
+            sc = 0.0 if 0.0 > c[j] else c[j]
+            sd = 0.0 if 0.0 > d[j] else d[j]
+            g[j] += wa * sa + wb * sb + wc * sc + wd * sd
+    for i in range(whole, h):
+        for j in range(n):
+            g[j] += w[i] * (0.0 if 0.0 > s[i, j] else s[i, j])
+
+
+@sees_nan
 def first_gains(s: Any, w: Any, g: Any) -> bool:
     """Set g_j to sum_i w_i r_ij with r = max(0, s); whether r is symmetric but for rounding.
 
     NaN stays NaN: 0 > NaN is false.
 
     One pass: r is symmetric if r z = r^T z for a random z in [1, 2), unless entries that differ
-    cancel to 15 digits.
+    cancel to 15 digits. What is no square is not asked.
     """
     n = len(g)
+    if len(s) != n:
+        gains_of_rows(s, w, g)
+        return False
     z = np.empty(n)
     state = np.uint64(1)
     for j in range(n):
@@ -288,20 +311,20 @@ def select(x: Any, n: int, k: int) -> None:
 def greedy_dense(
     s: Any, w: Any, k: int, rounding: float, picks: Any, gains: Any
 ) -> tuple[float, float]:
-    """Greedy facility location on a matrix: fills picks and gains; value and upper bound.
+    """Greedy facility location on a matrix (H, N): fills picks and gains; value and upper bound.
 
     Gains closer than `rounding`, what that of the entries can do to a gain, count as equal. Where
     the gains are not `summable` nothing is picked, and value and bound are NaN.
     """
-    n = len(w)
+    h, n = s.shape
     g = np.empty(n)
-    m = np.zeros(n)
-    column = np.empty(n)
+    m = np.zeros(h)
+    column = np.empty(h)
     work = np.empty(n)
-    places = np.empty(n + 1, dtype=np.int64)
-    low = np.empty(n)
-    high = np.empty(n)
-    heavy = np.empty(n)
+    places = np.empty(max(h, n) + 1, dtype=np.int64)
+    low = np.empty(h)
+    high = np.empty(h)
+    heavy = np.empty(h)
     symmetric = first_gains(s, w, g)
     if not summable(g):
         return math.nan, math.nan
@@ -312,7 +335,8 @@ def greedy_dense(
     known = g.copy()
     largest = best_of(g)
     level = largest
-    terms = n
+    terms = h
+    share = 4.0 * max(h, n) * EPSILON
     total = 0.0
     bound = math.inf
     for step in range(k):
@@ -320,7 +344,7 @@ def greedy_dense(
         top, level = top_sum(g, k, level, work, places)
         bound = min(bound, total + k * slack + top)
         best = best_of(g)
-        least = best - 2.0 * slack - 4.0 * n * EPSILON * abs(best) - rounding
+        least = best - 2.0 * slack - share * abs(best) - rounding
         at_hand = -1
         hopeful, pick = leaders(g, least)
         if hopeful > 1:
@@ -336,7 +360,7 @@ def greedy_dense(
                 g[j] = gain_of(column, m, w)
                 known[j] = g[j]
             best = max(best, g[j])
-        least = best - 4.0 * n * EPSILON * abs(best) - rounding
+        least = best - share * abs(best) - rounding
         place = 0
         while place < hopeful - 1 and g[places[place]] < least:
             place += 1
@@ -360,7 +384,7 @@ def greedy_dense(
     top, level = top_sum(g, k, level, work, places)
     bound = min(bound, total + k * slack + top)
     value = 0.0
-    for i in range(n):
+    for i in range(h):
         value += w[i] * m[i]
     return value, bound
 

@@ -47,6 +47,7 @@ __all__ = [
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
+    "likeness_factors",
     "patch_entropy",
     "singular_values",
     "smallest",
@@ -240,6 +241,13 @@ def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
     if not _cuda(f.sample):
         return cast(Picks, _on_host(maximize.facility_location_rows, f, k))
     return maximize.by_squares(f, k, facility_location)
+
+
+def likeness_factors(x: Tensor) -> Tensor:
+    """OTPrune's factors; on CUDA left to the reference."""
+    if _derived(x) or _cuda(x):
+        return NotImplemented
+    return _on_host(similarity.likeness_factors, x)
 
 
 def determinant_factors(f: LogDeterminant, k: Any) -> Picks:

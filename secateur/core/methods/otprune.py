@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from secateur.core.arrays import Array, constant, namespace, wide
+from secateur.core.arrays import constant
 from secateur.core.inputs import Tokens
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import Method, Program, require_positive
 from secateur.core.objectives import LogDeterminant
 from secateur.core.selection import Selection
+from secateur.core.similarity import likeness_factors
 
 
 @dataclass(frozen=True)
@@ -96,18 +97,3 @@ class OTPrune(Method):
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """Greedy log-determinant; see `Method.choose`."""
         return maximize(self.objective(tokens), k)
-
-
-def likeness_factors(x: Array) -> Array:
-    """Y (..., N, min(N, D)) with Y Y^T = G G^T, of features (..., N, D)."""
-    xp = namespace(x)
-    x = xp.astype(x, wide(xp))
-    # Scaled by the largest entry first, so that no square leaves the range of its dtype.
-    largest = xp.max(xp.abs(x), axis=-2, keepdims=True)
-    x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
-    length = xp.sqrt(xp.sum(x * x, axis=-2, keepdims=True))
-    z = x / xp.where(length > 0, length, xp.ones_like(length))
-    if int(z.shape[-1]) >= int(z.shape[-2]):
-        return z @ xp.matrix_transpose(z)
-    triangle = xp.linalg.qr(z, mode="reduced")[1]
-    return z @ xp.matrix_transpose(triangle)

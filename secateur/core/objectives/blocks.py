@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from secateur.core.arrays import Array, checked, constant, namespace, shape_of, spell
@@ -13,12 +14,19 @@ class SoftmaxBlock(NamedTuple):
     """Rows whose similarities are their softmax over the candidates, worked out when asked for.
 
     A block of `FacilityLocation.of_blocks`: rows (..., H, D), candidates (..., N, D), compared
-    by cosine over a temperature. See `secateur.core.similarity.SoftmaxSimilarity`.
+    by cosine over a temperature. See `secateur.core.similarity.SoftmaxSimilarity`. Rows that are
+    the candidates, the same array, stay that.
     """
 
     rows: Array
     candidates: Array
     temperature: float
+
+    def with_arrays(self, change: Callable[[Any], Any]) -> SoftmaxBlock:
+        """The block of arrays that went through `change`."""
+        candidates = change(self.candidates)
+        rows = candidates if self.rows is self.candidates else change(self.rows)
+        return SoftmaxBlock(rows, candidates, self.temperature)
 
 
 def checked_block(block: Any, check_finite: bool) -> Array | SoftmaxBlock:
@@ -28,10 +36,11 @@ def checked_block(block: Any, check_finite: bool) -> Array | SoftmaxBlock:
     check_type("temperature", block.temperature, float)
     if not block.temperature > 0:
         raise ValueError(f"temperature: expected a number above 0, got {block.temperature!r}")
-    rows, candidates = (
-        constant(checked(x, "blocks", layout, check_finite=check_finite))
-        for x, layout in ((block.rows, "(..., H, D)"), (block.candidates, "(..., N, D)"))
+    candidates = rows = constant(
+        checked(block.candidates, "blocks", "(..., N, D)", check_finite=check_finite)
     )
+    if block.rows is not block.candidates:
+        rows = constant(checked(block.rows, "blocks", "(..., H, D)", check_finite=check_finite))
     xp, batch = namespace(rows, candidates), shape_of(candidates)[:-2]
     axes = zip(shape_of(rows)[-3::-1], batch[::-1], strict=False)
     fits = rows.ndim <= candidates.ndim and all(n in (1, m) for n, m in axes)
@@ -41,7 +50,8 @@ def checked_block(block: Any, check_finite: bool) -> Array | SoftmaxBlock:
             f"got {spell(shape_of(rows))} and {spell(shape_of(candidates))}"
         )
     # Rows without the axes of the batch, such as a text, are the same for all its images.
-    rows = xp.broadcast_to(rows, (*batch, *shape_of(rows)[-2:]))
+    if rows is not candidates:
+        rows = xp.broadcast_to(rows, (*batch, *shape_of(rows)[-2:]))
     return SoftmaxBlock(rows, candidates, float(block.temperature))
 
 

@@ -250,9 +250,7 @@ class FacilityLocation(ByRow):
         """A copy whose `arrays`, and those in its blocks, went through `change`."""
         one = super().with_arrays(change)
         one.blocks = tuple(
-            SoftmaxBlock(change(block.rows), change(block.candidates), block.temperature)
-            if isinstance(block, SoftmaxBlock)
-            else change(block)
+            block.with_arrays(change) if isinstance(block, SoftmaxBlock) else change(block)
             for block in self.blocks
         )
         one._settle()
