@@ -30,7 +30,7 @@ from secateur.backends.host.farthest import (
 )
 from secateur.backends.host.greedy import Floats, Indices
 from secateur.backends.host.rows import from_matrices
-from secateur.backends.host.volume import determinant_factors, likeness_factors
+from secateur.backends.host.volume import Steps, by_steps, likeness_factors
 from secateur.backends.lending import over_batch, product, weights_at
 from secateur.core.arrays import each_row, is_sparse
 from secateur.core.maximize import Picks
@@ -238,6 +238,12 @@ def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
         return greedy_numpy.greedy(_Nearly(entries, w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
+
+
+def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
+    """Greedy log-determinant of I + gamma Y Y^T from factors (..., N, D): O(k N (D + k))."""
+    kernels = _kernels()
+    return by_steps(f, k, Steps(kernels.most_left, kernels.explain_above_one))
 
 
 @_for_known

@@ -486,6 +486,26 @@ def unit_rows(x: Any, out: Any) -> None:
 
 
 @exact
+def explain_row(factor: Any, rank: int, pick: int, length: float) -> None:
+    """Make a row of the kernel, the one of a pick, that of its Cholesky factor."""
+    row = factor[rank]
+    n = len(row)
+    whole = rank - rank % 4
+    for t in range(0, whole, 4):
+        a, b, c, d = factor[t], factor[t + 1], factor[t + 2], factor[t + 3]
+        pa, pb, pc, pd = a[pick], b[pick], c[pick], d[pick]
+        for j in range(n):
+            row[j] = (((row[j] - a[j] * pa) - b[j] * pb) - c[j] * pc) - d[j] * pd
+    for t in range(whole, rank):
+        a = factor[t]
+        pa = a[pick]
+        for j in range(n):
+            row[j] -= a[j] * pa
+    for j in range(n):
+        row[j] /= length
+
+
+@exact
 def explain(kernel: Any, k: int, epsilon: float, picks: Any, gains: Any) -> None:
     """Greedy log-determinant by incremental Cholesky, in the order of the reference.
 
@@ -519,22 +539,32 @@ def explain(kernel: Any, k: int, epsilon: float, picks: Any, gains: Any) -> None
         row = factor[rank]
         for j in range(n):
             row[j] = kernel[pick, j]
-        whole = rank - rank % 4
-        for t in range(0, whole, 4):
-            a, b, c, d = factor[t], factor[t + 1], factor[t + 2], factor[t + 3]
-            pa, pb, pc, pd = a[pick], b[pick], c[pick], d[pick]
-            for j in range(n):
-                row[j] = (((row[j] - a[j] * pa) - b[j] * pb) - c[j] * pc) - d[j] * pd
-        for t in range(whole, rank):
-            a = factor[t]
-            pa = a[pick]
-            for j in range(n):
-                row[j] -= a[j] * pa
-        length = math.sqrt(left[pick])
+        explain_row(factor, rank, pick, math.sqrt(left[pick]))
         for j in range(n):
-            row[j] /= length
             left[j] -= row[j] * row[j]
         rank += 1
+
+
+@exact
+def most_left(left: Any, opened: Any, level: float) -> int:
+    """The lowest open place of the largest number, those of a share `level` of it included."""
+    best = -math.inf
+    for j in range(len(left)):
+        if opened[j]:
+            best = max(best, left[j])
+    for j in range(len(left)):
+        if opened[j] and left[j] >= best * level:
+            return j
+    return 0
+
+
+@exact
+def explain_above_one(factor: Any, rank: int, pick: int, left: Any) -> None:
+    """Explain by a pick what is left, of which 1 is never explained."""
+    explain_row(factor, rank, pick, math.sqrt(max(left[pick], 1.0)))
+    row = factor[rank]
+    for j in range(len(left)):
+        left[j] = max(left[j] - row[j] * row[j], 1.0)
 
 
 @sees_nan
