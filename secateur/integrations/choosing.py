@@ -67,11 +67,8 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
             f"{type(method).__name__} drops tokens between layers of the language model, which "
             f"{family.name} does not let it do here"
         )
-    if isinstance(method, Folds) and method.folds and not family.folds:
-        raise ValueError(
-            f"{type(method).__name__} folds tokens inside the encoder; what follows that of "
-            f"{family.name} does not do without them here"
-        )
+    if isinstance(method, Folds) and method.folds:
+        _check_folding(method, family)
     if not method.prunes_before:
         return frozenset()
     if isinstance(method, Skips) and method.skips and not family.skips:
@@ -96,6 +93,26 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
     return ((method.needs | method.optional) & offers) | deep
 
 
+def _check_folding(method: Folds, family: Family) -> None:
+    """Refuse a method that folds where what follows the encoder cannot go on from what is left."""
+    name = type(method).__name__
+    if family.joins:
+        raise ValueError(
+            f"{name} folds tokens inside the encoder; behind that of {family.name} {family.joins}, "
+            "which takes all of them"
+        )
+    if not family.folds:
+        raise ValueError(
+            f"{name} folds tokens inside the encoder; what follows that of {family.name} does not "
+            "do without them here"
+        )
+    if family.lays_out and not method.in_place:
+        raise ValueError(
+            f"{name} folds tokens inside the encoder; as published they stand one after the other, "
+            f"and {family.name} lays them out in a grid, so take published=False"
+        )
+
+
 def skips(method: Method, family: Family) -> bool:
     """Whether what a method drops stays out of the family's encoder."""
     if not isinstance(method, Skips):
@@ -108,6 +125,8 @@ def keep_all(visual: Visual) -> Chosen:
     kept = np.ones(visual.size, dtype=bool)
     for part, chosen in zip(visual.parts, visual.chosen, strict=False):
         kept[part.index] = to_numpy(chosen.mask())
+    for place, marked in visual.separators if visual.chosen else ():
+        kept[place] = bool(kept[marked].any())
     pictures = [Picture(part.grid, part.index, kept[part.index]) for part in visual.parts]
     places = np.flatnonzero(kept)
     return Chosen(places, visual.features, pictures, places)

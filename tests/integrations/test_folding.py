@@ -1,5 +1,7 @@
 """Tokens that fold inside the encoder, against towers written out token by token."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,16 @@ import transformers
 from torch.nn.functional import cosine_similarity
 
 import secateur as sc
+from secateur.core.inputs import REQUESTS
 from secateur.core.methods.mustdrop import MustDrop
 from secateur.core.methods.tome import ToMe
 from secateur.integrations.attach import attach, choose_each, encode, shorten
 from secateur.integrations.choosing import wanted
+from secateur.integrations.families.llava import LLAVA
 from secateur.integrations.families.llava_next import LLAVA_NEXT
+from secateur.integrations.families.llava_onevision import LLAVA_ONEVISION
 from secateur.integrations.families.qwen import QWEN2_5_VL
+from secateur.integrations.transformers.models import FAMILIES, adapter_of
 
 TWO = {"words": ("what is in this picture ?", "how many red dog ?"), "images": (1, 1)}
 SIZE = 16
@@ -269,12 +275,173 @@ def test_mustdrop_cuts_what_the_encoder_left(llava, clip):
     assert all(4 < own < SIZE for own in lengths[1])
 
 
-def test_what_cannot_fold_is_refused(llava, clip):
-    for family in (QWEN2_5_VL, LLAVA_NEXT):
-        message = rf"folds tokens inside the encoder; what follows that of {family.name} does not"
-        for method in (ToMe(keep=4), MustDrop(keep=4, window=3), sc.published("mustdrop")):
+@pytest.fixture(params=["llava_next", "llava_onevision"], scope="module")
+def tiled(request, cases):
+    case = cases[request.param]()
+    return case, case.model()
+
+
+def tiles_of(case, model, inputs):
+    """The pictures of each image, the overview first, and how the model packs what is of them."""
+    found = []
+    strategy = {"vision_feature_select_strategy": "full"} if case.name == "llava_next" else {}
+    ratio = {} if strategy else {"vision_aspect_ratio": model.config.vision_aspect_ratio}
+    counts = inputs.get("batch_num_images")
+    alone = [True] * len(inputs["image_sizes"])
+    if counts is not None:
+        alone = [int(n) == 1 for n in counts for _ in range(int(n))]
+    for own, size, cut in zip(inputs["pixel_values"], inputs["image_sizes"], alone, strict=True):
+        crops = own[: len(own) if cut else 1]
+        crops = crops[[bool(crop.any()) for crop in crops]]
+
+        def pack(x, size=size):
+            return model.model.pack_image_features([x], size[None], **strategy, **ratio)[0][0]
+
+        found.append((crops, pack))
+    return found
+
+
+def shown_in(pack, pictures):
+    """True (P, N) at tokens that packing does not cut off as padding."""
+    numbers = torch.arange(1.0, pictures * SIZE + 1).reshape(pictures, SIZE, 1)
+    shown = torch.zeros(pictures * SIZE, dtype=torch.bool)
+    shown[pack(numbers)[:, 0].long() - 1] = True
+    return shown.reshape(pictures, SIZE)
+
+
+def slow_tile(model, pixels, method):
+    slow = Slow(model, pixels, getattr(method, "proportional", False))
+    planned = method.removed(len(layers_of(model)), SIZE) if isinstance(method, ToMe) else None
+    for number, layer in enumerate(layers_of(model)):
+        keys, _ = slow.attend(layer)
+        if planned and planned[number]:
+            slow.merge(keys, planned[number])
+        slow.feed(layer)
+        if planned is None and number == 0:
+            slow.merge_windows(method.likeness)
+    return slow
+
+
+def drawn(case, monkeypatch, sizes=((40, 60), (64, 30), (30, 30))):
+    """Two prompts of pictures of such sizes, some of whose crops are padded."""
+    monkeypatch.setattr(type(case), "sizes", sizes)
+    several = case.name == "llava_next"  # OneVision does not cut several images of a prompt.
+    return case.inputs(words=TWO["words"], images=(2, 1) if several else (1, 1))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ToMe(keep=6), MustDrop(keep=4, overall=0.0, single=0.0, window=2, likeness=LIKENESS)],
+    ids=["tome", "mustdrop"],
+)
+@torch.no_grad()
+def test_tiles_fold_each_by_itself_and_stand_in_their_grid(tiled, monkeypatch, method):
+    case, model = tiled
+    inputs = drawn(case, monkeypatch)
+    encoded = encode(
+        model, inputs, wants=method.needs - {"features"}, requests=REQUESTS, method=method
+    )
+    chosen = choose_each(method, encoded)
+    padded = 0
+    for (crops, pack), visual, kept in zip(
+        tiles_of(case, model, inputs), encoded.visuals, chosen, strict=True
+    ):
+        shown = shown_in(pack, len(crops))
+        features = torch.zeros(len(crops), SIZE, visual.features.shape[1])
+        left = torch.zeros(len(crops), SIZE)
+        for number, pixels in enumerate(crops):
+            slow = slow_tile(model, pixels, method)
+            here = set(shown[number].nonzero()[:, 0].tolist())
+            places = [
+                min(here.intersection(own) or own) for own in slow.members[int(slow.class_token) :]
+            ]
+            features[number, places], left[number, places] = slow.features(), 1.0
+        padded += int((~shown).sum())
+        packed, flags = pack(features), pack(left[..., None])[:, 0].bool()
+        index = np.concatenate([part.index for part in visual.parts])
+        order = np.argsort(index)
+        index = index[order]
+        ours = torch.cat([own.mask() for own in visual.chosen])[order]
+        assert torch.equal(ours, flags)
+        assert 0 < int(ours.sum()) < len(ours)
+        torch.testing.assert_close(visual.features[index], packed, rtol=1e-4, atol=1e-5)
+        # A newline stays as long as its row keeps a token.
+        rows = [place for place, row in visual.separators if ours[np.isin(index, row)].any()]
+        assert kept.kept.tolist() == sorted([*index[ours.numpy()], *rows])
+    assert padded > 0
+
+
+@torch.no_grad()
+def test_tiles_without_anything_to_fold_are_the_stock_model(tiled, monkeypatch):
+    case, model = tiled
+    inputs = drawn(case, monkeypatch)
+    logits = model(**inputs).logits
+    with attach(model, ToMe(keep=SIZE)):
+        assert torch.equal(model(**inputs).logits, logits)
+    assert torch.equal(model(**inputs).logits, logits)
+
+
+@torch.no_grad()
+def test_what_is_left_of_tiles_is_what_is_read(tiled, monkeypatch, calls):
+    case, model = tiled
+    inputs = drawn(case, monkeypatch)
+    method = ToMe(keep=6)
+    encoded = encode(model, inputs, method=method)
+    prompt = shorten(model, inputs, encoded, choose_each(method, encoded))
+    with attach(model, method) as att, calls(model) as seen:
+        out = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert torch.equal(seen[0]["inputs_embeds"], prompt.embeds)
+    assert att.last.prompt_length[1] < att.last.prompt_length[0]
+    assert torch.equal(out[:, :-3], inputs["input_ids"])
+
+
+def test_images_of_one_prompt_fold_uncut(cases, monkeypatch):
+    case = cases["llava_onevision"]()
+    model = case.model()
+    inputs = case.inputs(words=TWO["words"][:1], images=(2,))
+    with torch.no_grad():
+        encoded = encode(model, inputs, method=ToMe(keep=6))
+    assert [len(visual.parts) for visual in encoded.visuals] == [1, 1]
+    assert [len(visual.chosen[0].indices) for visual in encoded.visuals] == [6, 6]
+
+
+@torch.no_grad()
+def test_what_is_shrunk_or_pooled_behind_the_encoder_does_not_fold(cases, monkeypatch):
+    case = cases["llava_onevision"]()
+    model, method = case.model(), ToMe(keep=4)
+    with pytest.raises(ValueError, match=r"pixel_values_videos: ToMe folds .* frames are pooled"):
+        encode(model, case.video(), method=method)
+    inputs = drawn(case, monkeypatch, sizes=((64, 64), (30, 30)))
+    with pytest.raises(ValueError, match="more than 3 crops' worth of tokens is shrunk behind it"):
+        encode(model, inputs, method=method)
+
+
+FAMILIES_OF_MODELS = {adapter_of(name).family.name: adapter_of(name).family for name in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES_OF_MODELS.values(), ids=FAMILIES_OF_MODELS)
+def test_every_family_folds_or_says_why_not(family):
+    methods = (ToMe(keep=4), MustDrop(keep=4, window=3))
+    if family.folds:
+        assert not family.joins
+        for method in methods:
+            assert wanted(method, family, None) <= {"features", "attention"}
+    else:
+        message = rf"folds tokens inside the encoder; behind that of {family.name} {family.joins}"
+        cuts = (*methods[1:], sc.published("mustdrop")) if family.cuttable else ()
+        for method in (methods[0], *cuts):
             with pytest.raises(ValueError, match=message):
                 wanted(method, family, None)
+
+
+def test_what_cannot_fold_is_refused(llava, clip):
+    hosted = replace(LLAVA, folds=False)
+    with pytest.raises(ValueError, match=r"what follows that of LLaVA-1\.5 does not do without"):
+        wanted(ToMe(keep=4), hosted, None)
+    for family in (LLAVA_NEXT, LLAVA_ONEVISION):
+        message = f"one after the other, and {family.name} lays them out in a grid"
+        with pytest.raises(ValueError, match=message):
+            wanted(sc.published("mustdrop"), family, None)
     assert wanted(MustDrop(keep=4), QWEN2_5_VL, None) == {"features", "attention"}
     inputs = {**llava.inputs(), "vision_feature_layer": [-2, -1]}
     with pytest.raises(ValueError, match="features of several layers then differ in length"):

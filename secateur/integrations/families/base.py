@@ -34,8 +34,12 @@ class Family:
         Whether its encoder can do without some of a picture's cells: patches meet in attention
         alone, and their positions can be told.
     folds
-        Whether tokens may fold inside its encoder: what follows takes each by itself, wherever it
-        stands.
+        Whether tokens may fold inside its encoder: what follows takes each by itself.
+    lays_out
+        Whether what follows the encoder lays tokens out in a grid, so that folded ones stand in
+        the place of one they stand for.
+    joins
+        What behind the encoder takes several tokens of a grid at once, so that none may fold.
     modalities
         What its prompts may hold.
     positions
@@ -51,6 +55,8 @@ class Family:
     projects: bool = False
     skips: bool = False
     folds: bool = False
+    lays_out: bool = False
+    joins: str = ""
     modalities: tuple[Modality, ...] = ("image",)
     positions: Positions = "original"
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] = CLIP

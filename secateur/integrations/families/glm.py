@@ -7,7 +7,12 @@ import numpy as np
 from secateur.integrations.encoded import Indices
 from secateur.integrations.families.base import OBSERVED, Family
 
-GLM_4V = Family("GLM-4V", OBSERVED | {"pixels"}, modalities=("image", "video"))
+GLM_4V = Family(
+    "GLM-4V",
+    OBSERVED | {"pixels"},
+    modalities=("image", "video"),
+    joins="a convolution joins 2 x 2 patches to a token",
+)
 
 
 def in_videos(

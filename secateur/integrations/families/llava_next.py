@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     pass
 
 
-LLAVA_NEXT = Family("LLaVA-NeXT", TOWERED, projects=True)
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+LLAVA_NEXT = Family("LLaVA-NeXT", TOWERED, projects=True, folds=True, lays_out=True)
 
 
 def crop_layout(config: Any, size: Any, side: int) -> tuple[int, int, int, int]:
@@ -28,6 +30,15 @@ def crop_layout(config: Any, size: Any, side: int) -> tuple[int, int, int, int]:
     if width / height > wide / tall:
         return rows, columns, (tall - int(round(height * (wide / width), 7))) // 2, 0
     return rows, columns, 0, (wide - int(round(width * (tall / height), 7))) // 2
+
+
+def shown_of(layout: tuple[int, int, int, int], side: int) -> Flags:
+    """True (P, side * side) at what is no padding, of the overview and the crops of a layout."""
+    rows, columns, top, left = layout
+    inside = np.zeros((rows * side, columns * side), dtype=bool)
+    inside[top : rows * side - top, left : columns * side - left] = True
+    crops = inside.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side * side)
+    return np.concatenate([np.ones((1, side * side), dtype=bool), crops])
 
 
 def best_resolution(size: tuple[int, int], choices: Iterable[Sequence[int]]) -> Sequence[int]:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 LLAVA_ONEVISION = Family(
-    "LLaVA-OneVision", TOWERED, modalities=("image", "video"), normalisation=HALVES
+    "LLaVA-OneVision",
+    TOWERED,
+    folds=True,
+    lays_out=True,
+    modalities=("image", "video"),
+    normalisation=HALVES,
 )
 
 
@@ -41,10 +46,15 @@ def by_token(x: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
     return pool(x[..., None])[..., 0]
 
 
+def unpadded(layout: tuple[int, int, int, int], side: int) -> tuple[int, int]:
+    """Rows and columns of the grid of crops without its padding."""
+    rows, columns, top, left = layout
+    return rows * side - 2 * top, columns * side - 2 * left
+
+
 def shrunk(layout: tuple[int, int, int, int], side: int, most: int) -> tuple[int, int]:
     """Rows and columns of the grid of crops that the language model sees."""
-    rows, columns, top, left = layout
-    tall, wide = rows * side - 2 * top, columns * side - 2 * left
+    tall, wide = unpadded(layout, side)
     ratio = math.sqrt(tall * wide / (most * side**2))
     if ratio > 1.1:
         tall, wide = int(tall // ratio), int(wide // ratio)

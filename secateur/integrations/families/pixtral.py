@@ -15,7 +15,11 @@ from secateur.integrations.encoded import Indices, Part, Tensor, Visual
 from secateur.integrations.families.base import OBSERVED, Family
 from secateur.integrations.families.newlines import Newlines, with_newlines
 
-MISTRAL3 = Family("Pixtral and Mistral 3", OBSERVED | {"pixels"})
+MISTRAL3 = Family(
+    "Pixtral and Mistral 3",
+    OBSERVED | {"pixels"},
+    joins="a merger joins 2 x 2 patches to a token, and marks stand behind rows of them",
+)
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 

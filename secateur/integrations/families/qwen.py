@@ -13,13 +13,26 @@ if TYPE_CHECKING:
 
 
 OFFERED = OBSERVED | {"pixels"}
-QWEN2_VL = Family("Qwen2-VL", OFFERED, modalities=("image", "video"), skips=True)
-QWEN2_5_VL = Family("Qwen2.5-VL", OFFERED, modalities=("image", "video"), skips=True)
+MERGER = "a merger joins 2 x 2 patches to a token"
+"""See `Family.joins`."""
+
+QWEN2_VL = Family("Qwen2-VL", OFFERED, modalities=("image", "video"), skips=True, joins=MERGER)
+QWEN2_5_VL = Family("Qwen2.5-VL", OFFERED, modalities=("image", "video"), skips=True, joins=MERGER)
 QWEN3_VL = Family(
-    "Qwen3-VL", OFFERED, modalities=("image", "video"), normalisation=HALVES, skips=True
+    "Qwen3-VL",
+    OFFERED,
+    modalities=("image", "video"),
+    normalisation=HALVES,
+    skips=True,
+    joins=MERGER,
 )
 QWEN3_5 = Family(
-    "Qwen3.5", OFFERED, modalities=("image", "video"), normalisation=HALVES, skips=True
+    "Qwen3.5",
+    OFFERED,
+    modalities=("image", "video"),
+    normalisation=HALVES,
+    skips=True,
+    joins=MERGER,
 )
 
 

@@ -16,17 +16,28 @@ import numpy as np
 from secateur.integrations.encoded import Tensor, Visual, whole
 from secateur.integrations.families.base import HALVES, OBSERVED, Family
 
+SHUFFLE = "a shuffle of pixels joins squares of patches to a token"
+"""See `Family.joins`."""
+
 INTERNVL = Family(
     "InternVL",
     OBSERVED | {"pixels"},
     normalisation=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    joins=SHUFFLE,
 )
 
-GEMMA3 = Family("Gemma 3", OBSERVED | {"pixels"}, normalisation=HALVES)
+GEMMA3 = Family(
+    "Gemma 3",
+    OBSERVED | {"pixels"},
+    normalisation=HALVES,
+    joins="squares of patches are averaged to a token",
+)
 
-GEMMA4 = Family("Gemma 4", cuttable=False)
+GEMMA4 = Family(
+    "Gemma 4", cuttable=False, joins="patches are averaged to a token by where they stand"
+)
 
-SMOLVLM = Family("SmolVLM and Idefics3", OBSERVED | {"pixels"}, normalisation=HALVES)
+SMOLVLM = Family("SmolVLM and Idefics3", OBSERVED | {"pixels"}, normalisation=HALVES, joins=SHUFFLE)
 
 Run = tuple[int, int, int]
 """A row of placeholders without a gap: its prompt, first column and the column after its last."""

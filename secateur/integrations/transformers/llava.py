@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from secateur.core.acts import Folds
 from secateur.core.inputs import REQUESTS, Request
+from secateur.core.selection import Selection
 from secateur.integrations.encoded import Visual, whole
 from secateur.integrations.families.base import Family
 from secateur.integrations.families.llava import LLAVA
 from secateur.integrations.transformers.mistral3 import Mistral3
 from secateur.integrations.transformers.models import Adapter
-from secateur.integrations.transformers.towers import Tower, folded_visuals
+from secateur.integrations.transformers.towers import Tower, folded_pictures
 
 if TYPE_CHECKING:
     from secateur.integrations.text import TextEncoder
@@ -80,4 +81,17 @@ class Llava(Adapter):
         requests: Mapping[str, Request] = REQUESTS,
     ) -> list[Visual]:
         """What the tower folds; see `Adapter.encode_folding`."""
-        return folded_visuals(model, inputs, self.visual_inputs, wants, method, requests)
+        pictures = inputs["pixel_values"]
+        folded = folded_pictures(Tower(model, inputs), pictures, wants, method, requests)
+        height, width = pictures.shape[-2:]
+        patch = model.config.vision_config.patch_size
+        found = []
+        for picture, (features, places) in enumerate(
+            zip(folded.features, folded.places, strict=True)
+        ):
+            part = whole((height // patch, width // patch))
+            for name, x in folded.seen.of(picture).items():
+                setattr(part, name, x)
+            chosen = [Selection.of(places, len(features))]
+            found.append(Visual(modality="image", features=features, parts=[part], chosen=chosen))
+        return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +12,7 @@ import torch
 from secateur.core.acts import Folds, Layer
 from secateur.core.inputs import REQUESTS, Request
 from secateur.core.methods.tome import log_sizes
-from secateur.core.selection import Selection
-from secateur.integrations.encoded import Seen, Tensor, Visual, spread, whole
+from secateur.integrations.encoded import Seen, Tensor, spread
 from secateur.integrations.families.llava import TOWERS
 from secateur.integrations.families.tiles import folded
 from secateur.integrations.observing import (
@@ -54,7 +54,8 @@ class Tower:
         self.picks = [max(1, pick % (depth + 1)) - 1 for pick in picks]
         self.layer = max(self.picks)
         self.projector = model.model.multi_modal_projector
-        self.side = config.vision_config.image_size // config.vision_config.patch_size
+        self.patch = config.vision_config.patch_size
+        self.side = config.vision_config.image_size // self.patch
 
     @staticmethod
     def check(model: Any) -> None:
@@ -115,6 +116,15 @@ class Tower:
             for number in range(len(self.layers)):
                 folding.follow(watch, number)
             yield folding
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """What the projector makes of pictures (P, 3, H, W), as the model goes about it: (P, n, D).
+
+        Of one layer's states.
+        """
+        states = self.module(pictures, output_hidden_states=True, return_dict=True).hidden_states
+        states = states[self.picks[0] + 1]
+        return self.projector(states[:, 1:] if self.drops_first else states)
 
     def projections(self, layer: Any) -> tuple[Any, Any]:
         """The modules of a layer that return queries and keys (P, T, C)."""
@@ -183,10 +193,14 @@ class Folding:
         self.sizes: Tensor = None
         self.group: Tensor = None
 
-    def places(self, pictures: int) -> Tensor:
-        """Where each patch that is left stands among all of its picture (P, n)."""
-        first = int(self.tower.class_token)
-        every = torch.arange(self.grid[0] * self.grid[1]).expand(pictures, -1)
+    def places(self, pictures: int, shown: Tensor = None) -> Tensor:
+        """Where each patch that is left stands among all of its picture (P, n).
+
+        With patches that are `shown` (P, N), the others being padding, where the first of those
+        stood; what stands for padding only stays there.
+        """
+        first, size = int(self.tower.class_token), self.grid[0] * self.grid[1]
+        every = torch.arange(size).expand(pictures, -1)
         if self.group is None:
             return every
         group = self.group[:, first:] - first
@@ -194,9 +208,10 @@ class Folding:
         every = every.to(group.device)
         if not self.method.in_place:
             return every[:, :left]
-        return every.new_full((pictures, left), every.shape[1]).scatter_reduce(
-            1, group, every, "amin"
-        )
+        if shown is not None:
+            every = every + size * (~shown).to(every)
+        found = every.new_full((pictures, left), 2 * size)
+        return found.scatter_reduce(1, group, every, "amin") % size
 
     def follow(self, watch: Watch, number: int) -> None:
         """Fold in a layer, and weigh the attention of one by the sizes so far."""
@@ -268,47 +283,68 @@ class Folding:
         return merged.states
 
 
-def folded_visuals(
-    model: Any,
-    inputs: Mapping[str, Any],
-    names: Sequence[str],
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """Pictures that went through a tower in which their tokens folded.
+
+    Attributes
+    ----------
+    features
+        What the projector made of the tokens that are left, laid out where these stand
+        (P, N, D); 0 elsewhere.
+    places
+        Where those of each picture stand, in the encoder's order.
+    left
+        True (P, N) there.
+    seen
+        What was observed of them, laid out alike.
+    """
+
+    features: Tensor
+    places: list[Tensor]
+    left: Tensor
+    seen: Seen
+
+
+def folded_pictures(
+    tower: Tower,
+    pictures: Tensor,
     wants: frozenset[str],
     method: Folds,
     requests: Mapping[str, Request],
-) -> list[Visual]:
-    """The pictures of a LLaVA as its tower folds them, one grid each.
+    shown: Tensor = None,
+) -> Folded:
+    """Pictures (P, 3, H, W), each folded by itself.
 
-    Picture by picture, where they differ in how many tokens they are left with.
+    One after the other, where they differ in how many tokens they are left with.
 
     Parameters
     ----------
-    names
-        Which of the inputs `get_image_features` takes.
     wants, method, requests
         As for `Adapter.encode_folding`.
+    shown
+        As for `Folding.places`.
     """
-    given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-    pictures = given["pixel_values"]
-    patch = model.config.vision_config.patch_size
-    grid = (pictures.shape[-2] // patch, pictures.shape[-1] // patch)
+    grid = (pictures.shape[-2] // tower.patch, pictures.shape[-1] // tower.patch)
     size = grid[0] * grid[1]
-    tower = Tower(model, given)
-    found = []
+    places: list[Tensor] = []
+    laid: dict[str, list[Tensor]] = {}
     for some in (pictures,) if method.together else pictures.split(1):
         with tower.folding(method, grid) as folding, tower.watch(wants, None, requests) as seen:
-            out = model.model.get_image_features(
-                **{**given, "pixel_values": some}, return_dict=True
-            )
-        for number, places in enumerate(folding.places(len(some))):
-            part = whole(grid)
-            for name, x in seen.of(number).items():
-                setattr(part, name, spread(x, places, size))
-            found.append(
-                Visual(
-                    modality="image",
-                    features=spread(out.pooler_output[number], places, size),
-                    parts=[part],
-                    chosen=[Selection.of(places, size)],
-                )
-            )
-    return found
+            features = tower.features(some)
+        own = None if shown is None else shown[len(places) : len(places) + len(some)]
+        at = list(folding.places(len(some), own))
+        for name, x in {"features": features, **seen.of(slice(None))}.items():
+            laid.setdefault(name, []).extend(map(spread, x, at, [size] * len(at)))
+        places += at
+    together = {name: torch.stack(x) for name, x in laid.items()}
+    features = together.pop("features")
+    left = torch.stack([spread(torch.ones(len(at)).bool(), at, size) for at in places])
+    return Folded(features, places, left, Seen(**together))
+
+
+def stacked(pictures: Tensor, counts: Sequence[int]) -> Tensor:
+    """The crops (P, 3, H, W) of images, as many of each as counted; images may be padded."""
+    if pictures.ndim == 4:
+        return pictures
+    return torch.cat([own[:count] for own, count in zip(pictures, counts, strict=True)])
