@@ -23,6 +23,7 @@ from secateur.core.methods import own as own_methods
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+METHODS = ROOT / "docs" / "methods" / "index.md"
 PUBLISHED = ROOT / "docs" / "methods" / "published.md"
 DRIVERS = ROOT / "docs" / "howto" / "new-backend.md"
 ATTACHED = ROOT / "tests" / "parity" / "data" / "attached"
@@ -220,6 +221,43 @@ def on_vllm() -> str:
     return markdown("published forms of | served in | refused elsewhere, because", rows)
 
 
+SET = {"pixelprune": {"before": "encoder"}, "mustdrop": {"window": 3}}
+"""Settings under which a method acts where it does not by itself, with a row of their own."""
+
+
+def in_families() -> str:
+    """The table of which families take which methods, attached, and why the others do not."""
+    from secateur.integrations.choosing import wanted
+    from secateur.integrations.transformers.models import FAMILIES, adapter_of
+
+    families = {adapter_of(name).family for name in FAMILIES}
+    found: dict[tuple[str, str], list[str]] = {}
+    for kind in own_methods():
+        for given in ({}, SET[kind.name]) if kind.name in SET else ({},):
+            taken, refused = [], {}
+            for family in sorted(families, key=lambda each: each.name):
+                try:
+                    wanted(kind(**given), family, None)
+                except ValueError as error:
+                    why = str(error).removeprefix(f"{kind.__name__} ").split(" (")[0]
+                    why = why.replace(family.name, "the model")
+                    why = why.removeprefix("folds tokens inside the encoder; ")
+                    why = why.replace("behind that of the model", "behind the encoder")
+                    refused.setdefault(why, []).append(family.name)
+                else:
+                    taken.append(family.name)
+            reasons = (f"{', '.join(names)}: {why}" for why, names in refused.items())
+            others = [name for names in refused.values() for name in names]
+            every = ", ".join(taken) or "none"
+            if len(others) < len(taken):
+                every = f"all but {', '.join(others)}" if others else "all"
+            set_to = ", ".join(f"`{name}={x!r}`" for name, x in given.items())
+            name = f"`{kind.name}` with {set_to}" if given else f"`{kind.name}`"
+            found.setdefault((every, "; ".join(reasons)), []).append(name)
+    rows = ([", ".join(names), *key] for key, names in found.items())
+    return markdown("method | taken by | refused by, because", rows)
+
+
 def operations() -> str:
     """The table of operations: what a driver may offer, and where the reference is."""
     found: dict[str, list[str]] = {}
@@ -239,6 +277,7 @@ def parts() -> list[tuple[Path, str, str]]:
     return [
         (README, "methods", readme_methods()),
         (README, "models", readme_models()),
+        (METHODS, "in families", in_families()),
         (PUBLISHED, "in models", in_models()),
         (PUBLISHED, "programs", programs()),
         (PUBLISHED, "on vllm", on_vllm()),

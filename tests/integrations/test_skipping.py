@@ -8,7 +8,9 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_window_i
 
 import secateur as sc
 from secateur.integrations.attach import attach, choose_each, encode, shorten
+from secateur.integrations.choosing import wanted
 from secateur.integrations.observing import rotate
+from secateur.integrations.transformers.models import FAMILIES, adapter_of
 
 SKIPPING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 WORDS = ("compare both", "what is in this picture ?")
@@ -178,3 +180,17 @@ def test_other_encoders_read_all_or_refuse(cases):
     message = r"PixelPrune drops cells before they are encoded, and the encoder of LLaVA-1\.5"
     with pytest.raises(ValueError, match=message):
         attach(model, sc.PixelPrune(before="encoder"))
+
+
+FAMILIES_OF_MODELS = {adapter_of(name).family.name: adapter_of(name).family for name in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES_OF_MODELS.values(), ids=FAMILIES_OF_MODELS)
+def test_every_family_skips_or_says_that_it_does_not(family):
+    assert family.skips == family.name.startswith("Qwen")
+    method = sc.PixelPrune(before="encoder")
+    if family.skips:
+        assert wanted(method, family, None) == {"pixels", "grid"}
+    else:
+        with pytest.raises(ValueError, match=f"and the encoder of {family.name} does not do"):
+            wanted(method, family, None)

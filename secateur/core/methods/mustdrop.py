@@ -274,8 +274,8 @@ class MustDrop(Method, Cuts, Folds):
     after
         Where the cuts come, in a model of 32 layers; other depths scale them.
     window
-        Side of the windows that merge inside the encoder, 3 in the authors' program; None for
-        none, as in models whose encoder does not let tokens go.
+        Side of the windows that merge inside the encoder, 3 in the authors' program, each picture
+        of an image by itself; None for none, as in models whose encoder does not let tokens go.
     likeness
         The least `window_likeness` of a window that merges.
 

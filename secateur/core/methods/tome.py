@@ -277,6 +277,9 @@ class ToMe(Method, Folds):
     what is left, and spreads the merging so that it comes out exactly. Merged tokens stand
     behind the unmerged ones, with no place in the grid: a model's later parts must do without.
     In a prompt each takes the place of the first of its tokens; the program knows no prompts.
+    Crops of an image merge each by themselves, to `keep` tokens each; of those that stand for
+    padding only, none goes on. Where a model joins squares of patches to a token behind the
+    encoder, no square would be whole, and it is refused.
 
     References
     ----------
