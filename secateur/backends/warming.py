@@ -70,6 +70,7 @@ def _every_operation(library: str, n: int, d: int, dtype: str) -> None:
         FacilityLocation.from_features(x, weights),
         FacilityLocation.from_features(narrow, weights),
         LogDeterminant(s),
+        LogDeterminant.from_factors(narrow),
         Dispersion(1.0 - s),
         Dispersion.from_features(x),
         Dispersion.from_features(narrow),

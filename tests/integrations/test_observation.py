@@ -5,11 +5,13 @@ import pytest
 import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.vision_utils import get_vision_window_index
 
 import secateur as sc
 from secateur.core.acts import Cuts
 from secateur.core.inputs import Request
-from secateur.integrations.attach import attach
+from secateur.integrations.attach import attach, choose_each, encode
+from secateur.integrations.choosing import wanted
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.transformers.models import family_of
 
@@ -416,3 +418,41 @@ def test_what_cannot_be_made_is_refused_when_attaching(cases):
             attach(model, sc.published("visionzip"))
     with pytest.raises(ValueError, match="VisPruner needs states"):
         attach(cases["qwen2_5_vl"]().model(), sc.published("vispruner"))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_states_of_qwen_are_what_its_merger_takes_and_go_to_those_that_need_them(cases, name):
+    case = cases[name]()
+    model, inputs = case.model(), case.inputs(**MANY)
+    tower, left = model.model.visual, []
+    handle = tower.blocks[-1].register_forward_hook(
+        lambda _module, _args, output: left.append(output.detach())
+    )
+    method = sc.MMTok(keep=3)
+    with torch.no_grad():
+        found = encode(model, inputs, wants=method.needs - {"features"}, method=method)
+        handle.remove()
+        states = left[0].unflatten(0, (-1, 4)).mean(dim=1)
+        if name == "qwen2_5_vl":
+            grids = inputs["image_grid_thw"]
+            order, _ = get_vision_window_index(
+                grids,
+                spatial_merge_size=tower.spatial_merge_size,
+                window_size=tower.window_size,
+                patch_size=tower.patch_size,
+            )
+            assert order.tolist() != sorted(order.tolist())
+            states = states[torch.argsort(order)]
+        own = [visual.parts[0].states for visual in found.visuals]
+        assert torch.equal(torch.cat(own), states)
+        chosen = choose_each(method, found)
+        with attach(model, method) as att:
+            model(**inputs)
+    for number, (visual, kept) in enumerate(zip(found.visuals, chosen, strict=True)):
+        text = found.text_of(number)
+        tokens = sc.Tokens(features=visual.features, states=own[number], text=text.tokens)
+        assert kept.kept.tolist() == method.select(tokens).sorted().tolist()
+    assert [own.tolist() for own in att.last.kept] == [own.kept.tolist() for own in chosen]
+    family = family_of(model).family
+    assert "states" in wanted(method, family, None)
+    assert "states" in sc.SCOPE().optional - wanted(sc.SCOPE(), family, None)

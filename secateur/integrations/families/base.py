@@ -27,6 +27,9 @@ class Family:
         What people call it.
     offers
         The fields of `Tokens` that an encoder of the family can fill, text left aside.
+    when_needed
+        Those that it can fill beside for a method that cannot do without; one that can is not
+        given them, since its authors' program did without in models like these.
     projects
         Whether the projector takes each token by itself and what it returns is what the language
         model reads, so that a method may hand it states of its own making.
@@ -52,6 +55,7 @@ class Family:
 
     name: str
     offers: frozenset[str] = OBSERVED
+    when_needed: frozenset[str] = frozenset()
     projects: bool = False
     skips: bool = False
     folds: bool = False

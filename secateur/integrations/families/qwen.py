@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from secateur.integrations.encoded import Part, Tensor, whole
@@ -16,24 +17,20 @@ OFFERED = OBSERVED | {"pixels"}
 MERGER = "a merger joins 2 x 2 patches to a token"
 """See `Family.joins`."""
 
-QWEN2_VL = Family("Qwen2-VL", OFFERED, modalities=("image", "video"), skips=True, joins=MERGER)
-QWEN2_5_VL = Family("Qwen2.5-VL", OFFERED, modalities=("image", "video"), skips=True, joins=MERGER)
-QWEN3_VL = Family(
-    "Qwen3-VL",
+STATES = frozenset({"states"})
+"""What the merger takes, averaged over the patches of a token."""
+
+QWEN2_VL = Family(
+    "Qwen2-VL",
     OFFERED,
-    modalities=("image", "video"),
-    normalisation=HALVES,
+    when_needed=STATES,
     skips=True,
     joins=MERGER,
-)
-QWEN3_5 = Family(
-    "Qwen3.5",
-    OFFERED,
     modalities=("image", "video"),
-    normalisation=HALVES,
-    skips=True,
-    joins=MERGER,
 )
+QWEN2_5_VL = replace(QWEN2_VL, name="Qwen2.5-VL")
+QWEN3_VL = replace(QWEN2_VL, name="Qwen3-VL", normalisation=HALVES)
+QWEN3_5 = replace(QWEN3_VL, name="Qwen3.5")
 
 
 def frame_parts(

@@ -189,11 +189,12 @@ def encode(
     model = inner_model(model)
     reader = Reader.of(model, processor, text_encoder, instruction)
     own = {"embeds"} if reader.guidance.encoder is not None else frozenset[str]()
-    offers = reader.family.family.offers | TEXT | own
+    family = reader.family.family
+    offers = family.offers | family.when_needed | TEXT | own
     asked = frozenset(wants)
     if asked - offers:
         raise ValueError(
-            f"wants: {reader.family.family.name} does not have {', '.join(sorted(asked - offers))} "
+            f"wants: {family.name} does not have {', '.join(sorted(asked - offers))} "
             f"(it offers {', '.join(sorted(offers))})"
         )
     if not has_visuals(inputs):

@@ -4,6 +4,7 @@ Qwen2-VL is the same with full attention in every layer of its tower.
 
 Attention is that of the tower's last full-attention layer: what a patch receives on average from
 its image (or frame), averaged over the patches that merge, with the window order undone.
+States, what the merger takes, are averaged alike, and given to methods alone that need them.
 `positions=None` means ``"original"``: kept tokens keep time, row and column.
 """
 
@@ -132,29 +133,31 @@ class Qwen25VL(Adapter):
     ) -> dict[str, Any]:
         full = self.full_attention(tower)
         depth = len(tower.blocks)
-        return {
-            name: (watch.output(block.attn.qkv), watch.arguments(block.attn), block.attn.num_heads)
-            for name, request in requests.items()
-            if name in wants
-            for block in (tower.blocks[layer_of(request, full[-1], depth, full)],)
-        }
+        seen: dict[str, Any] = {}
+        for name, request in requests.items():
+            if name not in wants:
+                continue
+            if request.what == "states":
+                seen[name] = watch.inputs(tower.merger)
+                continue
+            attention = tower.blocks[layer_of(request, full[-1], depth, full)].attn
+            called = watch.arguments(attention)
+            seen[name] = (watch.output(attention.qkv), called, attention.num_heads)
+        return seen
 
     @torch.no_grad()
     def _observed(
         self, tower: Any, seen: Mapping[str, Any], grids: Tensor, requests: Mapping[str, Request]
     ) -> dict[str, Tensor]:
-        """Attention (n,) and keys (n, C) of all merged tokens, in the prompt's order."""
+        """Attention (n,), keys and states (n, C) of all merged tokens, in the prompt's order."""
         order = self.order(tower, grids) if seen else None
         found = {}
-        for name, (projected, called, heads) in seen.items():
-            packed = projected[0].detach()
-            queries, keys, _ = packed.unflatten(-1, (3, heads, -1)).transpose(0, 2).unbind(1)
-            if requests[name].what == "keys":
-                per_patch = keys_of(keys, requests[name])
+        for name, of_layer in seen.items():
+            if requests[name].what == "states":
+                per_patch = of_layer[0].detach()
             else:
-                cos, sin = called[0][1]["position_embeddings"]
-                queries, keys = (rotate(x.float(), cos, sin) for x in (queries, keys))
-                per_patch = by_frame(queries, keys, grids, requests[name])
+                projected, called, heads = of_layer
+                per_patch = _of_patches(projected[0].detach(), heads, called, grids, requests[name])
             merged = per_patch.unflatten(0, (-1, tower.spatial_merge_size**2)).mean(dim=1)
             if order is not None:
                 merged = merged[torch.argsort(order).to(merged.device)]
@@ -184,6 +187,16 @@ class Qwen25VL(Adapter):
             start += frames * h * w
             patch_start += frames * height * width
         return found
+
+
+def _of_patches(packed: Tensor, heads: int, called: Any, grids: Tensor, request: Request) -> Tensor:
+    """Attention or keys of all patches, from what a layer projects them to."""
+    queries, keys, _ = packed.unflatten(-1, (3, heads, -1)).transpose(0, 2).unbind(1)
+    if request.what == "keys":
+        return keys_of(keys, request)
+    cos, sin = called[0][1]["position_embeddings"]
+    queries, keys = (rotate(x.float(), cos, sin) for x in (queries, keys))
+    return by_frame(queries, keys, grids, request)
 
 
 def _visuals(

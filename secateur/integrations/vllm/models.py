@@ -56,6 +56,7 @@ def _hooked(family: Family) -> Family:
     return replace(
         family,
         offers=family.offers - {"states", "class_state"},
+        when_needed=frozenset(),
         projects=False,
         folds=False,
         skips=False,
