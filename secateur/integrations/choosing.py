@@ -83,14 +83,14 @@ def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> froze
             f"{type(method).__name__} folds tokens before the projector, which {family.name} does "
             "not let it do here"
         )
-    missing = sorted(method.needs_in_model - offers - family.when_needed)
+    needed = method.needs & family.when_needed
+    missing = sorted(method.needs_in_model - offers - needed)
     if missing:
         raise ValueError(
             f"{type(method).__name__} needs {', '.join(missing)}, which {family.name} does not "
             f"have (it offers {', '.join(sorted(offers))})"
         )
     deep = {PLANES} if method.looks_deep else frozenset()
-    needed = method.needs & family.when_needed
     return ((method.needs | method.optional) & offers) | needed | deep
 
 

@@ -456,3 +456,5 @@ def test_states_of_qwen_are_what_its_merger_takes_and_go_to_those_that_need_them
     family = family_of(model).family
     assert "states" in wanted(method, family, None)
     assert "states" in sc.SCOPE().optional - wanted(sc.SCOPE(), family, None)
+    with pytest.raises(ValueError, match="VisPruner needs states"):
+        wanted(sc.published("vispruner"), family, None)

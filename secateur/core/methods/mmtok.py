@@ -52,6 +52,11 @@ class MMTok(Method):
     O((L + N) N D) time, O((L + N) D) memory: entries are worked out when they are asked for,
     and kept in a matrix only where one fits a block of work.
 
+    In Qwen-VL the states are what the merger takes, averaged over the patches of a token. The
+    authors' program for Qwen2.5-VL keeps a fifth of all images' tokens together and reads the
+    message word by word: ``keep=0.2, text_temperature=0.01``, but a budget an image and the
+    prompt's own tokens, is what an attachment has of it.
+
     Tokens that are not `selectable` (a padded border) cannot be picked, but are covered like
     the rest; no more are kept than are selectable, where the authors' program goes on to pick
     token 0 again and again. Words that `text_mask` leaves out do not count; several texts (a
