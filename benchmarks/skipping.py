@@ -12,6 +12,7 @@ writes docs/benchmarks/skipping.md.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,9 +94,25 @@ def qwen3(layers: int) -> Any:
     return transformers.Qwen3VLForConditionalGeneration(config)
 
 
+def qwen35(layers: int) -> Any:
+    """Qwen3.5's encoder: Qwen3-VL's, without deepstack."""
+    vision = {
+        "depth": layers,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "out_hidden_size": 64,
+    }
+    rope = {**TEXT_LAYERS["rope_parameters"], "mrope_interleaved": True}
+    text = {**TEXT_LAYERS, "head_dim": 16, "rope_parameters": rope}
+    config = transformers.Qwen3_5Config(vision_config=vision, text_config=text)
+    return transformers.Qwen3_5ForConditionalGeneration(config)
+
+
 FAMILIES: Mapping[str, tuple[Callable[[int], Any], int]] = {
     "Qwen2.5-VL": (qwen25, 14),
     "Qwen3-VL": (qwen3, 16),
+    "Qwen3.5": (qwen35, 16),
 }
 
 
@@ -130,6 +147,7 @@ def rows(family: str, cells: int, layers: int, rounds: int) -> list[str]:
                     "some": lambda inputs=inputs: encode(model, inputs, method=METHOD),
                 },
                 rounds,
+                clock=time.process_time,
             )
         )
         kept = f"{int(chosen.count)} of {chosen.size}"
@@ -164,10 +182,9 @@ def main() -> None:
             "What an encoder takes that gets all cells of a picture, and one that gets those which",
             "`sc.PixelPrune()` keeps, with the time of choosing them. Encoders have the shapes of",
             f"the 7B and 8B checkpoints, {given.layers} layers and random weights; pictures have",
-            f"{side} x {side} cells; float32, medians of {given.rounds} rounds in turns. Pages are",
-            "drawn, white with lines of text; of noise nothing is dropped, so that its row shows",
-            f"what scanning costs. Threads: {given.threads}. Other work ran on the machine: read",
-            "the ratios. Measured by",
+            f"{side} x {side} cells; float32, processor time, medians of {given.rounds} rounds in",
+            "turns. Pages are drawn, white with lines of text; of noise nothing is dropped, so",
+            f"that its row shows what scanning costs. Threads: {given.threads}. Measured by",
             f"`python benchmarks/skipping.py --cells {side} --rounds {given.rounds} --write`:",
             described("secateur", "torch", "transformers"),
             "",

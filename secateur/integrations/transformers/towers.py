@@ -339,7 +339,8 @@ def folded_pictures(
         places += at
     together = {name: torch.stack(x) for name, x in laid.items()}
     features = together.pop("features")
-    left = torch.stack([spread(torch.ones(len(at)).bool(), at, size) for at in places])
+    flags = features.new_ones(size, dtype=torch.bool)
+    left = torch.stack([spread(flags[: len(at)], at, size) for at in places])
     return Folded(features, places, left, Seen(**together))
 
 
