@@ -151,6 +151,19 @@ def test_numba_comes_first_and_is_loaded_when_needed() -> None:
     assert run.stdout.split() == ["False", "True"]
 
 
+def test_methods_of_matrix_products_do_not_import_numba() -> None:
+    # It takes a hundred megabytes of a server, whose tokens are tensors.
+    script = (
+        "import sys, torch, secateur as sc\n"
+        "tokens = sc.Tokens(features=torch.eye(9), grid=(3, 3), attention=torch.arange(9.0))\n"
+        "for method in (sc.TopK(keep=4), sc.DivPrune(keep=4), sc.FPS(keep=4)):\n"
+        "    method.select(tokens)\n"
+        "print('numba' in sys.modules)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False"]
+
+
 def test_without_numba_numpy_serves() -> None:
     script = (
         "import importlib.util, sys\n"

@@ -1,8 +1,9 @@
 """The Numba driver: what compiled loops do better than whole-array steps, for NumPy arrays.
 
-It offers an operation where a loop pays, and leaves the rest to the NumPy driver. Kernels are
-compiled when first used and cached on disk. Images of a batch run in threads; a single image
-runs in one, so that the same input always takes the same steps.
+It offers an operation where a loop pays, and leaves the rest to the NumPy driver: Numba takes a
+hundred megabytes once it is imported. Kernels are compiled when first used and cached on disk.
+Images of a batch run in threads; a single image runs in one, so that the same input always takes
+the same steps.
 """
 
 from __future__ import annotations
@@ -18,16 +19,8 @@ import numpy as np
 
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
-from secateur.backends.host.farthest import (
-    CosineDistances,
-    GivenDistances,
-    apart,
-    doubting,
-    farthest,
-    refuse_distances,
-    smallest_between,
-    worth_doubting,
-)
+from secateur.backends.host.driver import farthest_first_features, unit
+from secateur.backends.host.farthest import GivenDistances, refuse_distances, smallest_between
 from secateur.backends.host.greedy import Floats, Indices
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import Steps, by_steps, likeness_factors
@@ -99,8 +92,7 @@ def _workers(x: Floats) -> int:
     return 1 if x.size < ALONE else min(configured, math.prod(x.shape[:-2]))
 
 
-@_for_known
-def unit(x: Floats) -> Floats:
+def _unit(x: Floats) -> Floats:
     """Vectors (..., D) scaled to length one; a zero vector stays zero."""
     x = np.ascontiguousarray(x)
     out = np.empty_like(x)
@@ -111,7 +103,7 @@ def unit(x: Floats) -> Floats:
 @_for_known
 def cosine_similarity(features: Floats) -> Floats:
     """Similarities (1 + cos) / 2, shape (..., N, N), of features (..., N, D)."""
-    directions = unit(features)
+    directions = _unit(features)
     cosine = product(directions, np.swapaxes(directions, -1, -2))
     _kernels().shift(cosine)
     return cosine
@@ -220,7 +212,7 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
         if plain.small_enough(features):
             s = cosine_similarity(features[at])
             return _greedy(s, w, budget, greedy_numpy.COSINE_ROUNDING, "features")
-        return greedy_numpy.greedy(_Nearly(_Cosine(unit(features[at])), w), budget)
+        return greedy_numpy.greedy(_Nearly(_Cosine(_unit(features[at])), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 
@@ -261,15 +253,13 @@ def determinant(f: LogDeterminant, k: Any) -> Picks:
     return over_batch(kernel.shape[:-2], k, solve, _workers(kernel))
 
 
-def _farthest(
-    distance: Floats, k: int, start: int | None, margin: float
-) -> tuple[Any, Any, float, float]:
+def _farthest(distance: Floats, k: int, start: int | None) -> tuple[Any, Any, float, float]:
     picks = np.empty(k, dtype=np.int64)
     gains = np.empty(k)
     rows = np.ascontiguousarray(distance)
     first = -1 if start is None else start
-    if _kernels().farthest(rows, k, first, margin, picks, gains):
-        refuse_distances("distance" if margin == 0.0 else "features")
+    if _kernels().farthest(rows, k, first, picks, gains):
+        refuse_distances("distance")
     value = smallest_between(GivenDistances(rows), picks)
     return picks, gains, value, math.inf
 
@@ -281,26 +271,9 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     return over_batch(
         distance.shape[:-2],
         k,
-        lambda at, budget: _farthest(distance[at], budget, start, 0.0),
+        lambda at, budget: _farthest(distance[at], budget, start),
         _workers(distance),
     )
-
-
-@_for_known
-def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
-    """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
-    features: Any = f.features
-
-    def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
-        if worth_doubting(features[at], budget):
-            matrix = plain.small_enough(features)
-            return (*doubting(features[at], unit, budget, start, matrix=matrix), math.inf)
-        x = unit(features[at].astype(np.float64, copy=False))
-        if plain.small_enough(x):
-            return _farthest(apart(product(x, x.T)), budget, start, CosineDistances.margin)
-        return (*farthest(CosineDistances(x), budget, start), math.inf)
-
-    return over_batch(features.shape[:-2], k, solve)
 
 
 @_for_known
@@ -312,7 +285,7 @@ def threshold_scan(
     def scan(x: Floats, order: Indices, budget: int, rise: float, limit: float) -> Indices:
         kept = np.empty(budget, dtype=np.int64)
         rounding = 8 * float(np.finfo(x.dtype).eps)
-        return kept[: _kernels().scan(unit(x), order, budget, rise, limit, rounding, kept)]
+        return kept[: _kernels().scan(_unit(x), order, budget, rise, limit, rounding, kept)]
 
     return plain.scan_batch(features, attention, k, step, tau_max, scan)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from secateur.backends.host.farthest import (
     CosineDistances,
+    CosineMatrix,
     GivenDistances,
     doubting,
     farthest,
@@ -67,13 +68,18 @@ __all__ = [
 
 def unit(x: Floats) -> Floats:
     """Vectors (..., D) scaled to length one; a zero vector stays zero."""
+    squares, known = np.einsum("...d,...d->...", x, x), np.finfo(x.dtype)
+    if known.tiny / known.eps**2 < squares.min() and squares.max() < known.max * known.eps:
+        directions: Floats = x / np.sqrt(squares)[..., None]
+        return directions
+    # Zeros, what is no number, or out of the range of squares: by the largest entry first.
     largest = np.maximum(x.max(axis=-1), -x.min(axis=-1))[..., None]
     largest[largest == 0] = 1
-    out: Floats = x / largest
+    out = x / largest
     length = np.sqrt(np.einsum("...d,...d->...", out, out))[..., None]
     length[length == 0] = 1
     out /= length
-    return out
+    return cast("Floats", out)
 
 
 def cosine_similarity(features: Floats) -> Floats:
@@ -210,13 +216,14 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
     features: Any = f.features
+    kind = CosineMatrix if small_enough(features) else CosineDistances
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
         x = features[at]
         if worth_doubting(x, budget):
             found = doubting(x, unit, budget, start, matrix=small_enough(x))
         else:
-            found = farthest(CosineDistances(unit(x.astype(np.float64))), budget, start)
+            found = farthest(kind(unit(x.astype(np.float64, copy=False))), budget, start)
         return *found, math.inf
 
     return over_batch(features.shape[:-2], k, solve)

@@ -88,6 +88,29 @@ class CosineDistances:
         return self._x[part]
 
 
+class CosineMatrix:
+    """The same with all distances at hand, in a matrix (N, N)."""
+
+    margin = CosineDistances.margin
+
+    def __init__(self, directions: Floats) -> None:
+        self._matrix = apart(product(directions, directions.T))
+        np.fill_diagonal(self._matrix, math.inf)
+        self.size = len(directions)
+
+    def to(self, j: int) -> Floats:
+        row: Floats = self._matrix[j]
+        return row
+
+    def nearest(self) -> Floats:
+        nearest: Floats = self._matrix.min(axis=1)
+        return nearest
+
+    def among(self, picks: Indices) -> Floats:
+        block: Floats = self._matrix[np.ix_(picks, picks)]
+        return block
+
+
 def apart(cosine: Floats) -> Floats:
     """1 - cos within [0, 2], written over the cosines, rounded as 2 (1 - (1 + cos) / 2)."""
     s = shifted(cosine)

@@ -30,8 +30,7 @@ def shifted(cosine: Floats) -> Floats:
     """(1 + cos) / 2 within [0, 1], written over the cosines."""
     cosine *= 0.5
     cosine += 0.5
-    np.maximum(cosine, 0.0, out=cosine)
-    return np.minimum(cosine, 1.0, out=cosine)
+    return np.clip(cosine, 0.0, 1.0, out=cosine)
 
 
 class Source(Protocol):

@@ -583,17 +583,14 @@ def nearest_other(distance: Any, nearest: Any) -> int:
 
 
 @sees_nan
-def farthest(distance: Any, k: int, start: int, margin: float, picks: Any, gains: Any) -> int:
-    """Farthest-first over a matrix; a negative start stands for none. How much NaN it met.
-
-    Distances that differ from the largest by `margin` or less count as equal.
-    """
+def farthest(distance: Any, k: int, start: int, picks: Any, gains: Any) -> int:
+    """Farthest-first over a matrix; a negative start stands for none. How much NaN it met."""
     n = len(distance)
     nearest = np.empty(n, dtype=distance.dtype)
     lost = 0
     if start < 0:
         lost = nearest_other(distance, nearest)
-        start = first_largest(nearest, margin)
+        start = first_largest(nearest)
         gain = nearest[start]
     else:
         gain = distance.dtype.type(math.inf)
@@ -604,7 +601,7 @@ def farthest(distance: Any, k: int, start: int, margin: float, picks: Any, gains
     pick = start
     for step in range(k):
         if step > 0:
-            pick = first_largest(nearest, margin)
+            pick = first_largest(nearest)
             gain = nearest[pick]
         picks[step] = pick
         gains[step] = gain
@@ -618,15 +615,14 @@ def farthest(distance: Any, k: int, start: int, margin: float, picks: Any, gains
 
 
 @sees_nan
-def first_largest(x: Any, margin: float) -> int:
-    """The lowest place of the largest number, those within `margin` of it included."""
+def first_largest(x: Any) -> int:
+    """The lowest place of the largest number."""
     n = len(x)
     best = -math.inf
     for j in range(n):
         best = x[j] if x[j] > best else best
-    least = best if math.isinf(best) else best - margin
     place = 0
-    while place < n - 1 and not x[place] >= least:
+    while place < n - 1 and not x[place] >= best:
         place += 1
     return place
 
