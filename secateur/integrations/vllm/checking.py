@@ -110,10 +110,10 @@ def method_of(stored: Any, model_type: str) -> Method:
             "secateur: a running mean makes answers depend on other requests; take a number or a "
             "Calibration"
         )
-    if isinstance(method, Skips) and method.skips:
+    if isinstance(method, Skips) and method.skips and not ROWS[model_type].family.skips:
         raise ValueError(
-            f'secateur: {method.name} with before="encoder"; vLLM encodes whole pictures, so leave '
-            'it out or take "model"'
+            f'secateur: {method.name} with before="encoder"; the encoder of {model_type} reads '
+            'whole pictures, so leave it out or take "model"'
         )
     from secateur.integrations.choosing import wanted
 

@@ -56,6 +56,7 @@ INTERNALS = {
         "Qwen2VLProcessingInfo.get_max_video_tokens",
         "Qwen2VLProcessingInfo.get_num_image_tokens",
         "Qwen2VisionAttention.split_qkv",
+        "Qwen2VisionTransformer.prepare_encoder_metadata",
     ),
     "model_executor.models.qwen2_5_vl": (
         "Qwen2_5_VLForConditionalGeneration._parse_and_validate_multimodal_inputs",
@@ -64,6 +65,8 @@ INTERNALS = {
         "Qwen2_5_VLForConditionalGeneration.recompute_mrope_positions",
         "Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions",
         "Qwen2_5_VisionTransformer.get_window_index_thw",
+        "Qwen2_5_VisionTransformer.invert_permutation",
+        "Qwen2_5_VisionTransformer.prepare_encoder_metadata",
         "Qwen2_5_VLProcessingInfo.get_max_image_tokens",
         "Qwen2_5_VLProcessingInfo.get_max_video_tokens",
         "Qwen2_5_VLProcessingInfo.get_num_image_tokens",
@@ -72,10 +75,16 @@ INTERNALS = {
         "Qwen3VLForConditionalGeneration.recompute_mrope_positions",
         "Qwen3VLMultiModalProcessor.get_video_repl",
         "Qwen3VLProcessingInfo.get_num_image_tokens",
+        "Qwen3_VisionTransformer.prepare_encoder_metadata",
     ),
     "model_executor.models.qwen3_vl_moe": (
         "Qwen3VLMoeForConditionalGeneration",
         "Qwen3VLMoeProcessingInfo",
+    ),
+    "model_executor.layers.attention.mm_encoder_attention": (
+        "MMEncoderAttention.compute_max_seqlen",
+        "MMEncoderAttention.maybe_compute_seq_lens",
+        "MMEncoderAttention.maybe_recompute_cu_seqlens",
     ),
     "multimodal.processing": (
         "BaseMultiModalProcessor._apply_hf_processor_main",

@@ -59,7 +59,6 @@ def _hooked(family: Family) -> Family:
         when_needed=frozenset(),
         projects=False,
         folds=False,
-        skips=False,
     )
 
 

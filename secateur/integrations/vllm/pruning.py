@@ -189,6 +189,7 @@ class Pruned:
             planes=[
                 torch.cat(same) for same in zip(*(each.planes for each in visuals), strict=True)
             ],
+            chosen=[selection for each in visuals for selection in each.chosen],
         )
         chosen = choose(self.method, whole, self.wants, texts)
         ends = np.searchsorted(chosen.kept, starts)

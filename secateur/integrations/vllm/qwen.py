@@ -18,7 +18,10 @@ import torch
 from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from secateur.integrations.encoded import Visual
+from secateur.core.inputs import Tokens
+from secateur.core.selection import Selection
+from secateur.integrations.choosing import skips
+from secateur.integrations.encoded import Part, Visual
 from secateur.integrations.families.qwen import frame_parts, unpatched
 from secateur.integrations.observing import (
     by_frame,
@@ -29,8 +32,12 @@ from secateur.integrations.observing import (
     watching,
 )
 from secateur.integrations.vllm.counting import restored
+from secateur.integrations.vllm.models import ROWS
 from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
 from secateur.integrations.vllm.qwen_room import (
+    Dummies2,
+    Dummies3,
+    Dummies25,
     Info2,
     Info3,
     Info3Moe,
@@ -40,6 +47,8 @@ from secateur.integrations.vllm.qwen_room import (
     Processor25,
     between,
 )
+from secateur.integrations.vllm.requests import PIXELS
+from secateur.integrations.vllm.skipping import encoded_some
 
 DIGIT = 128
 """Positions travel as two digits, which bfloat16 holds exactly."""
@@ -73,7 +82,13 @@ class Positioned(Pruned):
 
     def encoded(self, modality: str, inputs: Any) -> list[Visual]:
         """A grid an image, one a frame of a video."""
-        grids = inputs[f"{modality}_grid_thw"]
+        grids, values = inputs[f"{modality}_grid_thw"], inputs[PIXELS[modality]]
+        if skips(self.method, ROWS[self.kind].family):
+            parts = self._parts(values, grids, {})
+            cells = [Tokens(pixels=part.pixels, grid=part.grid) for own in parts for part in own]
+            chosen = self.method.select(cells)
+            embeds = encoded_some(self.visual, values, grids, chosen)
+            return list(self._visuals(modality, parts, embeds, chosen))
         full, blocks = self.full_attention(), len(self.visual.blocks)
         depths = {
             name: layer_of(request, full[-1], blocks, full)
@@ -90,9 +105,8 @@ class Positioned(Pruned):
                 for name, depth in depths.items()
             }
             embeds = getattr(self, f"_process_{modality}_input")(inputs)
-        observed = self._observed(seen, grids)
-        values = inputs["pixel_values" if modality == "image" else "pixel_values_videos"]
-        return list(self._visuals(modality, values, grids, embeds, observed))
+        parts = self._parts(values, grids, self._observed(seen, grids))
+        return list(self._visuals(modality, parts, embeds))
 
     def full_attention(self) -> Sequence[int]:
         """Layers of the tower in which every patch of a frame sees every other."""
@@ -144,29 +158,40 @@ class Positioned(Pruned):
             found[name] = merged
         return found
 
-    def _visuals(
-        self, modality: str, values: Any, grids: Any, embeds: Any, observed: Mapping[str, Any]
-    ) -> Iterator[Visual]:
+    def _parts(self, values: Any, grids: Any, observed: Mapping[str, Any]) -> list[list[Part]]:
+        """The frames of each image or video, with their pixels where these are looked at."""
         merge = self.visual.spatial_merge_size
-        width = getattr(self.config.vision_config, self.width)
-        start = patch_start = 0
-        for features, (frames, tall, wide) in zip(embeds, grids.tolist(), strict=True):
+        found, start, patch_start = [], 0, 0
+        for frames, tall, wide in grids.tolist():
             h, w = tall // merge, wide // merge
             images = None
             if self.pixels is not None:
                 own = values[patch_start : patch_start + frames * tall * wide]
                 channels = unpatched(own, (frames, tall, wide), self.config.vision_config)
                 images = restored(self.pixels, channels)
-            parts = frame_parts(frames, (h, w), observed, start, images)
+            found.append(frame_parts(frames, (h, w), observed, start, images))
+            start += frames * h * w
+            patch_start += frames * tall * wide
+        return found
+
+    def _visuals(
+        self,
+        modality: str,
+        parts: Sequence[list[Part]],
+        embeds: Any,
+        chosen: Sequence[Selection] = (),
+    ) -> Iterator[Visual]:
+        width, first = getattr(self.config.vision_config, self.width), 0
+        for own, features in zip(parts, embeds, strict=True):
             yield Visual(
                 modality="image" if modality == "image" else "video",
                 features=features[:, :width],
-                parts=parts,
+                parts=own,
                 # Deepstack features stand beside the others.
                 planes=[features[:, width:]] if features.shape[1] > width else (),
+                chosen=chosen[first : first + len(own)],
             )
-            start += frames * h * w
-            patch_start += frames * tall * wide
+            first += len(own)
 
     def finished(
         self,
@@ -282,9 +307,7 @@ def _digits(where: Any) -> Any:
     return torch.from_numpy(np.concatenate(np.divmod(where, DIGIT), axis=1))
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor2, info=Info2, dummy_inputs=qwen2_vl.Qwen2VLDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(Processor2, info=Info2, dummy_inputs=Dummies2)
 class SecateurQwen2VLForConditionalGeneration(Positioned, qwen2_vl.Qwen2VLForConditionalGeneration):
     """Qwen2-VL: full attention in every layer of the tower."""
 
@@ -309,9 +332,7 @@ class SecateurQwen2VLForConditionalGeneration(Positioned, qwen2_vl.Qwen2VLForCon
         return replace(super().get_encoder_cudagraph_config(), modalities=[])
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor25, info=Info25, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(Processor25, info=Info25, dummy_inputs=Dummies25)
 class SecateurQwen2_5_VLForConditionalGeneration(  # noqa: N801
     Positioned, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration
 ):
@@ -344,9 +365,7 @@ class SecateurQwen2_5_VLForConditionalGeneration(  # noqa: N801
         return self.seconds(1.0 if seconds is None else float(seconds[place]))
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor3, info=Info3, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(Processor3, info=Info3, dummy_inputs=Dummies3)
 class SecateurQwen3VLForConditionalGeneration(Positioned, qwen3_vl.Qwen3VLForConditionalGeneration):
     """Qwen3-VL."""
 
@@ -405,9 +424,7 @@ class SecateurQwen3VLForConditionalGeneration(Positioned, qwen3_vl.Qwen3VLForCon
                 yield offset + int(first), int(stop - first), extent
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor3, info=Info3Moe, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(Processor3, info=Info3Moe, dummy_inputs=Dummies3)
 class SecateurQwen3VLMoeForConditionalGeneration(
     SecateurQwen3VLForConditionalGeneration, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration
 ):

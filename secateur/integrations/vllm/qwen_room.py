@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from vllm.multimodal.processing import PromptReplacement
 
@@ -64,6 +66,36 @@ class Info3Moe(Info, qwen3_vl_moe.Qwen3VLMoeProcessingInfo):
 
     kind = "qwen3_vl_moe"
     unpruned = qwen3_vl_moe.Qwen3VLMoeProcessingInfo
+
+
+class Uneven:
+    """What memory is measured with: noise, of which a method that looks at pixels drops nothing."""
+
+    def get_dummy_mm_data(self, seq_len: int, mm_counts: Any, mm_options: Any) -> Any:
+        """With every picture and frame uneven, where vLLM's are white."""
+        data = dict(super().get_dummy_mm_data(seq_len, mm_counts, mm_options))  # type: ignore[misc]
+        data["image"] = [Image.fromarray(_noise(np.shape(each))) for each in data["image"]]
+        data["video"] = [
+            (_noise(each[0].shape), *each[1:]) if isinstance(each, tuple) else _noise(each.shape)
+            for each in data["video"]
+        ]
+        return data
+
+
+def _noise(shape: tuple[int, ...]) -> Any:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+class Dummies2(Uneven, qwen2_vl.Qwen2VLDummyInputsBuilder):
+    """For Qwen2-VL."""
+
+
+class Dummies25(Uneven, qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder):
+    """For Qwen2.5-VL."""
+
+
+class Dummies3(Uneven, qwen3_vl.Qwen3VLDummyInputsBuilder):
+    """For Qwen3-VL."""
 
 
 class Unbroken(Instructed):
