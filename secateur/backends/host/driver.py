@@ -6,6 +6,7 @@ this one for what it lacks.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -66,10 +67,18 @@ __all__ = [
 """The operations it offers."""
 
 
+@functools.cache
+def _squarable(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Between which sums of squares lengths are as exact as the dtype."""
+    known = np.finfo(dtype)
+    return float(known.tiny / known.eps**2), float(known.max * known.eps)
+
+
 def unit(x: Floats) -> Floats:
     """Vectors (..., D) scaled to length one; a zero vector stays zero."""
-    squares, known = np.einsum("...d,...d->...", x, x), np.finfo(x.dtype)
-    if known.tiny / known.eps**2 < squares.min() and squares.max() < known.max * known.eps:
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares, (low, high) = np.vecdot(x, x), _squarable(x.dtype)
+    if low < np.min(squares) and np.max(squares) < high:
         directions: Floats = x / np.sqrt(squares)[..., None]
         return directions
     # Zeros, what is no number, or out of the range of squares: by the largest entry first.
