@@ -81,7 +81,7 @@ class PixelPrune(Method, Skips):
     before
         Where an attachment drops cells: before the ``"encoder"``, which then never reads them, or
         before the language ``"model"``, when all are encoded. Before the encoder where that can
-        do without them (Qwen2-VL to Qwen3.5 in transformers) unless given.
+        do without them (Qwen2-VL to Qwen3.5 in transformers, to Qwen3-VL in vLLM) unless given.
 
     Notes
     -----
