@@ -32,7 +32,9 @@ TOY = (
 
 @app.command()
 def prune(
-    image: Annotated[Path, typer.Argument(help="A picture of any size.")],
+    image: Annotated[
+        Path, typer.Argument(help="A picture of any size; of a video a folder of its frames.")
+    ],
     question: Annotated[str, typer.Option(help="What to ask about it.")],
     method: MethodName = "eadp",
     keep: Keep = "16",
@@ -56,6 +58,7 @@ def prune(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the model's repository.")
     ] = None,
+    fps: Annotated[float, typer.Option(help="Of a video, how many frames a second.")] = 1.0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path(
         "pruned.png"
     ),
@@ -72,23 +75,26 @@ def prune(
         if model is None and (text_encoder or revision):
             raise ValueError("--text-encoder and --revision go with --model, which was not given")
         with extra("cli,transformers", "prune"):
-            from secateur.app.pictures import drawable, opened, seen
+            from secateur.app.pictures import drawable, shown, watched
 
         drawable(output, "--output")
         writable(html, "--html")
-        picture = opened(image)
+        if fps <= 0:
+            raise ValueError(f"--fps: expected a rate above 0, got {fps}")
+        picture = watched(image)
         with extra("cli,transformers", "prune"):
-            from secateur.app.ask import ask, drawn, loaded
+            from secateur.app.ask import ask, drawn, loaded, readable
+        readable(model, revision, video=isinstance(picture, list))
         network = loaded(model, text_encoder, device=device, dtype=dtype, revision=revision)
         own = model is None
         if not own:
             chosen = suited_to(type(network[0]).__name__, chosen, setting)
-        answers = ask(picture, question, chosen, network=network, own=own)
-        drawn(seen(picture, network[1]), answers, question).save(output, optimize=True)
+        answers = ask(picture, question, chosen, network=network, own=own, fps=fps)
+        drawn(shown(picture, network[1]), answers, question).save(output, optimize=True)
         if html is not None:
             from secateur.app.explore import explored
 
-            page = explored(picture, question, chosen, network=network, own=own)
+            page = explored(picture, question, chosen, network=network, own=own, fps=fps)
             html.write_text(page, "utf-8")
     _say(question, [answer.told() for answer in answers], output, html, as_json)
     if model is None:

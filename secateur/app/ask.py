@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from secateur.app.pictures import opened
+from secateur.app.pictures import Shown, opened
 from secateur.app.progress import progress, saying
 from secateur.app.sheets import Panel, heat, sheet
 from secateur.core.methods import Method
@@ -20,8 +20,8 @@ from secateur.integrations.attach import attach
 from secateur.integrations.report import Report
 from secateur.lab.bench import Lab, fitted, usual
 
-SIDE = 336
-"""Longer side of the pictures on a sheet."""
+SIDE, FRAME = 336, 192
+"""Longer side of the pictures on a sheet, and of a video's frames, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,31 @@ class Answer:
 
     @property
     def left(self) -> str:
-        """In words, how many tokens of the first grid were left at each stage."""
+        """In words, how many tokens of what is shown were left at each stage."""
         if self.report is None:
             return "all"
-        first, *cuts = self.report.stages()
-        whose = "tokens"
-        if len(self.report.pictures[0]) > 1:
-            whose = f"the first of {len(self.report.pictures[0])} grids"
-        told = [f"{first.kept.sum()} of {first.kept.size} {whose}"]
-        return ", ".join(told + [f"{cut.kept.sum()} after layer {cut.after}" for cut in cuts])
+        (after, kept, of), *cuts = self.stages
+        whose, parts = "tokens", len(self.report.pictures[0])
+        if parts > 1:
+            whose = f"in {parts} frames" if self.frames > 1 else f"the first of {parts} grids"
+        told = [f"{kept} of {of} {whose}"]
+        return ", ".join(told + [f"{kept} after layer {after}" for after, kept, _ in cuts])
+
+    @property
+    def frames(self) -> int:
+        """How many grids of the report are shown: all frames of a video, the first of an image."""
+        assert self.report is not None
+        return len(self.report.pictures[0]) if self.report.modalities[0] == "video" else 1
+
+    @property
+    def stages(self) -> list[tuple[int, int, int]]:
+        """Of what is shown: after which layer, how many tokens were left, of how many."""
+        assert self.report is not None
+        of = [self.report.stages(part=part) for part in range(self.frames)]
+        return [
+            (each[0].after, sum(int(x.kept.sum()) for x in each), sum(x.kept.size for x in each))
+            for each in zip(*of, strict=True)
+        ]
 
     def told(self) -> dict[str, Any]:
         """The answer as plain values."""
@@ -168,8 +184,29 @@ def _pair(name: str, device: str | None, dtype: str) -> tuple[Any, Any]:
     return _whole(AutoModel, name, options), AutoTokenizer.from_pretrained(name)
 
 
+def readable(model: str | None, revision: str | None = None, *, video: bool = False) -> None:
+    """Refuse, before it is loaded, a model that no method attaches to or that reads no videos."""
+    if model is None:
+        if video:
+            raise ValueError("the lab's small model reads no videos: --model names one that does")
+        return
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as MODELS
+    from transformers import AutoConfig
+
+    from secateur.integrations.transformers.models import FAMILIES, adapter_of
+
+    config = type(AutoConfig.from_pretrained(model, revision=revision or "main"))
+    if config not in MODELS:
+        raise ValueError(f"--model: {model} is no model that answers about pictures")
+    kind = MODELS[config].__name__
+    if kind not in FAMILIES:
+        raise ValueError(f"--model: {kind} is not among those of 'secateur models'")
+    if video and "video" not in adapter_of(kind).family.modalities:
+        raise ValueError(f"--model: {kind} reads no videos; 'secateur models' names those that do")
+
+
 def ask(
-    image: Path | Image.Image,
+    image: Path | Shown,
     question: str,
     methods: Sequence[Method],
     *,
@@ -179,19 +216,22 @@ def ask(
     own: bool | None = None,
     tokens: int = 64,
     label: str = "asking",
+    fps: float = 1.0,
 ) -> list[Answer]:
     """Ask one question of one picture: with all tokens, then with those each method keeps.
+
+    Frames are one video, `fps` of them a second.
 
     `network` is what `loaded` made, to load once for several calls; `own` says that it is the
     lab's. Times are without what a first call starts: kernels, caches. A terminal shows how far
     it is, after `label`.
     """
-    picture = opened(image)
+    picture = image if isinstance(image, Sequence) else opened(image)
     own = model is None and network is None if own is None else own
     net, processor, pair = loaded(model, text_encoder) if network is None else network
-    inputs = inputs_of(processor, picture, question, own=own).to(net.device)
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(net.dtype)
+    inputs = inputs_of(processor, picture, question, own=own, fps=fps).to(net.device)
+    for pixels in {"pixel_values", "pixel_values_videos"} & inputs.keys():
+        inputs[pixels] = inputs[pixels].to(net.dtype)
     lab = Lab(net, processor, pair) if own else None
     answers: list[Answer] = []
     started: set[type[Method]] = set()
@@ -213,18 +253,31 @@ def ask(
     return answers
 
 
-def inputs_of(processor: Any, picture: Image.Image, question: str, *, own: bool) -> Any:
-    """A prompt with one image, as the lab's model (`own`) or a chat template has it."""
+def inputs_of(
+    processor: Any, picture: Shown, question: str, *, own: bool, fps: float = 1.0
+) -> Any:
+    """A prompt with one image or video, as the lab's model (`own`) or a chat template has it."""
+    film = not isinstance(picture, Image.Image)
     if own:
         from secateur.lab import prompt
 
         text = prompt(question)
     else:
-        turn = [{"type": "image"}, {"type": "text", "text": question}]
+        turn = [{"type": "video" if film else "image"}, {"type": "text", "text": question}]
         text = processor.apply_chat_template(
             [{"role": "user", "content": turn}], add_generation_prompt=True
         )
-    return processor(images=[picture], text=[text], return_tensors="pt")
+    if not film:
+        return processor(images=[picture], text=[text], return_tensors="pt")
+    count = len(picture)
+    facts = {"fps": fps, "total_num_frames": count, "frames_indices": list(range(count))}
+    return processor(
+        videos=[list(picture)],
+        text=[text],
+        return_tensors="pt",
+        do_sample_frames=False,
+        video_metadata=[facts],
+    )
 
 
 def _fitted(method: Method, lab: Lab | None) -> Method:
@@ -250,11 +303,15 @@ LEGEND = (
 )
 
 
-def drawn(image: Path | Image.Image, answers: Sequence[Answer], question: str = "") -> Image.Image:
-    """A sheet: the picture with the full answer, then what each method kept, and its scores."""
+def drawn(image: Path | Shown, answers: Sequence[Answer], question: str = "") -> Image.Image:
+    """A sheet: the picture with the full answer, then what each method kept, and its scores.
+
+    Of a video strips of frames, one under the other.
+    """
+    if isinstance(image, Sequence):
+        return _strips(image, answers, question)
     picture = opened(image)
-    share = SIDE / max(picture.size)
-    small = picture.resize([max(1, round(share * side)) for side in picture.size])
+    small = _small(picture, SIDE)
     panels = []
     for answer in answers:
         said = f"says: {answer.text or '(nothing)'}"
@@ -268,3 +325,30 @@ def drawn(image: Path | Image.Image, answers: Sequence[Answer], question: str = 
         if part.scores is not None and len(answers) == 2:
             panels.append(Panel(heat(part.scores, part.grid, small.size), "its scores"))
     return sheet(panels, heading=question, legend=LEGEND)
+
+
+def _strips(frames: Sequence[Image.Image], answers: Sequence[Answer], question: str) -> Image.Image:
+    """What each method kept of a video."""
+    panels = []
+    for answer in answers:
+        said = f"says: {answer.text or '(nothing)'}"
+        spent = f"{answer.milliseconds:.0f} ms"
+        if answer.report is None:
+            continue
+        shown = [_small(frame, FRAME) for frame in read(frames, answer.frames)]
+        title = f"{answer.title} {said}"
+        panels.append(Panel(answer.report.overlay(shown), title, [f"{answer.left}, {spent}"]))
+    whole = f"{question} With all tokens: {answers[0].text or '(nothing)'}"
+    return sheet(panels, 1, heading=whole, legend=LEGEND)
+
+
+def read(frames: Sequence[Image.Image], count: int) -> list[Image.Image]:
+    """The first frame of each of `count` that a model reads as one, the last of which may lack
+    some."""
+    together = -(-len(frames) // count)
+    return [frames[min(together * place, len(frames) - 1)] for place in range(count)]
+
+
+def _small(picture: Image.Image, side: int) -> Image.Image:
+    share = side / max(picture.size)
+    return picture.resize([max(1, round(share * each)) for each in picture.size])

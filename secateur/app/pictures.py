@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from secateur.app.command import writable
+
+Shown = Image.Image | Sequence[Image.Image]
+"""A picture, or the frames of a video."""
+
+FILMS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+"""Ends of names of videos, whose frames others take out."""
+
+
+def watched(path: Path) -> Image.Image | list[Image.Image]:
+    """A picture; of an animated one its frames, of a folder its pictures by name, as a video."""
+    if path.suffix.lower() in FILMS:
+        raise ValueError(
+            f"{path}: give a folder of its frames, such as "
+            f"'ffmpeg -i {path} -vf fps=1 frames/%04d.png' fills"
+        )
+    if path.is_dir():
+        ends = Image.registered_extensions()
+        named = sorted(each for each in path.iterdir() if each.suffix.lower() in ends)
+        return _frames([opened(each) for each in named], path)
+    first = opened(path)
+    with Image.open(path) as picture:
+        if getattr(picture, "n_frames", 1) == 1 or picture.format not in ("GIF", "WEBP", "PNG"):
+            return first
+        return _frames([each.convert("RGB") for each in ImageSequence.Iterator(picture)], path)
+
+
+def _frames(frames: list[Image.Image], path: Path) -> list[Image.Image]:
+    if len(frames) < 2:
+        raise ValueError(f"{path}: expected the frames of a video, got {len(frames)} pictures")
+    sizes = sorted({frame.size for frame in frames})
+    if len(sizes) > 1:
+        raise ValueError(f"{path}: expected frames of one size, got {sizes[0]} and {sizes[1]}")
+    return frames
 
 
 def opened(image: Path | Image.Image) -> Image.Image:
@@ -41,6 +75,11 @@ def seen(picture: Image.Image, processor: Any) -> Image.Image:
     )
     left, top = (picture.width - wide) / 2, (picture.height - tall) / 2
     return picture.crop((round(left), round(top), round(left + wide), round(top + tall)))
+
+
+def shown(picture: Shown, processor: Any) -> Shown:
+    """What the model sees of a picture; frames as they are."""
+    return seen(picture, processor) if isinstance(picture, Image.Image) else picture
 
 
 def drawable(path: Path, option: str) -> None:
