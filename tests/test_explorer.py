@@ -10,10 +10,14 @@ import pytest
 
 pytest.importorskip("transformers", reason="answers come from a model of transformers")
 
+from PIL import Image
+
 import secateur as sc
 from secateur import lab
 from secateur.app.explore import explored, page
+from secateur.core.methods.video import VideoMethod
 
+VIDEOS = {name for name, kind in sc.methods().items() if issubclass(kind, VideoMethod)}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -29,8 +33,6 @@ def scene():
 
 @pytest.fixture(scope="module")
 def html(scene):
-    from PIL import Image
-
     methods = [sc.DivPrune(keep=16), sc.ERASE(keep=16)]
     return explored(Image.fromarray(scene.image), QUESTION, methods)
 
@@ -191,3 +193,54 @@ def test_a_narrow_screen_needs_no_scrolling_aside(html, tmp_path):
         "</script>"
     )
     assert '<p id="told">390,390,true</p>' in browsed(around, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def film(data):
+    """A page of three frames, of which FastV and DivPrune keep unlike shares."""
+
+    def step(*counts, stages):
+        survived = [n for kept in counts for n in [len(stages)] * kept + [0] * (144 - kept)]
+        return {"survived": survived, "scores": None, "answer": "it rolls", "stages": stages}
+
+    (image,) = data["images"]
+    methods = {
+        "DivPrune": [step(4, 4, 4, stages=[[0, 12]]), step(9, 9, 9, stages=[[0, 27]])],
+        "FastV": [step(1, 9, 2, stages=[[0, 432], [2, 12]]), step(0, 7, 20, stages=[[2, 27]])],
+    }
+    return page({**data, "images": [image] * 3, "budgets": [4, 9], "start": 0, "methods": methods})
+
+
+@browser
+def test_a_video_shows_its_frames_and_what_is_kept_of_each(film, tmp_path):
+    doing = """
+        const budget = document.getElementById("budget");
+        budget.value = 1;
+        budget.dispatchEvent(new Event("input"));
+    """
+    for more, counts in (("", [[4, 4, 4], [1, 9, 2]]), (doing, [[9, 9, 9], [0, 7, 20]])):
+        one, two, _ = rendered(film, tmp_path, more)
+        for (kept, says, _), expected in zip((one, two), counts, strict=True):
+            assert np.bincount(np.array(kept) // 144, minlength=3).tolist() == expected
+            assert says == "it rolls"
+        shown = browsed(film.replace("</body>", f"<script>{more}</script></body>"), tmp_path)
+        bars = [int(n) for n in re.findall(r'<rect[^>]*data-kept="(\d+)"', shown)]
+        assert bars == [*counts[0], *counts[1]]
+        assert shown.count("<image ") == 2 * 3
+        assert "of each frame, on average" in shown
+        assert 'id="part">' in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", sorted(set(sc.methods()) - {"visionselector", *VIDEOS}), ids=lambda name: name
+)
+def test_the_slider_changes_what_every_method_keeps(name, scene, monkeypatch):
+    from secateur.app import explore
+
+    monkeypatch.setattr(explore, "SHARES", (1 / 6, 1 / 2))
+    html = explored(Image.fromarray(scene.image), "is there a star?", [sc.method(name, keep=24)])
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', html, re.S)[1])
+    assert data["budgets"] == [24, 72]
+    few, many = (len(left(step)) for step in next(iter(data["methods"].values())))
+    assert few < many

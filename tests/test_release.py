@@ -1,8 +1,11 @@
 """What a release consists of: project, citation, the workflow, what is left out of nothing."""
 
 import re
+import runpy
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -73,24 +76,52 @@ def test_every_paper_of_a_method_is_cited():
             assert number in cited, (kind.name, number)
 
 
-def test_the_description_stands_alone_where_it_is_published():
-    """Every relative link of README is one that the build makes absolute."""
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]
-    text = (ROOT / "README.md").read_text("utf-8")
-    for each in told["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
-        replacement = re.sub(r"\\(\d)", r"\\\1", each["replacement"])
-        assert PROJECT["urls"]["Homepage"] in replacement
-        text = re.sub(each["pattern"], replacement.replace("$HFPR_VERSION", sc.__version__), text)
+@pytest.fixture
+def building(monkeypatch):
+    """hatch_build.py, which is there for hatchling, without hatchling."""
+    for name in ("hatchling", "hatchling.metadata", "hatchling.metadata.plugin"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    interface = ModuleType("hatchling.metadata.plugin.interface")
+    interface.MetadataHookInterface = object
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    found = runpy.run_path(str(ROOT / "hatch_build.py"))
+    hook = found["Addresses"]()
+    hook.root = str(ROOT)
+
+    def metadata(url):
+        monkeypatch.setenv("SECATEUR_URL", url)
+        made = {"version": sc.__version__}
+        hook.update(made)
+        return made["readme"]["text"], made["urls"]
+
+    return metadata
+
+
+def test_where_an_address_is_known_every_link_of_the_description_is_whole(building):
+    text, urls = building("https://git.example.org/them/secateur/")
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) > 8
     assert all(link.startswith(("https://", "#")) for link in links)
-    assert f"/raw/v{sc.__version__}/docs/images/lab.png" in text
+    assert f"/them/secateur/raw/v{sc.__version__}/docs/images/lab.png" in text
+    assert f"/them/secateur/blob/v{sc.__version__}/docs/install.md" in text
+    assert set(urls) == {"Homepage", "Changelog", "Issues"}
+    assert all(url.startswith("https://git.example.org/them/secateur") for url in urls.values())
+
+
+def test_where_none_is_known_nothing_leads_nowhere(building):
+    text, urls = building("")
+    assert urls == {}
+    assert all(link.startswith(("https://", "#")) for link in re.findall(r"\]\(([^)]+)\)", text))
+    assert "what each extra brings" in text
+    assert "example.org" not in (ROOT / "pyproject.toml").read_text("utf-8")
+    assert "urls" not in PROJECT
 
 
 def test_what_is_published_was_built_and_tried_and_signed():
     flow = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8"))
     build, publish = flow["jobs"]["build"], flow["jobs"]["publish"]
-    assert {"run": "make dist"} in build["steps"]
+    (made,) = [step for step in build["steps"] if step.get("run") == "make dist"]
+    assert made["env"] == {"SECATEUR_URL": "${{ github.server_url }}/${{ github.repository }}"}
     assert publish["needs"] == "build"
     assert publish["permissions"]["id-token"] == "write"
     assert flow["permissions"] == {"contents": "read"}

@@ -64,7 +64,7 @@ class Answer:
         """In words, how many tokens of what is shown were left at each stage."""
         if self.report is None:
             return "all"
-        (after, kept, of), *cuts = self.stages
+        (_, kept, of), *cuts = self.stages
         whose, parts = "tokens", len(self.report.pictures[0])
         if parts > 1:
             whose = f"in {parts} frames" if self.frames > 1 else f"the first of {parts} grids"
@@ -253,9 +253,7 @@ def ask(
     return answers
 
 
-def inputs_of(
-    processor: Any, picture: Shown, question: str, *, own: bool, fps: float = 1.0
-) -> Any:
+def inputs_of(processor: Any, picture: Shown, question: str, *, own: bool, fps: float = 1.0) -> Any:
     """A prompt with one image or video, as the lab's model (`own`) or a chat template has it."""
     film = not isinstance(picture, Image.Image)
     if own:
@@ -343,8 +341,7 @@ def _strips(frames: Sequence[Image.Image], answers: Sequence[Answer], question: 
 
 
 def read(frames: Sequence[Image.Image], count: int) -> list[Image.Image]:
-    """The first frame of each of `count` that a model reads as one, the last of which may lack
-    some."""
+    """The first frame of each of `count` groups that a model reads as one; the last may be less."""
     together = -(-len(frames) // count)
     return [frames[min(together * place, len(frames) - 1)] for place in range(count)]
 

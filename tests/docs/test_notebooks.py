@@ -1,4 +1,4 @@
-"""One notebook runs cell by cell as it stands; the one for a checkpoint is valid Python."""
+"""The notebooks run cell by cell; the one for a checkpoint on a small one of the same classes."""
 
 import ast
 import json
@@ -45,3 +45,29 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         "all tokens", "EADP", "DivPrune", "ERASE"
     ]  # fmt: skip
     assert names["sheet"].width > 4 * 336
+
+
+def test_the_notebook_for_a_checkpoint_runs_on_a_small_one(tmp_path, monkeypatch, capsys):
+    """All but the download: a LLaVA and its CLIP pair from folders, by `from_pretrained`."""
+    pytest.importorskip("transformers")
+    from PIL import Image
+
+    from secateur import lab
+
+    model, processor = lab.load()
+    pair, tokenizer = lab.text_encoder()
+    for folder, held in (("llava", (model, processor)), ("clip", (pair, tokenizer))):
+        for each in held:
+            each.save_pretrained(tmp_path / folder)
+    Image.fromarray(next(lab.scenes(1, seed=11)).image).save(tmp_path / "scene.png")
+    for name, held in (("CHECKPOINT", "llava"), ("TOWER", "clip"), ("PHOTO", "scene.png")):
+        monkeypatch.setenv(name, str(tmp_path / held))
+    capsys.readouterr()
+    names = {"__name__": "__main__"}
+    for source in cells("checkpoint.ipynb", "code"):
+        exec(compile(source, "checkpoint.ipynb", "exec"), names)
+    assert type(names["model"]).__name__ == "LlavaForConditionalGeneration"
+    assert [len(kept) for kept in names["attachment"].last.kept] == [18]
+    told = capsys.readouterr().out
+    assert [told.count(f"{name}(") for name in ("EADP", "DivPrune", "Report")] == [1, 2, 3]
+    assert told.count("kept 18 of 144") == 3
