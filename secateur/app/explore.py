@@ -17,6 +17,7 @@ from PIL import Image
 import secateur
 from secateur.app.ask import Answer, Loaded, ask, loaded, read
 from secateur.app.pictures import Shown, opened, seen
+from secateur.core.arrays import resolve_keep
 from secateur.core.methods import Method
 from secateur.integrations.report import Picture
 
@@ -62,9 +63,8 @@ def explored(
     first = ask(picture, question, methods[:1], network=network, own=own, tokens=1, fps=fps)[1]
     part = _parts(first)[0]
     total = part.kept.size
-    budgets = sorted(
-        {max(1, round(total * share)) for share in SHARES} | {methods[0].budget(total)}
-    )
+    asked = resolve_keep(methods[0].keep, total)
+    budgets = sorted({max(1, round(total * share)) for share in SHARES} | {asked})
     film = first.frames > 1
     # Of a video a share, which is the same to those that choose in frames and in all of it.
     every = [
@@ -85,7 +85,7 @@ def explored(
             "grid": list(part.grid),
             "grids": 1 if first.frames > 1 else _grids(first),
             "budgets": budgets,
-            "start": budgets.index(methods[0].budget(total)),
+            "start": budgets.index(asked),
             "whole": whole.text,
             "methods": found,
             "made": f"secateur {secateur.__version__}",
