@@ -125,6 +125,7 @@ def loaded(
         from secateur import lab
 
         logging.disable_progress_bar()
+        saying("loading the lab's small model")
         where = None if device == "auto" else device
         kind = "float32" if dtype == "auto" else dtype
         return (*lab.load(kind, where), lab.text_encoder(kind, where))
@@ -255,17 +256,17 @@ def ask(
 
 def inputs_of(processor: Any, picture: Shown, question: str, *, own: bool, fps: float = 1.0) -> Any:
     """A prompt with one image or video, as the lab's model (`own`) or a chat template has it."""
-    film = not isinstance(picture, Image.Image)
     if own:
         from secateur.lab import prompt
 
         text = prompt(question)
     else:
-        turn = [{"type": "video" if film else "image"}, {"type": "text", "text": question}]
+        kind = "image" if isinstance(picture, Image.Image) else "video"
+        turn = [{"type": kind}, {"type": "text", "text": question}]
         text = processor.apply_chat_template(
             [{"role": "user", "content": turn}], add_generation_prompt=True
         )
-    if not film:
+    if isinstance(picture, Image.Image):
         return processor(images=[picture], text=[text], return_tensors="pt")
     count = len(picture)
     facts = {"fps": fps, "total_num_frames": count, "frames_indices": list(range(count))}

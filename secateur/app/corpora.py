@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.app.command import AsJson, Keep, MethodName, Setting, Usual, app, method_of, told
-from secateur.app.progress import progress
+from secateur.app.progress import progress, saying
 from secateur.core.extras import extra
 
 
@@ -39,6 +39,7 @@ def corpus(
             from secateur.integrations.corpus import Pruner, open_corpus, prune_corpus
         chosen = method_of(method, keep, setting, calibration)
         pruner = Pruner(chosen, {"features": features}, keep_features)
+        saying(f"looking through {source}")
         every, todo = open_corpus(source, target, pruner)
         run: Callable[..., Any] = prune_corpus
         more: dict[str, Any] = {"batch_size": batch_size}

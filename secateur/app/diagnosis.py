@@ -13,6 +13,7 @@ from rich.console import Console
 
 import secateur as sc
 from secateur.app.command import AsJson, app
+from secateur.app.progress import saying
 from secateur.core.dispatch import candidates, drivers
 
 OPTIONAL = ("numba", "torch", "cupy", "jax", "transformers", "triton", "optuna", "ray", "vllm")
@@ -31,6 +32,7 @@ CHECKED = {
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, which drivers are active and choose, and which GPU is there."""
+    saying("trying every driver")
     installed = {
         name: _installed(name) for name in ("numpy", "scipy", "array-api-compat", *OPTIONAL)
     }

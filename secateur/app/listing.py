@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.app.command import AsJson, app, printed, told
+from secateur.app.progress import saying
 from secateur.core.extras import extra
 from secateur.core.methods import table
 
@@ -70,6 +71,7 @@ def _places(acts: str) -> list[str]:
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the models that a method can be attached to, and what goes with their checkpoints."""
+    saying("asking transformers")
     with told():
         with extra("transformers", "models"):
             from secateur.integrations.families.checkpoints import CHECKPOINTS, Checkpoint

@@ -11,7 +11,7 @@ import typer
 
 import secateur as sc
 from secateur.app.command import AsJson, app, printed, told, writable
-from secateur.app.progress import progress
+from secateur.app.progress import progress, saying
 from secateur.core.extras import extra
 from secateur.core.methods.video import VideoMethod
 
@@ -36,6 +36,7 @@ def bench(
     """Measure what methods cost the lab's model in answers, and write a report."""
     with told():
         names, keeps = _named(only), _budgets(budgets)
+        saying("loading the lab's small model")
         with extra("cli,transformers", "bench"):
             from secateur.lab import HELD_OUT, findings, scenes
             from secateur.lab import bench as running
@@ -165,9 +166,10 @@ def calibrate(
     with told():
         writable(output, "--output")
         with extra("cli,transformers", "calibrate"):
-            from secateur.app.ask import inputs_of, loaded
+            from secateur.app.ask import inputs_of, loaded, readable
             from secateur.calibration.folder import calibrate_on, pictures
         images = pictures(folder)
+        readable(model)
         with progress(len(images), "images") as done:
             network, processor, _ = loaded(model, None)
             found = calibrate_on(

@@ -11,7 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.app.command import Keep, MethodName, Setting, Usual, app, method_of, suited_to, told
+from secateur.app.command import (
+    AsJson,
+    Keep,
+    MethodName,
+    Setting,
+    Usual,
+    app,
+    method_of,
+    suited_to,
+    told,
+)
+from secateur.app.progress import saying
 from secateur.core.extras import extra
 
 
@@ -27,10 +38,12 @@ def serve(
         str | None, typer.Option(help="Branch, tag or commit of the model's repository.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command alone.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Serve a model by vLLM with the method in it; what else is given goes to `vllm serve`."""
     with told():
         chosen = method_of(method, keep, setting, calibration)
+        saying(f"reading the configuration of {model}")
         with extra("vllm", "serve"):
             from secateur.integrations.vllm import SUPPORTED, overrides
         kind = _model_type(model, revision)
@@ -40,7 +53,8 @@ def serve(
         if revision is not None:
             command += ["--revision", revision]
         command += context.args
-        typer.echo(shlex.join(command))
+        shown = {"command": command, "method": chosen.to_dict()}
+        typer.echo(json.dumps(shown, indent=1) if as_json else shlex.join(command))
         if dry_run:
             return
         program = shutil.which("vllm")

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,8 @@ def test_serve_prints_what_it_runs_and_runs_it(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: "/bin/vllm")
     monkeypatch.setattr(os, "execv", lambda program, command: ran.append((program, command)))
     assert run(*words).stdout == printed
+    assert shlex.split(printed) == json.loads(run(*words, "--json").stdout)["command"]
+    del ran[1:]
     program, command = ran[0]
     assert program == "/bin/vllm"
     assert command[-2:] == ["--port", "81"]
@@ -166,6 +169,24 @@ def test_progress_is_for_terminals(capsys, monkeypatch):
         done()
     said = [part.removeprefix("\033[K") for part in capsys.readouterr().err.split("\r")[1:]]
     assert said == ["images: 0 of 2", "images: 1 of 2, 3 s left", "images: 2 of 2", ""]
+
+
+@pytest.mark.parametrize("command", ["doctor", "models"])
+def test_commands_that_import_much_say_so_first(command, monkeypatch):
+    pytest.importorskip("transformers")
+    from secateur.app import diagnosis, listing
+
+    said = []
+    for module in (diagnosis, listing):
+        monkeypatch.setattr(module, "saying", said.append)
+    assert json.loads(run(command, "--json").stdout)
+    assert len(said) == 1
+
+
+def test_every_command_prints_json():
+    for name in app.registered_commands:
+        told = run(name.callback.__name__, "--help").stdout
+        assert "--json" in told, name.callback.__name__
 
 
 def test_serve_refuses_other_models(tmp_path):
