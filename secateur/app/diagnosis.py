@@ -83,9 +83,8 @@ def _say(report: dict[str, Any]) -> None:
         console.print(f"  {name:18} {found or 'not installed'}{note}")
     for name, lacks in report["extras"].items():
         console.print(f"extra {name}: {'all there' if not lacks else 'lacks ' + ', '.join(lacks)}")
-    for library, modules in report["active"].items():
-        names = ", ".join(module.rpartition(".")[2] for module in modules) or "the reference only"
-        console.print(f"arrays of {library}: {names}")
+    for library in report["active"]:
+        console.print(f"arrays of {library}:")
         for driver, outcome in report["choices"][library].items():
             console.print(f"  {driver} {outcome}")
     console.print(f"GPU: {report['gpu'] or 'none that torch sees'}")

@@ -57,10 +57,11 @@ def methods(
     if as_json:
         printed([row._asdict() for row in rows], True, "")
         return
+    wide = 16  # of those who act in three places it is one, and the line would be too long
     for row in rows:
         # By hand: a table of these would break words in a terminal of 80 columns.
         where = ", ".join(_places(row.acts))
-        typer.echo(f"{row.name:15} {where:15} {row.needs}")
+        typer.echo(f"{row.name:15} {where:{wide}} {row.needs}")
     typer.echo(f"{len(rows)} methods: name, where it acts, what it needs; more by --json")
 
 
