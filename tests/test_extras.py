@@ -3,6 +3,8 @@ import sys
 
 import pytest
 
+VLLM = "import secateur as sc; from secateur.integrations.vllm import overrides, register"
+
 
 @pytest.mark.parametrize(
     ("missing", "statement", "said"),
@@ -10,6 +12,10 @@ import pytest
         ("torch", "import secateur; secateur.attach", "secateur.attach needs torch: pip install"),
         ("transformers", "from secateur.lab import load; load()", "secateur.lab.load needs trans"),
         ("torch", "from secateur.lab import load; load()", "secateur.lab.load needs torch"),
+        ("torch", "import secateur.lab.train", "python -m secateur.lab.train needs torch"),
+        ("vllm", f"{VLLM}; register()", "secateur.integrations.vllm.register needs vllm"),
+        ("torch", f"{VLLM}; overrides(sc.TopK())", "integrations.vllm.overrides needs torch"),
+        ("optuna", "from secateur import calibrate; calibrate(lambda method: 0.0)", "calibrate needs Optuna"),
         ("pyarrow", "import secateur.integrations.corpus", "integrations.corpus needs pyarrow"),
         ("ray", "import secateur.integrations.ray", "secateur.integrations.ray needs ray"),
         ("hypothesis", "import secateur.testing", "secateur.testing needs hypothesis"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from secateur.core.extras import extra
 from secateur.core.methods import Method
 from secateur.integrations.families.newlines import SETTING, Newlines
 from secateur.integrations.vllm.checking import KEY, ConfigurationError, enter, method_of
@@ -36,7 +37,8 @@ __all__ = [
 
 def register() -> None:
     """Make the models known to vLLM; their code is imported when one is asked for."""
-    from vllm import ModelRegistry
+    with extra("vllm", "secateur.integrations.vllm.register"):
+        from vllm import ModelRegistry
 
     for row in ROWS.values():
         name = row.architecture
@@ -86,7 +88,8 @@ def overrides(
             f"{', '.join(SUPPORTED)}"
         )
     stored = method.to_dict()
-    method_of(stored, model_type)
+    with extra("vllm", "secateur.integrations.vllm.overrides"):
+        method_of(stored, model_type)
     asked: dict[str, Any] = {"architectures": [architecture(SUPPORTED[model_type])], KEY: stored}
     if newlines is not None:
         asked[SETTING] = newlines
