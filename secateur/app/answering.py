@@ -84,7 +84,8 @@ def prune(
         picture = watched(image)
         with extra("cli,transformers", "prune"):
             from secateur.app.ask import ask, drawn, loaded, readable
-        readable(model, revision, video=isinstance(picture, list))
+        film, paired = isinstance(picture, list), text_encoder is not None
+        readable(model, revision, video=film, methods=chosen, paired=paired)
         network = loaded(model, text_encoder, device=device, dtype=dtype, revision=revision)
         own = model is None
         if not own:

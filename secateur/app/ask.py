@@ -17,7 +17,9 @@ from secateur.app.progress import progress, saying
 from secateur.app.sheets import Panel, heat, sheet
 from secateur.core.methods import Method
 from secateur.integrations.attach import attach
+from secateur.integrations.choosing import wanted
 from secateur.integrations.report import Report
+from secateur.integrations.transformers.models import FAMILIES, adapter_of
 from secateur.lab.bench import Lab, fitted, usual
 
 SIDE, FRAME = 336, 192
@@ -135,8 +137,9 @@ def loaded(
     if device is not None:
         options["device_map"] = device
     saying(f"loading {model}")
-    found = _whole(AutoModelForImageTextToText, model, options)
+    # The smaller first: what is wrong with it is said the sooner.
     pair = None if text_encoder is None else _pair(text_encoder, device, dtype)
+    found = _whole(AutoModelForImageTextToText, model, options)
     return found, AutoProcessor.from_pretrained(model, revision=options["revision"]), pair
 
 
@@ -185,25 +188,44 @@ def _pair(name: str, device: str | None, dtype: str) -> tuple[Any, Any]:
     return _whole(AutoModel, name, options), AutoTokenizer.from_pretrained(name)
 
 
-def readable(model: str | None, revision: str | None = None, *, video: bool = False) -> None:
-    """Refuse, before it is loaded, a model that no method attaches to or that reads no videos."""
+def readable(
+    model: str | None,
+    revision: str | None = None,
+    *,
+    video: bool = False,
+    methods: Sequence[Method] = (),
+    paired: bool = False,
+) -> None:
+    """Refuse, before it is loaded, a model that lacks what is asked for.
+
+    That a method attaches to it, each of `methods`, with a text encoder where it is `paired`, and
+    that it reads videos.
+    """
     if model is None:
         if video:
             raise ValueError("the lab's small model reads no videos: --model names one that does")
-        return
+        kind, paired = "LlavaForConditionalGeneration", True
+    else:
+        kind = _kind(model, revision)
+    family = adapter_of(kind).family
+    if video and "video" not in family.modalities:
+        raise ValueError(f"--model: {kind} reads no videos; 'secateur models' names those that do")
+    for method in methods:
+        wanted(method, family, paired or None)
+
+
+def _kind(model: str, revision: str | None) -> str:
+    """The class of a checkpoint, by its configuration alone."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as MODELS
     from transformers import AutoConfig
-
-    from secateur.integrations.transformers.models import FAMILIES, adapter_of
 
     config = type(AutoConfig.from_pretrained(model, revision=revision or "main"))
     if config not in MODELS:
         raise ValueError(f"--model: {model} is no model that answers about pictures")
-    kind = MODELS[config].__name__
+    kind: str = MODELS[config].__name__
     if kind not in FAMILIES:
         raise ValueError(f"--model: {kind} is not among those of 'secateur models'")
-    if video and "video" not in adapter_of(kind).family.modalities:
-        raise ValueError(f"--model: {kind} reads no videos; 'secateur models' names those that do")
+    return kind
 
 
 def ask(

@@ -88,10 +88,15 @@ def method_of(
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"--set: expected name=value, got {setting!r}")
+        if key in given:
+            twice = f"here and by --{key}" if key in ("keep", "method") else "by --set alone"
+            raise ValueError(f"--set: {key} is said twice, {twice}")
         try:
             given[key] = json.loads(value)
         except (json.JSONDecodeError, RecursionError):
             given[key] = value
+        if key == "mean_erank" and isinstance(given[key], str):
+            raise ValueError(f"--set: mean_erank is a number; --calibration {value} reads a file")
     found = sc.methods().get(name)
     if calibration is not None and found and "mean_erank" in {x.name for x in fields(found)}:
         given["mean_erank"] = sc.Calibration.load(calibration)

@@ -31,7 +31,7 @@ from secateur.integrations.encoded import (
 )
 from secateur.integrations.families.base import Family
 from secateur.integrations.report import Picture
-from secateur.integrations.text import Flags, Text, TextEncoder
+from secateur.integrations.text import Flags, Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Chosen:
     """What the method chose of each part; empty where it was not asked."""
 
 
-def wanted(method: Method, family: Family, encoder: TextEncoder | None) -> frozenset[str]:
+def wanted(method: Method, family: Family, encoder: object | None) -> frozenset[str]:
     """The fields of `Tokens` to gather for a method, and `PLANES` if they join its features.
 
     Raises

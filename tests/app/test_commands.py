@@ -234,6 +234,28 @@ def test_settings_of_another_type_are_one_line(picture, tmp_path, setting):
 
 
 @pytest.mark.usefixtures("no_model")
+def test_what_is_said_twice_or_in_the_wrong_place_is_one_line(picture, tmp_path):
+    words = ["prune", str(picture), "--question", "?", "-o", str(tmp_path / "p.png")]
+    assert "keep is said twice, here and by --keep" in refused(*words, "--set", "keep=7")
+    assert "method is said twice" in refused(*words, "--set", "method=topk")
+    assert "smoothing is said twice" in refused(*words, *2 * ["--set", "smoothing=1.0"])
+    words += ["--method", "agilepruner"]
+    said = refused(*words, "--set", "mean_erank=usual.json")
+    assert "--calibration usual.json reads a file" in said
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("idpruner", "needs importance, which LLaVA-1.5 does not have"),
+     ("downsample", "makes the picture smaller before it is encoded")],
+)  # fmt: skip
+def test_what_a_model_cannot_give_is_said_before_it_is_loaded(picture, tmp_path, name, said):
+    words = ["prune", str(picture), "--question", "?", "-o", str(tmp_path / "p.png")]
+    assert said in refused(*words, "--method", name)
+
+
+@pytest.mark.usefixtures("no_model")
 def test_a_calibration_that_is_none_is_named(picture, tmp_path):
     usual = tmp_path / "usual.json"
     usual.write_text('{"erank": "wide"}')
