@@ -54,6 +54,8 @@ def test_the_citation_is_of_the_format():
     assert CITATION["type"] in ("software", "dataset")
     people(CITATION["authors"], "authors")
     assert len(set(CITATION["keywords"])) == len(CITATION["keywords"])
+    titles = [each["title"] for each in CITATION["references"]]
+    assert len(set(titles)) == len(titles), "the format allows no reference twice"
     for each in CITATION["references"]:
         assert each.keys() <= REFERENCE, each
         assert {"authors", "title", "type"} <= each.keys(), each
