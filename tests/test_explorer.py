@@ -178,8 +178,9 @@ def test_keys_do_what_hands_do(html, data, tmp_path):
 
 
 @browser
-def test_a_narrow_screen_needs_no_scrolling_aside(html, tmp_path):
-    within = html.replace(
+@pytest.mark.parametrize("shown", ["html", "film"])
+def test_a_narrow_screen_needs_no_scrolling_aside(shown, tmp_path, request):
+    within = request.getfixturevalue(shown).replace(
         "</body>",
         "<script>parent.postMessage([innerWidth, document.documentElement.scrollWidth,"
         "document.getElementById('right').offsetTop > document.getElementById('left').offsetTop],"
