@@ -75,7 +75,7 @@ def _echo(text: str) -> None:
 
 
 def _say(report: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"secateur {report['secateur']}, Python {report['python']}")
     for name, found in report["installed"].items():
         newer = name in report["newer_than_checked"]
@@ -139,6 +139,9 @@ def _choice(sample: Any) -> dict[str, str]:
     library = "torch" if hasattr(sample, "new_tensor") else "numpy"
     told = {"reference": f"chooses {expected}"}
     for driver in drivers().get(library, {}):
+        if driver in OPTIONAL and _installed(driver) is None:
+            told[driver] = f"is not installed: pip install 'secateur[{driver}]'"
+            continue
         try:
             same = picks(driver) == expected
             told[driver] = "chooses the same" if same else f"chooses {picks(driver)}"

@@ -43,6 +43,9 @@ def serve(
     """Serve a model by vLLM with the method in it; what else is given goes to `vllm serve`."""
     with told():
         chosen = method_of(method, keep, setting, calibration)
+        program = shutil.which("vllm")
+        if program is None and not dry_run:
+            raise FileNotFoundError("serve needs vllm: pip install 'secateur[vllm]'")
         saying(f"reading the configuration of {model}")
         with extra("vllm", "serve"):
             from secateur.integrations.vllm import SUPPORTED, overrides
@@ -55,11 +58,8 @@ def serve(
         command += context.args
         shown = {"command": command, "method": chosen.to_dict()}
         typer.echo(json.dumps(shown, indent=1) if as_json else shlex.join(command))
-        if dry_run:
+        if dry_run or program is None:
             return
-        program = shutil.which("vllm")
-        if program is None:
-            raise FileNotFoundError("serve needs vllm: pip install 'secateur[vllm]'")
         os.execv(program, command)
 
 

@@ -76,6 +76,15 @@ def test_doctor_tries_every_driver():
     assert isinstance(report["newer_than_checked"], list)
 
 
+def test_doctor_says_how_a_driver_is_installed(monkeypatch):
+    from secateur.app import diagnosis
+
+    monkeypatch.setattr(diagnosis, "_installed", lambda name: None)
+    told = diagnosis._choice(np.zeros(1))
+    assert told["numba"] == "is not installed: pip install 'secateur[numba]'"
+    assert told["numpy"] == "chooses the same"
+
+
 def test_newer_versions_are_told():
     from secateur.app.diagnosis import _newer
 
@@ -113,7 +122,9 @@ def test_serve_prints_what_it_runs_and_runs_it(tmp_path, monkeypatch):
     assert told["architectures"] == ["SecateurQwen2_5_VLForConditionalGeneration"]
     assert told["secateur"]["keep"] == 0.25
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "pip install 'secateur[vllm]'" in run(*words).stderr
+    assert run(*words, "--dry-run").stdout == printed
+    (tmp_path / "config.json").unlink()  # said before the model is looked for
+    assert "pip install 'secateur[vllm]'" in refused(*words)
 
 
 def test_serve_takes_what_the_authors_set_for_the_family_unless_told(tmp_path):
@@ -192,7 +203,7 @@ def test_every_command_prints_json():
 def test_serve_refuses_other_models(tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    assert "no plug-in for vLLM's 'bert'" in refused("serve", str(tmp_path))
+    assert "no plug-in for vLLM's 'bert'" in refused("serve", str(tmp_path), "--dry-run")
 
 
 @pytest.mark.usefixtures("no_model")
