@@ -22,6 +22,7 @@ from secateur.app.command import (
     told,
     writable,
 )
+from secateur.app.progress import saying
 from secateur.core.extras import extra
 
 TOY = (
@@ -82,6 +83,7 @@ def prune(
         if fps <= 0:
             raise ValueError(f"--fps: expected a rate above 0, got {fps}")
         picture = watched(image)
+        saying("starting PyTorch and transformers")
         with extra("cli,transformers", "prune"):
             from secateur.app.ask import ask, drawn, loaded, readable
         film, paired = isinstance(picture, list), text_encoder is not None

@@ -165,6 +165,7 @@ def calibrate(
     """Measure what adaptive methods compare an image with: mean complexity and thresholds."""
     with told():
         writable(output, "--output")
+        saying("starting PyTorch and transformers")
         with extra("cli,transformers", "calibrate"):
             from secateur.app.ask import inputs_of, loaded, readable
             from secateur.calibration.folder import calibrate_on, pictures

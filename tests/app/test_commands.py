@@ -182,15 +182,27 @@ def test_progress_is_for_terminals(capsys, monkeypatch):
     assert said == ["images: 0 of 2", "images: 1 of 2, 3 s left", "images: 2 of 2", ""]
 
 
-@pytest.mark.parametrize("command", ["doctor", "models"])
-def test_commands_that_import_much_say_so_first(command, monkeypatch):
+@pytest.mark.parametrize("command", ["doctor", "models", "calibrate", "prune"])
+def test_commands_that_import_much_say_so_first(command, picture, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    from secateur.app import diagnosis, listing
+    from secateur.app import answering, diagnosis, listing, measuring
 
     said = []
-    for module in (diagnosis, listing):
+    for module in (answering, diagnosis, listing, measuring):
         monkeypatch.setattr(module, "saying", said.append)
-    assert json.loads(run(command, "--json").stdout)
+    more = {
+        "calibrate": [str(tmp_path / "none")],
+        "prune": [
+            str(picture),
+            "--question",
+            "?",
+            "--dtype",
+            "int3",
+            "-o",
+            str(tmp_path / "p.png"),
+        ],
+    }
+    run(command, *more.get(command, []))
     assert len(said) == 1
 
 
