@@ -207,6 +207,67 @@ def internvl():
     return transformers.InternVLForConditionalGeneration(config), processor
 
 
+IDEFICS = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "\n"]
+IDEFICS += [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+
+
+def idefics(kind, splits):
+    """Of `kind`, whose processor cuts an image into tiles where it `splits` it."""
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 48,
+        "patch_size": 4,
+    }
+    text = transformers.LlamaConfig(**{**language(), "vocab_size": 176}, pad_token_id=0)
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=vision, text_config=text, image_token_id=4, scale_factor=2
+    )
+    own = tokenizer()
+    own.add_special_tokens({"additional_special_tokens": [*QWEN, *PADS, *IDEFICS]})
+    size = {"longest_edge": 96}
+    images = getattr(transformers, f"{kind}ImageProcessor")(
+        size=size, max_image_size={"longest_edge": 48}, do_image_splitting=splits
+    )
+    more = {"image_seq_len": TOKENS, "chat_template": CHAT}
+    if kind == "SmolVLM":
+        more["video_processor"] = transformers.SmolVLMVideoProcessor(
+            size=size, max_image_size={"longest_edge": 48}
+        )
+    processor = getattr(transformers, f"{kind}Processor")(images, own, **more)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config), processor
+
+
+def mistral3():
+    vision = transformers.PixtralVisionConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=96,
+        patch_size=4,
+    )
+    config = transformers.Mistral3Config(
+        vision_config=vision,
+        text_config=transformers.MistralConfig(**language(), sliding_window=None),
+        image_token_index=4,
+        tie_word_embeddings=False,
+    )
+    processor = transformers.PixtralProcessor(
+        image_processor=transformers.PixtralImageProcessor(size={"longest_edge": 96}),
+        tokenizer=tokenizer(),
+        patch_size=4,
+        spatial_merge_size=2,
+        image_token="<image>",
+        image_break_token=QWEN[2],
+        image_end_token=QWEN[3],
+        chat_template=CHAT,
+    )
+    return transformers.Mistral3ForConditionalGeneration(config), processor
+
+
 QWEN_IDS = {
     "image_token_id": 10,
     "video_token_id": 11,
@@ -302,20 +363,83 @@ def qwen3_vl_moe():
     return transformers.Qwen3VLMoeForConditionalGeneration(config), qwen3_processor()
 
 
+def qwen3_5(kind="Qwen3_5", **mixture):
+    linear = {f"linear_{what}_head_dim": 32 for what in ("key", "value")}
+    linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    text = {
+        **qwen_text(mrope_section=[3, 3, 2], mrope_interleaved=True, partial_rotary_factor=0.25),
+        **linear,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+        **mixture,
+    }
+    vision = {**QWEN_VISION, "num_position_embeddings": 64}
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=vision, text_config=text, **QWEN_IDS
+    )
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config), qwen3_processor()
+
+
+def qwen3_5_moe():
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    return qwen3_5("Qwen3_5Moe", shared_expert_intermediate_size=96, **experts)
+
+
+GLM = [f"<|{edge}_of_{what}|>" for what in ("image", "video") for edge in ("begin", "end")]
+
+
+def glm4v(kind="Glm4v", **mixture):
+    vision = {**QWEN_VISION, "image_size": 48}
+    text = {
+        **qwen_text(mrope_section=[4, 6, 6], partial_rotary_factor=0.5),
+        "vocab_size": 176,
+        **mixture,
+    }
+    marks = {"image_start_token_id": 8, "image_end_token_id": 9}
+    marks |= {"image_token_id": 10, "video_token_id": 11}
+    marks |= {"video_start_token_id": 6, "video_end_token_id": 7}
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=text, **marks)
+    own = qwen_tokenizer()
+    own.add_special_tokens({"additional_special_tokens": [*QWEN, *PADS, *GLM]})
+    size = {"shortest_edge": 512, "longest_edge": 32768}
+    how = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2, "size": size}
+    processor = transformers.Glm4vProcessor(
+        image_processor=transformers.Glm4vImageProcessor(**how),
+        video_processor=transformers.Glm4vVideoProcessor(**how),
+        tokenizer=own,
+        chat_template=QWEN_CHAT,
+    )
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config), processor
+
+
+def glm4v_moe():
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    return glm4v("Glm4vMoe", n_shared_experts=1, first_k_dense_replace=1, **experts)
+
+
 MAKERS = {
     "llava": llava,
     "llava-siglip": lambda: llava("siglip"),
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
     "internvl": internvl,
+    "idefics3": lambda: idefics("Idefics3", splits=False),
+    "smolvlm": lambda: idefics("SmolVLM", splits=True),
+    "mistral3": mistral3,
+    "glm4v": glm4v,
+    "glm4v_moe": glm4v_moe,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen2_vl": qwen2_vl,
     "qwen3_vl": qwen3_vl,
     "qwen3_vl_moe": qwen3_vl_moe,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
 }
 
 
-UNNESTED = (transformers.InternVLForConditionalGeneration,)
+UNNESTED = (
+    transformers.InternVLForConditionalGeneration,
+    transformers.Mistral3ForConditionalGeneration,
+)
 """Models whose towers stand in checkpoints as they are."""
 
 
@@ -328,7 +452,7 @@ class Checkpoint:
         self.model, self.processor = MAKERS[name]()
         self.model.eval()
         self.kind = self.model.config.model_type
-        self.qwen = self.kind.startswith("qwen")
+        self.placed = self.kind.startswith(("qwen", "glm"))
         with torch.no_grad():
             for key, weight in self.model.named_parameters():
                 if weight.ndim > 1:
@@ -342,7 +466,7 @@ class Checkpoint:
         self.folder = published(folder, self.model, self.processor)
 
     def prompt(self, words: str = "what is in the picture ?", images: int = 1, videos: int = 0):
-        if self.qwen:
+        if self.placed:
             marks = f"{QWEN[2]} {PADS[0]} {QWEN[3]} " * images
             marks += f"{QWEN[2]} {PADS[1]} {QWEN[3]} " * videos
         else:

@@ -26,9 +26,20 @@ SEEN = [
 ]
 ERASE = sc.ERASE(keep=4, thresholds=(3.6, 3.4, 3.0), ratios=(0.6, 0.5, 0.4, 0.3), patch=8)
 EADP = sc.EADP(keep=8)
-QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
-FAMILIES = ["llava", "llava-siglip", "llava_next", "llava_onevision", "internvl", *QWEN]
-NEWLINES = ("llava_next", "llava_onevision")
+QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"]
+TILED = ["internvl", "idefics3", "smolvlm"]
+GLM = ["glm4v", "glm4v_moe"]
+FAMILIES = [
+    "llava",
+    "llava-siglip",
+    "llava_next",
+    "llava_onevision",
+    *TILED,
+    "mistral3",
+    *QWEN,
+    *GLM,
+]
+NEWLINES = ("llava_next", "llava_onevision", "mistral3")
 VIDEOS = ("llava_onevision", *QWEN)
 PLAIN = ("llava_onevision", "qwen2_vl")
 """Whose videos vLLM takes without what is told about them."""
@@ -97,14 +108,14 @@ class Request:
         if self.videos:
             given["videos"] = [each[0] for each in self.videos]
             given["do_sample_frames"] = False
-            if own.qwen:
+            if own.placed:
                 told = [
                     {k: x for k, x in each[1].items() if k != "do_sample_frames"}
                     for each in self.videos
                 ]
                 given["video_metadata"] = told
         inputs = own.processor(**given)
-        positions = "original" if own.qwen else "compact"
+        positions = "original" if own.placed else "compact"
         how = {} if instruction is None else {"instruction": instruction}
         with (
             torch.no_grad(),
@@ -141,8 +152,8 @@ def requests_of(checkpoint):
 def methods_of(name):
     yield from SEEN
     yield EADP
-    if name not in ("llava_next", "llava_onevision", "internvl"):
-        yield replace(ERASE, patch=16) if name.startswith("qwen") else ERASE
+    if name not in ("llava_next", "llava_onevision", *TILED):
+        yield replace(ERASE, patch=16) if name in (*QWEN, *GLM) else ERASE
 
 
 def cases():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -172,8 +172,11 @@ def learns(method: Method) -> bool:
 class Checks:
     """What vLLM calls for a configuration, in the process that was started by hand."""
 
-    @staticmethod
-    def verify_and_update_model_config(model_config: Any) -> None:
+    theirs: ClassVar[type[Any] | None] = None
+    """What vLLM asks about its own class of the same model, where it does."""
+
+    @classmethod
+    def verify_and_update_model_config(cls, model_config: Any) -> None:
         """Refuse what cannot be served, and say once to all processes that positions are asked."""
         told = refused(model_config)
         if told is not None:
@@ -181,10 +184,14 @@ class Checks:
         row = _asked(model_config.architecture)
         if row is not None and ROWS[row].placed:
             model_config.multimodal_config.video_pruning_rate = RATE
+        if cls.theirs is not None:
+            cls.theirs.verify_and_update_model_config(model_config)
 
-    @staticmethod
-    def verify_and_update_config(vllm_config: Any) -> None:
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: Any) -> None:
         """Refuse settings under which a tower cannot be watched; say what is served."""
+        if cls.theirs is not None:
+            cls.theirs.verify_and_update_config(vllm_config)
         model_config = vllm_config.model_config
         model_type = _asked(model_config.architecture)
         if model_type is None:
@@ -202,8 +209,10 @@ def enter() -> None:
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     for row in ROWS.values():
-        MODELS_CONFIG_MAP[row.architecture] = Checks
-        MODELS_CONFIG_MAP.setdefault(row.served, Checks)
+        checks = MODELS_CONFIG_MAP.get(row.served, Checks)
+        if not issubclass(checks, Checks):
+            checks = type("Checks", (Checks,), {"theirs": checks})
+        MODELS_CONFIG_MAP[row.architecture] = MODELS_CONFIG_MAP[row.served] = checks
 
 
 def refused(model_config: Any) -> str | None:

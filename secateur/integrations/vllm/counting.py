@@ -10,9 +10,9 @@ import torch
 
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
-from secateur.integrations.families.newlines import SETTING
+from secateur.integrations.families.newlines import SETTING, Newlines, newlines_of
 from secateur.integrations.pixels import Pixels
-from secateur.integrations.vllm.checking import KEY, method_of
+from secateur.integrations.vllm.checking import KEY, method_of, sees_sizes_alone
 from secateur.integrations.vllm.identity import digest
 from secateur.integrations.vllm.models import ROWS
 
@@ -73,6 +73,17 @@ class Sized:
 def configured(config: Any, kind: str) -> Method:
     """The method in a model's configuration, if vLLM can serve it."""
     return method_of(getattr(config, KEY, None), kind)
+
+
+def newlines_left(config: Any, method: Method, *, whole: bool) -> Newlines:
+    """Which newline tokens stay of an image that is kept `whole`, or is not.
+
+    Where nobody says, those of rows that keep a token, if it is known in time which those are.
+    """
+    newlines = newlines_of(config)
+    if newlines is None:
+        newlines = "rows" if whole or sees_sizes_alone(method) else "none"
+    return newlines
 
 
 def pixels_of(kind: str, processor: Any) -> Pixels:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -33,19 +33,11 @@ from secateur.integrations.families.llava_onevision import (
     shrunk,
     video_visual,
 )
-from secateur.integrations.families.newlines import newlines_of, with_newlines
-from secateur.integrations.observing import (
-    heads,
-    keys_of,
-    layer_of,
-    received,
-    requests_of,
-    watching,
-)
-from secateur.integrations.vllm.checking import OBSERVED, sees_sizes_alone
-from secateur.integrations.vllm.counting import Sized, restored
-from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
+from secateur.integrations.families.newlines import with_newlines
+from secateur.integrations.vllm.counting import Sized, newlines_left, restored
+from secateur.integrations.vllm.pruning import Pruned
 from secateur.integrations.vllm.requests import Instructed
+from secateur.integrations.vllm.towers import watched
 
 
 def patches_a_side(config: Any) -> int:
@@ -77,13 +69,11 @@ class Cut(Sizes):
         tall, wide, parts = self.crops(config, layout, side)
         size = side * side + tall * wide
         total = self.method.budget_of_parts(size, parts, 1 + crops)
-        newlines = newlines_of(config)
+        newlines = newlines_left(config, self.method, whole=total == size)
         if newlines == "none":
             return total
         if newlines == "all" or total == size:
             return total + tall
-        if newlines is None and not sees_sizes_alone(self.method):
-            return total
         if layout not in self.known:
             features = torch.zeros(size + tall, 1)
             blank = self.blank(features, config, layout, side)
@@ -218,39 +208,11 @@ class Towered(Pruned):
         parsed = self._parse_and_validate_image_input(**kwargs)  # type: ignore[attr-defined]
         return [] if parsed is None else [("image", parsed)]
 
-    @contextmanager
-    def watched(self) -> Iterator[Seen]:
+    def watched(self) -> AbstractContextManager[Seen]:
         """Collect what the method wants of the tower, (P, N, ...) each."""
-        seen = Seen()
         vision = self.config.vision_config
         layers = self.vision_tower.vision_model.encoder.layers
-        requests = {
-            name: request
-            for name, request in requests_of(self.method).items()
-            if name in self.wants and name in OBSERVED
-        }
-        depths = {
-            name: layer_of(request, len(layers) - 1, vision.num_hidden_layers)
-            for name, request in requests.items()
-        }
-        with watching() as watch:
-            outputs = {
-                name: watch.output(layers[depth].self_attn.qkv_proj)
-                for name, depth in depths.items()
-            }
-            yield seen
-        first = int(vision.model_type == "clip_vision_model")
-        for name, found in outputs.items():
-            queries, keys, _ = torch.cat(found).chunk(3, dim=-1)
-            size = vision.hidden_size // vision.num_attention_heads
-            if name == "keys":
-                every = all_heads(keys[:, first:], vision.hidden_size)
-                seen.keys = keys_of(heads(every, size), requests[name])
-                continue
-            queries, keys = heads(queries, size), heads(keys, size)
-            share = received(queries, keys, requests[name], class_token=bool(first))
-            parts = vision.num_attention_heads // queries.shape[-3]
-            setattr(seen, name, over_heads(share, parts))
+        return watched(self, layers, vision, class_token=vision.model_type == "clip_vision_model")
 
     def cut(self, inputs: Any) -> Iterator[tuple[Any, Any, Seen, int]]:
         """Features of each image that is cut into crops, its size, and where its pictures begin."""
@@ -265,12 +227,9 @@ class Towered(Pruned):
 
     def packed(self, visual: Visual) -> Visual:
         """With the newlines that were counted; see `Cut.get_num_image_tokens`."""
-        newlines = newlines_of(self.config)
-        if newlines is None:
-            size = sum(len(part.index) for part in visual.parts)
-            total = self.method.budget_of_parts(size, len(visual.parts), visual.crops)
-            known = total == size or sees_sizes_alone(self.method)
-            newlines = "rows" if known else "none"
+        size = sum(len(part.index) for part in visual.parts)
+        total = self.method.budget_of_parts(size, len(visual.parts), visual.crops)
+        newlines = newlines_left(self.config, self.method, whole=total == size)
         return with_newlines(visual, newlines)
 
 

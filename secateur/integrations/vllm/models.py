@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from secateur.integrations.families.base import Family
+from secateur.integrations.families.glm import GLM_4V
 from secateur.integrations.families.llava import LLAVA, TOWERS
 from secateur.integrations.families.llava_next import LLAVA_NEXT
 from secateur.integrations.families.llava_onevision import LLAVA_ONEVISION
-from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
-from secateur.integrations.families.tiles import INTERNVL
+from secateur.integrations.families.pixtral import MISTRAL3
+from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
+from secateur.integrations.families.tiles import INTERNVL, SMOLVLM
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ def _hooked(family: Family) -> Family:
     )
 
 
+def _still(family: Family) -> Family:
+    """As `_hooked`, without videos."""
+    return replace(_hooked(family), modalities=("image",))
+
+
 def _unseen(family: Family) -> Family:
     """As `_hooked`, without the pixels, from which tiles that share a budget cannot be counted."""
     return replace(_hooked(family), offers=family.offers - {"pixels"})
@@ -99,6 +106,27 @@ ROWS: dict[str, Row] = {
         cropped=True,
         towers=("internvl_vision",),
     ),
+    "idefics3": Row(
+        "Idefics3ForConditionalGeneration",
+        _unseen(SMOLVLM),
+        "smolvlm",
+        (f"{_MODELS}idefics3", f"{_MODELS}smolvlm"),
+        cropped=True,
+    ),
+    "smolvlm": Row(
+        "SmolVLMForConditionalGeneration",
+        _unseen(SMOLVLM),
+        "smolvlm",
+        (f"{_MODELS}idefics3", f"{_MODELS}smolvlm"),
+        cropped=True,
+    ),
+    "mistral3": Row(
+        "Mistral3ForConditionalGeneration",
+        _hooked(MISTRAL3),
+        "mistral3",
+        (f"{_MODELS}mistral3",),
+        towers=("pixtral",),
+    ),
     "qwen2_vl": Row(
         "Qwen2VLForConditionalGeneration",
         _hooked(QWEN2_VL),
@@ -127,14 +155,37 @@ ROWS: dict[str, Row] = {
         (f"{_MODELS}qwen2_5_vl", f"{_MODELS}qwen3_vl", f"{_MODELS}qwen3_vl_moe"),
         placed=True,
     ),
+    "qwen3_5": Row(
+        "Qwen3_5ForConditionalGeneration",
+        _hooked(QWEN3_5),
+        "qwen3_5",
+        (f"{_MODELS}qwen3_vl", f"{_MODELS}qwen3_5"),
+        placed=True,
+    ),
+    "qwen3_5_moe": Row(
+        "Qwen3_5MoeForConditionalGeneration",
+        _hooked(QWEN3_5),
+        "qwen3_5",
+        (f"{_MODELS}qwen3_vl", f"{_MODELS}qwen3_5"),
+        placed=True,
+    ),
+    "glm4v": Row(
+        "Glm4vForConditionalGeneration",
+        _still(GLM_4V),
+        "glm",
+        (f"{_MODELS}glm4_1v",),
+        placed=True,
+    ),
+    "glm4v_moe": Row(
+        "Glm4vMoeForConditionalGeneration",
+        _still(GLM_4V),
+        "glm",
+        (f"{_MODELS}glm4_1v",),
+        placed=True,
+    ),
 }
 
-_BETWEEN = (
-    "text stands between the tiles of an image, which share a budget by what is in them, so that "
-    "where it stands is known only once they are encoded; take transformers for it"
-)
-
-UNSERVED = {"smolvlm": _BETWEEN, "idefics3": _BETWEEN}
+UNSERVED: dict[str, str] = {}
 """Why a type of model that transformers serves is not to be had here, where that is known."""
 
 SUPPORTED = {model_type: row.served for model_type, row in ROWS.items()}
