@@ -42,7 +42,11 @@ def checkpoints(tmp_path_factory):
 USUAL = ("llava", "qwen3_vl")
 """Families that `make test-serving` serves every method with, of the others one each;
 `make test-serving-all` serves all with all."""
-WHOLE = ("test_the_same_tokens", "test_keeping_all_is_stock_vllm")
+WHOLE = (
+    "test_the_same_tokens",
+    "test_nearly_the_same_in_half_precision",
+    "test_keeping_all_is_stock_vllm",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -14,7 +14,7 @@ import torch
 import torchvision_beside_cpu  # noqa: F401
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 WORDS = (
     "a an the what is in on of how many color does this picture show count red green blue left "
@@ -240,6 +240,43 @@ def idefics(kind, splits):
     return getattr(transformers, f"{kind}ForConditionalGeneration")(config), processor
 
 
+def gemma3():
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=48,
+        patch_size=4,
+        vision_use_head=False,
+    )
+    text = transformers.Gemma3TextConfig(
+        **language(),
+        query_pre_attn_scalar=64,
+        sliding_window=48,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        tie_word_embeddings=False,
+    )
+    config = transformers.Gemma3Config(
+        vision_config=vision,
+        text_config=text,
+        mm_tokens_per_image=TOKENS,
+        image_token_index=4,
+        boi_token_index=8,
+        eoi_token_index=9,
+        tie_word_embeddings=False,
+    )
+    own = tokenizer(boi_token=QWEN[2], eoi_token=QWEN[3])
+    own.add_tokens([AddedToken("\n" * n, normalized=False) for n in (1, 2, 3, 4)])
+    processor = transformers.Gemma3Processor(
+        image_processor=transformers.Gemma3ImageProcessor(size={"height": 48, "width": 48}),
+        tokenizer=own,
+        chat_template=CHAT.replace("<image>", QWEN[2]),
+        image_seq_length=TOKENS,
+    )
+    return transformers.Gemma3ForConditionalGeneration(config), processor
+
+
 def mistral3():
     vision = transformers.PixtralVisionConfig(
         hidden_size=64,
@@ -364,7 +401,7 @@ def qwen3_vl_moe():
 
 
 def qwen3_5(kind="Qwen3_5", **mixture):
-    linear = {f"linear_{what}_head_dim": 32 for what in ("key", "value")}
+    linear = {f"linear_{what}_head_dim": 128 for what in ("key", "value")}
     linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
     text = {
         **qwen_text(mrope_section=[3, 3, 2], mrope_interleaved=True, partial_rotary_factor=0.25),
@@ -380,26 +417,29 @@ def qwen3_5(kind="Qwen3_5", **mixture):
 
 
 def qwen3_5_moe():
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    # All take part: half precision would ask others where two come close.
+    experts = {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
     return qwen3_5("Qwen3_5Moe", shared_expert_intermediate_size=96, **experts)
 
 
-GLM = [f"<|{edge}_of_{what}|>" for what in ("image", "video") for edge in ("begin", "end")]
+GLM = ["<|begin_of_video|>", "<|video|>", "<|end_of_video|>"]
 
 
 def glm4v(kind="Glm4v", **mixture):
-    vision = {**QWEN_VISION, "image_size": 48}
+    own = qwen_tokenizer()
+    own.add_special_tokens({"additional_special_tokens": [*QWEN, *PADS, *GLM]})
+    own.video_token = GLM[1]
+    start, video, end = own.convert_tokens_to_ids(GLM)
+    marks = {"image_start_token_id": 8, "image_end_token_id": 9, "image_token_id": 10}
+    marks |= {"video_start_token_id": start, "video_end_token_id": end, "video_token_id": video}
     text = {
         **qwen_text(mrope_section=[4, 6, 6], partial_rotary_factor=0.5),
         "vocab_size": 176,
         **mixture,
     }
-    marks = {"image_start_token_id": 8, "image_end_token_id": 9}
-    marks |= {"image_token_id": 10, "video_token_id": 11}
-    marks |= {"video_start_token_id": 6, "video_end_token_id": 7}
-    config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=text, **marks)
-    own = qwen_tokenizer()
-    own.add_special_tokens({"additional_special_tokens": [*QWEN, *PADS, *GLM]})
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config={**QWEN_VISION, "image_size": 48}, text_config=text, **marks
+    )
     size = {"shortest_edge": 512, "longest_edge": 32768}
     how = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2, "size": size}
     processor = transformers.Glm4vProcessor(
@@ -413,7 +453,9 @@ def glm4v(kind="Glm4v", **mixture):
 
 def glm4v_moe():
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
-    return glm4v("Glm4vMoe", n_shared_experts=1, first_k_dense_replace=1, **experts)
+    experts |= {"n_shared_experts": 1, "first_k_dense_replace": 1}
+    # As checkpoints have it: vLLM asks for it.
+    return glm4v("Glm4vMoe", **experts, use_qk_norm=False)
 
 
 MAKERS = {
@@ -424,6 +466,7 @@ MAKERS = {
     "internvl": internvl,
     "idefics3": lambda: idefics("Idefics3", splits=False),
     "smolvlm": lambda: idefics("SmolVLM", splits=True),
+    "gemma3": gemma3,
     "mistral3": mistral3,
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
@@ -441,6 +484,10 @@ UNNESTED = (
     transformers.Mistral3ForConditionalGeneration,
 )
 """Models whose towers stand in checkpoints as they are."""
+
+
+TURNED = (transformers.Qwen3VLMoeForConditionalGeneration,)
+"""Models whose experts' weights stand in checkpoints with rows and columns the other way."""
 
 
 class Checkpoint:
@@ -462,13 +509,19 @@ class Checkpoint:
                     weight.mul_(3.0)
                 if "embed_tokens" in key:
                     weight.mul_(2.0)
+                weight.copy_(weight.bfloat16())  # as a server in half precision has them
         self.model.generation_config.eos_token_id = None
         self.folder = published(folder, self.model, self.processor)
+        if self.kind.startswith("qwen3_5"):
+            # Whatever was saved, it is read as a tokenizer that splits words as Qwen3.5's does.
+            self.processor.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
 
     def prompt(self, words: str = "what is in the picture ?", images: int = 1, videos: int = 0):
         if self.placed:
             marks = f"{QWEN[2]} {PADS[0]} {QWEN[3]} " * images
             marks += f"{QWEN[2]} {PADS[1]} {QWEN[3]} " * videos
+        elif self.kind == "gemma3":
+            marks = f"{QWEN[2]} and " * images  # line breaks behind two would be one token
         else:
             marks = "<image> " * images + "<video> " * videos
         return f"USER : {marks}{words} ASSISTANT :"
@@ -485,7 +538,7 @@ def published(folder: Path, model, processor) -> Path:
         clip = "vision_tower." in name and not isinstance(model, UNNESTED)
         if clip and "vision_tower.vision_model." not in name:
             name = name.replace("vision_tower.", "vision_tower.vision_model.")
-        if "mlp.experts." in name:
+        if "mlp.experts." in name and isinstance(model, TURNED):
             weight = weight.transpose(1, 2).contiguous()
         renamed[name] = weight
     safetensors.torch.save_file(renamed, path, metadata={"format": "pt"})
@@ -507,13 +560,17 @@ def picture(seed: int, height: int = 48, width: int = 48) -> Image.Image:
 
 
 def asked_for_positions():
-    """Let vLLM's CPU runner ask for the positions of kept tokens, with the code of the others."""
+    """Let vLLM's CPU runner ask for the positions of kept tokens, with the code of the others.
+
+    And let it run Gemma 3, whose images it reads one way only; the tests know.
+    """
     from positions_on_cpu import ask
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     from secateur.integrations.vllm import checking
 
     ask(CPUModelRunner, checking)
+    checking.CPU_SEES_BOTH_WAYS = True
 
 
 @contextmanager

@@ -37,6 +37,9 @@ OBSERVED = frozenset({"attention", "attention_shallow", "keys"})
 CPU_ASKS = False
 """Whether vLLM's runner for CPUs asks models for positions, as those for accelerators do."""
 
+CPU_SEES_BOTH_WAYS = False
+"""Whether vLLM's attention for CPUs lets the tokens of an image see each other both ways."""
+
 
 class ConfigurationError(RuntimeError):
     """A configuration that cannot be served, and why.
@@ -286,6 +289,12 @@ def _engine(vllm_config: Any, method: Method, model_type: str) -> str | None:
         return (
             f"{model_type} on a CPU: vLLM's runner for CPUs does not ask where kept tokens were; "
             "serve it on an accelerator"
+        )
+    both_ways = vllm_config.model_config.is_mm_prefix_lm
+    if both_ways and current_platform.is_cpu() and not CPU_SEES_BOTH_WAYS:
+        return (
+            f"{model_type} on a CPU: vLLM's attention for CPUs does not let the tokens of an image "
+            "see each other both ways, pruned or not; serve it on an accelerator"
         )
     if placed and vllm_config.parallel_config.pipeline_parallel_size > 1:
         return (

@@ -11,7 +11,7 @@ from secateur.integrations.families.llava_next import LLAVA_NEXT
 from secateur.integrations.families.llava_onevision import LLAVA_ONEVISION
 from secateur.integrations.families.pixtral import MISTRAL3
 from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
-from secateur.integrations.families.tiles import INTERNVL, SMOLVLM
+from secateur.integrations.families.tiles import GEMMA3, INTERNVL, SMOLVLM
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,13 @@ ROWS: dict[str, Row] = {
         "smolvlm",
         (f"{_MODELS}idefics3", f"{_MODELS}smolvlm"),
         cropped=True,
+    ),
+    "gemma3": Row(
+        "Gemma3ForConditionalGeneration",
+        _unseen(GEMMA3),
+        "gemma3",
+        (f"{_MODELS}gemma3_mm",),
+        towers=("siglip_vision_model",),
     ),
     "mistral3": Row(
         "Mistral3ForConditionalGeneration",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from secateur.integrations.families.tiles import folded, tiles_visuals
 from secateur.integrations.vllm.counting import Sized
 from secateur.integrations.vllm.layout import LAYOUT, LaidOut
 from secateur.integrations.vllm.pruning import Pruned
-from secateur.integrations.vllm.towers import watched
+from secateur.integrations.vllm.towers import Ungraphed, watched
 
 
 class Info(Sized, idefics3.Idefics3ProcessingInfo):
@@ -94,7 +93,7 @@ class Processor(LaidOut, idefics3.Idefics3MultiModalProcessor):
         return [PromptReplacement(modality="image", target=[token], replacement=replacement)]
 
 
-class Tiled(Pruned):
+class Tiled(Ungraphed, Pruned):
     """A model whose images are tiles with text between."""
 
     model: Any
@@ -107,10 +106,6 @@ class Tiled(Pruned):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.prepare(vllm_config)
-
-    def get_encoder_cudagraph_config(self) -> Any:
-        """For no modality: graphs would run the tower around the method."""
-        return replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
 
     def loads(self, name: str, kwargs: Any) -> list[int]:
         """What the connector makes of an image's tiles."""

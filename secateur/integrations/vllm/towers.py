@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ from secateur.integrations.observing import (
 )
 from secateur.integrations.vllm.checking import OBSERVED
 from secateur.integrations.vllm.pruning import Pruned, all_heads, over_heads
+
+
+class Ungraphed:
+    """A model whose encoder runs without graphs, which would run the tower around the method."""
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """As vLLM's, for no modality."""
+        return replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
 
 
 @contextmanager
