@@ -107,8 +107,9 @@ def test_settings_that_do_not_go_with_it(checkpoints, name, how, words):
     ("newlines", "words"),
     [("rows", "which rows keep a token is not known"), ("some", "expected one of rows, all, none")],
 )
-def test_newlines_that_cannot_be_counted(checkpoints, newlines, words):
-    checkpoint = checkpoints("llava_next")
+@pytest.mark.parametrize("name", ["llava_next", "mistral3"])
+def test_newlines_that_cannot_be_counted(checkpoints, name, newlines, words):
+    checkpoint = checkpoints(name)
     asked = overrides(sc.DivPrune(keep=9), checkpoint.kind, newlines=newlines)
     with pytest.raises(ConfigurationError, match=words):
         configuration(checkpoint.folder, asked)
@@ -201,27 +202,44 @@ def test_families_nobody_serves():
         overrides(sc.TopK(), "pixtral")
 
 
-@pytest.mark.parametrize("kind", ["smolvlm", "idefics3"])
-def test_tiles_with_text_between(kind):
-    with pytest.raises(ValueError, match="not served: text stands between the tiles of an image"):
-        overrides(sc.TopK(), kind)
+def test_images_that_are_read_both_ways(checkpoints, monkeypatch):
+    asked_for_positions()
+    monkeypatch.setattr(checking, "CPU_SEES_BOTH_WAYS", False)
+    monkeypatch.setitem(globals(), "asked_for_positions", lambda: None)
+    with pytest.raises(ConfigurationError, match="gemma3 on a CPU: vLLM's attention for CPUs does"):
+        configuration(checkpoints("gemma3").folder, overrides(sc.TopK(keep=9), "gemma3"))
 
 
-def test_tiles_are_counted_before_they_are_seen():
-    overrides(sc.EADP(keep=9), "internvl")
-    with pytest.raises(ValueError, match="erase needs pixels, which vLLM's internvl does not give"):
-        overrides(sc.ERASE(), "internvl")
+def test_what_vllm_asks_about_its_own_class_is_asked_about_ours(checkpoints):
+    asked = overrides(sc.TopK(keep=9), "qwen3_5")
+    # That of the checkpoint's own configuration, which vLLM would have ignored.
+    asked["text_config"] = {"mamba_ssm_dtype": "float32"}
+    made = configuration(checkpoints("qwen3_5").folder, asked)
+    assert made.cache_config.mamba_ssm_cache_dtype == "float32"
+    ignored = {"secateur": sc.TopK(keep=9).to_dict()}
+    with pytest.raises(ConfigurationError, match='"architectures": \\["SecateurQwen3_5For'):
+        configuration(checkpoints("qwen3_5").folder, ignored)
+
+
+@pytest.mark.parametrize("kind", ["internvl", "smolvlm", "gemma3"])
+def test_pictures_nobody_counts_by_pixels(kind):
+    with pytest.raises(ValueError, match=f"erase needs pixels, which vLLM's {kind} does not give"):
+        overrides(sc.ERASE(), kind)
+
+
+@pytest.mark.parametrize("kind", ["internvl", "smolvlm"])
+def test_tiles_are_counted_before_they_are_seen(kind):
+    overrides(sc.EADP(keep=9), kind)
     with pytest.raises(ValueError, match="crops whose shares are rounded down"):
-        overrides(sc.EADP(keep=9, rounding="floor"), "internvl")
+        overrides(sc.EADP(keep=9, rounding="floor"), kind)
 
 
-def test_towers_nobody_watches(checkpoints):
-    asked = overrides(sc.TopK(keep=9), "internvl")
+@pytest.mark.parametrize("name", ["internvl", "gemma3", "mistral3"])
+def test_towers_nobody_watches(checkpoints, name):
+    asked = overrides(sc.TopK(keep=9), name)
     asked["vision_config"] = {"model_type": "other_vision"}
-    with pytest.raises(
-        ConfigurationError, match="internvl with a other_vision is not served; take"
-    ):
-        configuration(checkpoints("internvl").folder, asked)
+    with pytest.raises(ConfigurationError, match=f"{name} with a other_vision is not served; take"):
+        configuration(checkpoints(name).folder, asked)
 
 
 def test_vllm_still_has_what_the_plugin_uses():

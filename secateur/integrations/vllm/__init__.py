@@ -19,7 +19,7 @@ from secateur.core.methods import Method
 from secateur.integrations.families.newlines import SETTING, Newlines
 from secateur.integrations.vllm.checking import KEY, ConfigurationError, enter, method_of
 from secateur.integrations.vllm.internals import CHECKED, INTERNALS, missing
-from secateur.integrations.vllm.models import ROWS, SUPPORTED, UNSERVED
+from secateur.integrations.vllm.models import ROWS, SUPPORTED
 
 __all__ = [
     "CHECKED",
@@ -80,8 +80,6 @@ def overrides(
     >>> json.dumps(overrides(sc.TopK(keep=64)))
     '{"architectures": ["SecateurLlavaForConditionalGeneration"], "secateur": {"method": "topk", "keep": 64, ...}}'
     """  # noqa: E501
-    if model_type in UNSERVED:
-        raise ValueError(f"secateur: vLLM's {model_type!r} is not served: {UNSERVED[model_type]}")
     if model_type not in SUPPORTED:
         raise ValueError(
             f"secateur: no plug-in for vLLM's {model_type!r} yet; there is one for "

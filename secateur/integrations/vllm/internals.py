@@ -10,7 +10,7 @@ CHECKED = ("0.32.0",)
 """The releases of vLLM this was run with."""
 
 READ = ("0.33.0",)
-"""Releases whose files have every name below; this was not run with them."""
+"""Releases whose files have the names of LLaVA, InternVL and Qwen to 3-VL; not run with them."""
 
 INTERNALS = {
     "model_executor.models.config": ("MODELS_CONFIG_MAP",),
@@ -44,6 +44,47 @@ INTERNALS = {
         "InternS1MultiModalProcessor._get_prompt_updates",
         "InternS1ProcessingInfo.get_max_image_tokens",
         "InternS1ProcessingInfo.get_supported_mm_limits",
+    ),
+    "model_executor.models.idefics3": (
+        "Idefics3ForConditionalGeneration._parse_and_validate_image_input",
+        "Idefics3ForConditionalGeneration._process_image_pixels",
+        "Idefics3ForConditionalGeneration.get_encoder_cudagraph_config",
+        "Idefics3Model.embed_input_ids",
+        "Idefics3DummyInputsBuilder",
+        "Idefics3MultiModalProcessor._get_prompt_updates",
+        "Idefics3MultiModalProcessor._postprocess_hf_mm_data",
+        "Idefics3ProcessingInfo.get_image_repl",
+    ),
+    "model_executor.models.smolvlm": (
+        "SmolVLMForConditionalGeneration",
+        "SmolVLMProcessingInfo.get_image_repl",
+    ),
+    "model_executor.models.gemma3_mm": (
+        "Gemma3ForConditionalGeneration._parse_and_validate_image_input",
+        "Gemma3ForConditionalGeneration.get_encoder_cudagraph_config",
+        "Gemma3DummyInputsBuilder",
+        "Gemma3MultiModalProcessor._get_prompt_updates",
+        "Gemma3ProcessingInfo.get_image_repl",
+        "Gemma3ProcessingInfo.get_image_size_with_most_features",
+        "Gemma3ProcessingInfo.get_num_image_tokens",
+    ),
+    "model_executor.models.mistral3": (
+        "Mistral3ForConditionalGeneration._process_image_input",
+        "Mistral3DummyInputsBuilder",
+        "Mistral3MultiModalProcessor._get_prompt_updates",
+        "Mistral3MultiModalProcessor._postprocess_hf_mm_data",
+        "Mistral3ProcessingInfo.get_image_size_with_most_features",
+        "Mistral3ProcessingInfo.get_vision_encoder_info",
+    ),
+    "model_executor.models.glm4_1v": (
+        "Glm4vForConditionalGeneration._parse_and_validate_multimodal_inputs",
+        "Glm4vForConditionalGeneration._process_image_input",
+        "Glm4vForConditionalGeneration.get_mrope_input_positions",
+        "Glm4vMoeForConditionalGeneration",
+        "Glm4vDummyInputsBuilder",
+        "Glm4vMultiModalProcessor._get_prompt_updates",
+        "Glm4vProcessingInfo.get_max_image_tokens",
+        "Glm4vProcessingInfo.get_num_image_tokens",
     ),
     "model_executor.models.qwen2_vl": (
         "Qwen2VLForConditionalGeneration._parse_and_validate_multimodal_inputs",
@@ -86,6 +127,12 @@ INTERNALS = {
         "MMEncoderAttention.maybe_compute_seq_lens",
         "MMEncoderAttention.maybe_recompute_cu_seqlens",
     ),
+    "model_executor.models.qwen3_5": (
+        "Qwen3_5ForConditionalGeneration.recompute_mrope_positions",
+        "Qwen3_5MoeForConditionalGeneration",
+        "Qwen3_5MoeProcessingInfo",
+        "Qwen3_5ProcessingInfo",
+    ),
     "multimodal.processing": (
         "BaseMultiModalProcessor._apply_hf_processor_main",
         "BaseMultiModalProcessor._get_mm_fields_config",
@@ -97,6 +144,7 @@ INTERNALS = {
         "PromptUpdateDetails.select_token_id",
     ),
     "multimodal.inputs": ("MultiModalFieldConfig.batched",),
+    "multimodal.parse": ("ImageProcessorItems.get_image_size",),
     "config.multimodal": (
         "MultiModalConfig.is_multimodal_pruning_enabled",
         "MultiModalConfig.get_video_pruning_spec",

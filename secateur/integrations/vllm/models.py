@@ -192,8 +192,5 @@ ROWS: dict[str, Row] = {
     ),
 }
 
-UNSERVED: dict[str, str] = {}
-"""Why a type of model that transformers serves is not to be had here, where that is known."""
-
 SUPPORTED = {model_type: row.served for model_type, row in ROWS.items()}
 """The classes that are served, by the type of a model: vLLM and transformers call them alike."""

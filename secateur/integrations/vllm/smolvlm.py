@@ -99,7 +99,7 @@ class Tiled(Ungraphed, Pruned):
     model: Any
 
     @property
-    def language_model(self) -> Any:  # type: ignore[override]
+    def language_model(self) -> Any:
         """What reads the prompt."""
         return self.model.text_model
 
