@@ -215,7 +215,7 @@ def on_vllm() -> str:
                 reasons.append(why.split("; ")[0].replace(f"vLLM's {model_type}", "the model"))
             else:
                 served.append(row.family.name)
-        key = (", ".join(served) or "none", "; ".join(dict.fromkeys(reasons)))
+        key = (", ".join(dict.fromkeys(served)) or "none", "; ".join(dict.fromkeys(reasons)))
         found.setdefault(key, []).append(f"`{kind.name}`")
     rows = ([", ".join(names), *key] for key, names in found.items())
     return markdown("published forms of | served in | refused elsewhere, because", rows)

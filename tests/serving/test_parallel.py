@@ -37,10 +37,7 @@ NAMES = ["llava", "internvl", "smolvlm", "gemma3", "mistral3", "qwen2_vl", "qwen
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["llava", "internvl", "smolvlm", "gemma3", "mistral3", "qwen2_vl", "qwen2_5_vl", "glm4v"],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_heads_on_two_ranks(checkpoints, tmp_path, name):
     checkpoint = checkpoints(name)
     script = tmp_path / "two_ranks.py"
