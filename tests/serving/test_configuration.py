@@ -221,7 +221,7 @@ def test_what_vllm_asks_about_its_own_class_is_asked_about_ours(checkpoints):
         configuration(checkpoints("qwen3_5").folder, ignored)
 
 
-@pytest.mark.parametrize("kind", ["internvl", "smolvlm", "gemma3"])
+@pytest.mark.parametrize("kind", ["internvl", "smolvlm", "gemma3", "qwen3_5"])
 def test_pictures_nobody_counts_by_pixels(kind):
     with pytest.raises(ValueError, match=f"erase needs pixels, which vLLM's {kind} does not give"):
         overrides(sc.ERASE(), kind)

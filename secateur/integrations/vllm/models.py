@@ -70,7 +70,10 @@ def _still(family: Family) -> Family:
 
 
 def _unseen(family: Family) -> Family:
-    """As `_hooked`, without the pixels, from which tiles that share a budget cannot be counted."""
+    """As `_hooked`, without the pixels, by which ERASE counts.
+
+    Tiles that share a budget cannot be counted so, and with Qwen3.5 transformers refuses ERASE.
+    """
     return replace(_hooked(family), offers=family.offers - {"pixels"})
 
 
@@ -164,14 +167,14 @@ ROWS: dict[str, Row] = {
     ),
     "qwen3_5": Row(
         "Qwen3_5ForConditionalGeneration",
-        _hooked(QWEN3_5),
+        _unseen(QWEN3_5),
         "qwen3_5",
         (f"{_MODELS}qwen3_vl", f"{_MODELS}qwen3_5"),
         placed=True,
     ),
     "qwen3_5_moe": Row(
         "Qwen3_5MoeForConditionalGeneration",
-        _hooked(QWEN3_5),
+        _unseen(QWEN3_5),
         "qwen3_5",
         (f"{_MODELS}qwen3_vl", f"{_MODELS}qwen3_5"),
         placed=True,
