@@ -62,10 +62,10 @@ def wanted(method: Method, family: Family, encoder: object | None) -> frozenset[
             f"{type(method).__name__} makes the picture smaller before it is encoded, which no "
             "attachment does: give what its `shrink(pixels, grid)` makes to the processor"
         )
-    if acts_inside(method) and not family.cuttable:
+    if acts_inside(method) and family.uncut:
         raise ValueError(
             f"{type(method).__name__} drops tokens between layers of the language model, which "
-            f"{family.name} does not let it do here"
+            f"{family.name} does not let it do here: {family.uncut}"
         )
     if isinstance(method, Folds) and method.folds:
         _check_folding(method, family)
