@@ -560,17 +560,13 @@ def picture(seed: int, height: int = 48, width: int = 48) -> Image.Image:
 
 
 def asked_for_positions():
-    """Let vLLM's CPU runner ask for the positions of kept tokens, with the code of the others.
-
-    And let it run Gemma 3, whose images it reads one way only; the tests know.
-    """
+    """Let vLLM's CPU runner ask for the positions of kept tokens, with the code of the others."""
     from positions_on_cpu import ask
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     from secateur.integrations.vllm import checking
 
     ask(CPUModelRunner, checking)
-    checking.CPU_SEES_BOTH_WAYS = True
 
 
 @contextmanager
