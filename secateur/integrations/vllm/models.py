@@ -70,11 +70,11 @@ def _still(family: Family) -> Family:
 
 
 def _unseen(family: Family) -> Family:
-    """As `_hooked`, without the pixels, by which ERASE counts.
+    """As `_hooked`, without the pixels, by which ERASE counts and PixelPrune drops.
 
     Tiles that share a budget cannot be counted so, and with Qwen3.5 transformers refuses ERASE.
     """
-    return replace(_hooked(family), offers=family.offers - {"pixels"})
+    return replace(_hooked(family), offers=family.offers - {"pixels"}, skips=False)
 
 
 ROWS: dict[str, Row] = {
