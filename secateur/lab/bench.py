@@ -254,7 +254,7 @@ def run_cell(lab: Lab, cell: Cell, drawn: Sequence[Scene]) -> dict[str, Any]:
             _prefill(lab, images)
             if attachment is not None:
                 lengths.append(attachment.last.final_length)
-                spent.extend(_left(attachment.last))
+                spent.extend(left_of(attachment.last))
         with FlopCounterMode(display=False) as counter:
             _prefill(lab, [drawn[0].image])
     for n, image in enumerate(seen.images[: len(drawn)]):
@@ -311,7 +311,7 @@ def _at_any_size(model: Any) -> Iterator[None]:
         yield
 
 
-def _left(report: Any) -> list[int]:
+def left_of(report: Any) -> list[int]:
     """How many visual tokens each prompt of one image had in the end."""
     counts = [len(kept) for kept in report.kept]
     for prompt_number, cuts in enumerate(report.inside):
@@ -357,9 +357,13 @@ def settings(scene_count: int) -> dict[str, Any]:
 
 def open_run(folder: Path, scene_count: int) -> None:
     """Make the folder of a run, or refuse one that was begun with other scenes."""
+    open_folder(folder, settings(scene_count))
+
+
+def open_folder(folder: Path, mine: Mapping[str, Any]) -> None:
+    """Make a folder for cells that have `mine` in common, or refuse one of others."""
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     path = folder / "run.json"
-    mine = settings(scene_count)
     if path.exists() and json.loads(path.read_text("utf-8")) != mine:
         raise ValueError(
             f"{folder} holds a run of other scenes; give another folder, or delete this one"
@@ -383,7 +387,7 @@ def run(
     lab = lab or Lab.load()
     drawn = list(scenes(scene_count, HELD_OUT))
     for cell in todo:
-        _write(folder, cell, run_cell(lab, cell, drawn))
+        write_cell(folder, cell, run_cell(lab, cell, drawn))
         done(cell)
 
 
@@ -416,11 +420,12 @@ def run_on_ray(
     while waiting:
         ready, waiting = ray.wait(waiting)
         for cell, found in ray.get(ready):
-            _write(folder, cell, found)
+            write_cell(folder, cell, found)
             done(cell)
 
 
-def _write(folder: Path, cell: Cell, found: Mapping[str, Any]) -> None:
+def write_cell(folder: Path, cell: Cell, found: Mapping[str, Any]) -> None:
+    """Keep what was found; a file that is there is whole."""
     path = folder / "cells" / cell.file
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found) + "\n", "utf-8")

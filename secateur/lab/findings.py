@@ -76,20 +76,20 @@ def _number(x: float | None, form: str = ".1f") -> str:
     return "-" if x is None else format(x, form)
 
 
-def answers_table(table: Sequence[Row], keep: int) -> list[str]:
+def answers_table(table: Sequence[Row], keep: int, kinds: Sequence[str] = KINDS) -> list[str]:
     """How right each method is at one budget, the best first."""
     here = sorted((r for r in table if r["keep"] == keep), key=lambda r: -r["relative"])
     lines = [
-        "| method | of all tokens' | 95 % | " + " | ".join(KINDS) + " |",
-        "| --- | ---: | --- |" + " ---: |" * len(KINDS),
+        "| method | of all tokens' | 95 % | " + " | ".join(kinds) + " |",
+        "| --- | ---: | --- |" + " ---: |" * len(kinds),
     ]
     for row in [r for r in table if r["keep"] is None] + here:
-        kinds = " | ".join(_percent(row[kind]) for kind in KINDS)
+        told = " | ".join(_percent(row[kind]) for kind in kinds)
         spread = f"{_percent(row['low'])} to {_percent(row['high'])}"
         name = row["method"]
         if row.get("frugal") or row.get("lavish"):
             name += f" (spent {row['spent']:.0f})"
-        lines.append(f"| {name} | {_percent(row['relative'])} | {spread} | {kinds} |")
+        lines.append(f"| {name} | {_percent(row['relative'])} | {spread} | {told} |")
     return lines
 
 
@@ -215,7 +215,7 @@ def _accuracy(
             axes.fill_between(keep, *spread, color=colour, alpha=0.12, lw=0)
         ends.append((share[-1], keep[-1], name, colour))
     for (share_, x, name, colour), height in zip(
-        sorted(ends), _apart([end[0] for end in sorted(ends)], 2.9, 101.0), strict=True
+        sorted(ends), apart([end[0] for end in sorted(ends)], 2.9, 101.0), strict=True
     ):
         axes.annotate(
             name,
@@ -296,7 +296,7 @@ def _complexity(folder: Path, cells: Cells, ticks: Sequence[int]) -> None:
     plt.close(figure)
 
 
-def _apart(heights: Sequence[float], gap: float, top: float) -> list[float]:
+def apart(heights: Sequence[float], gap: float, top: float) -> list[float]:
     """Ascending heights moved as little as keeps neighbours a gap apart and below `top`."""
     moved = list(heights)
     for n in range(1, len(moved)):

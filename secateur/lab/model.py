@@ -20,7 +20,8 @@ WORDS_AT_MOST = 112
 TEXT_AT_MOST = 56
 
 
-def _words(vocabulary: tuple[str, ...], template: str, specials: tuple[str, ...]) -> Any:
+def word_tokenizer(vocabulary: tuple[str, ...], template: str, specials: tuple[str, ...]) -> Any:
+    """Words of a vocabulary, put into a template of special ones, as `tokenizers` has it."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
 
@@ -44,7 +45,7 @@ def build_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=_words((*SPECIAL, *VOCABULARY), f"{BOS} $A", (BOS,)),
+        tokenizer_object=word_tokenizer((*SPECIAL, *VOCABULARY), f"{BOS} $A", (BOS,)),
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
@@ -160,7 +161,7 @@ def build_text_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=_words(
+        tokenizer_object=word_tokenizer(
             (UNKNOWN, *VOCABULARY, START, END), f"{START} $A {END}", (START, END)
         ),
         bos_token=START,

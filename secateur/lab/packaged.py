@@ -10,6 +10,7 @@ from secateur.core.extras import extra
 
 WEIGHTS = "weights"
 TEXT = "clip"
+WATCHER = "watcher"
 
 
 def _folder() -> Path:
@@ -98,3 +99,45 @@ def text_encoder(dtype: Any = "float32", device: Any = None) -> tuple[Any, Any]:
     model = CLIPModel.from_pretrained(folder, dtype=dtype)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     return model.to(device or "cpu").eval(), tokenizer
+
+
+def save_watcher(model: Any, folder: Path) -> None:
+    """Write the model that watches and its tokeniser, as `load_watcher` finds them."""
+    import torch
+
+    from secateur.lab.watcher import build_reader
+
+    model.to(torch.bfloat16).save_pretrained(folder)
+    build_reader().save_pretrained(folder)
+
+
+def load_watcher(dtype: Any = "float32", device: Any = None) -> tuple[Any, Any]:
+    """Load the lab's model that watches clips, and its tokeniser.
+
+    Parameters
+    ----------
+    dtype, device
+        As for `load`.
+
+    Returns
+    -------
+    model : transformers.LlavaOnevisionForConditionalGeneration
+        In evaluation mode; 36 visual tokens a frame of 96 pixels, and one at the end.
+    reader : transformers.PreTrainedTokenizerFast
+        `secateur.lab.watcher.inputs` makes the model's input with it.
+
+    Examples
+    --------
+    >>> from secateur.lab import clips, load_watcher, watch
+    >>> model, reader = load_watcher()
+    >>> clip = next(clips(1, seed=1, kind="reading"))
+    >>> said = watch(model, reader, [clip.images], [clip.questions[0].text])
+    """
+    with extra("transformers", "secateur.lab.load_watcher"):
+        import torch  # noqa: F401  (as above)
+        from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
+
+    folder = _folder() / WATCHER
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    reader = PreTrainedTokenizerFast.from_pretrained(folder)
+    return model.to(device or "cpu").eval(), reader

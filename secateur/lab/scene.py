@@ -161,7 +161,7 @@ def draw(
         complexity = COMPLEXITIES[rng.integers(3)]
     if texture is None:
         texture = TEXTURES[max(0, int(rng.integers(-2, len(TEXTURES))))]
-    canvas = _ground(rng, texture)
+    canvas = ground(rng, texture)
     fewest, most = _COUNTS[complexity]
     places = np.sort(rng.permutation(BOARD * BOARD)[: rng.integers(fewest, most + 1)])
     # Few colours and few shapes in a scene make counts that differ and questions that are hard.
@@ -177,10 +177,10 @@ def draw(
                 name, attribute = "word", str(rng.choice(WORDS))
             else:
                 name, attribute = "number", str(rng.integers(10, 100))
-            tile, opacity, box = _label(rng, attribute)
+            tile, opacity, box = label_tile(rng, attribute)
         else:
             name, attribute = str(rng.choice(forms)), str(rng.choice(palette))
-            tile, opacity, box = _shape(rng, name, attribute)
+            tile, opacity, box = shape_tile(rng, name, attribute)
         y, x = row * PLACE, column * PLACE
         window = canvas[y : y + PLACE, x : x + PLACE]
         window += opacity[..., None] * (tile - window)
@@ -204,7 +204,7 @@ def draw(
     )
 
 
-def _ground(rng: np.random.Generator, texture: Texture) -> NDArray[np.float32]:
+def ground(rng: np.random.Generator, texture: Texture) -> NDArray[np.float32]:
     """Draw the ground: greys of little colour, so that no ground is taken for a shape."""
     base = rng.uniform(60, 200) + rng.uniform(-12, 12, 3)
     other = base + rng.choice([-1, 1]) * rng.uniform(18, 40)
@@ -236,7 +236,7 @@ Tile = tuple[NDArray[np.float32], NDArray[np.float32], Box]
 _Y, _X = np.mgrid[:PLACE, :PLACE].astype(np.float32) + 0.5
 
 
-def _shape(rng: np.random.Generator, name: str, colour: str) -> Tile:
+def shape_tile(rng: np.random.Generator, name: str, colour: str) -> Tile:
     """Draw a shape somewhere in its place: colours, opacity (anti-aliased) and box."""
     radius = float(rng.uniform(10, 15))
     middle = rng.uniform(radius + 0.5, PLACE - radius - 0.5, 2)
@@ -278,7 +278,7 @@ def _distance(
     return distance.astype(np.float32)
 
 
-def _label(rng: np.random.Generator, text: str) -> Tile:
+def label_tile(rng: np.random.Generator, text: str) -> Tile:
     """Print dark letters on a light plate; its lines and its start keep to the grid of patches."""
     ink = render(text)
     height, width = ink.shape[0] + 4, ink.shape[1] + 4

@@ -13,7 +13,8 @@ from secateur.lab.model import build_clip, build_model, build_processor, build_t
 from secateur.lab.objects import KINDS
 from secateur.lab.training.attention import PLAIN
 from secateur.lab.training.batches import batch, pixels
-from secateur.lab.training.train import read, score, see
+from secateur.lab.training.reading import read, score
+from secateur.lab.training.train import see
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +117,10 @@ def test_score_counts_whole_answers():
     asked = target.targets != -100
     logits = torch.nn.functional.one_hot(target.targets[asked], 200).float()
     kinds = [KINDS[i] for i in target.kinds.flatten().tolist() if i >= 0]
-    assert score(logits, target) == {k: (kinds.count(k), kinds.count(k)) for k in KINDS}
+    assert score(logits, target, KINDS) == {k: (kinds.count(k), kinds.count(k)) for k in KINDS}
     logits[0] = 0
     first = KINDS[int(target.kinds[0, 0])]
-    assert score(logits, target)[first] == (kinds.count(first) - 1, kinds.count(first))
+    assert score(logits, target, KINDS)[first] == (kinds.count(first) - 1, kinds.count(first))
 
 
 def test_probes_are_told_what_patches_show():

@@ -35,13 +35,13 @@ _WORD = {word: index for index, word in enumerate(WORDS)}
 
 
 @dataclass
-class Batch:
-    """Pictures with everything to be said about them.
+class Asked:
+    """Questions and answers on pictures or clips, many on each.
 
     Attributes
     ----------
     images
-        uint8, shape ``(B, 96, 96, 3)``.
+        uint8, shape ``(B, 96, 96, 3)``, or ``(B, T, 96, 96, 3)`` of clips.
     tokens
         int64, shape ``(B, T)``: question, answer, end; question, answer, end; and so on.
     turns
@@ -55,11 +55,7 @@ class Batch:
     cover
         bool, shape ``(B, 9, 144)``: the patches of each place's object, or of the empty place.
     kinds
-        int64, shape ``(B, Q)``: index in `KINDS` of each question, -1 where there is none.
-    patches
-        For each of `PROBES` int64, shape ``(B, 144)``.
-    present
-        float32, shape ``(B, PRESENT)``: the pairs of colour and shape, and the words, in the scene.
+        int64, shape ``(B, Q)``: index of the kind of each question, -1 where there is none.
     """
 
     images: Any
@@ -70,6 +66,20 @@ class Batch:
     looks: Any
     cover: Any
     kinds: Any
+
+
+@dataclass
+class Batch(Asked):
+    """Pictures with everything to be said about them.
+
+    Attributes
+    ----------
+    patches
+        For each of `PROBES` int64, shape ``(B, 144)``.
+    present
+        float32, shape ``(B, PRESENT)``: the pairs of colour and shape, and the words, in the scene.
+    """
+
     patches: dict[str, Any]
     present: Any
 
@@ -98,13 +108,13 @@ def batch(seed: int, step: int, size: int, room: int) -> Batch:
     packed = [_pack(rng, scene, room) for scene in drawn]
     return Batch(
         images=torch.from_numpy(np.stack([scene.image for scene in drawn])),
-        tokens=_padded([row[0] for row in packed], SPECIAL.index("<pad>")),
-        turns=_padded([row[1] for row in packed], -1),
-        offsets=_padded([row[2] for row in packed], 0),
-        targets=_padded([row[3] for row in packed], NOT_ASKED),
+        tokens=padded([row[0] for row in packed], SPECIAL.index("<pad>")),
+        turns=padded([row[1] for row in packed], -1),
+        offsets=padded([row[2] for row in packed], 0),
+        targets=padded([row[3] for row in packed], NOT_ASKED),
         looks=_unpacked([row[5] for row in packed]),
         cover=torch.from_numpy(np.stack([_cover(scene) for scene in drawn])),
-        kinds=_padded([row[4] for row in packed], -1),
+        kinds=padded([row[4] for row in packed], -1),
         patches={
             name: torch.from_numpy(np.stack([labels[name] for labels in map(_labels, drawn)]))
             for name in PROBES
@@ -170,10 +180,11 @@ def _unpacked(rows: Sequence[Sequence[int]]) -> Any:
     """Bits as booleans, (B, T, 9)."""
     import torch
 
-    return (_padded(rows, 0)[..., None] >> torch.arange(BOARD * BOARD)) % 2 == 1
+    return (padded(rows, 0)[..., None] >> torch.arange(BOARD * BOARD)) % 2 == 1
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int) -> Any:
+def padded(rows: Sequence[Sequence[int]], value: int) -> Any:
+    """Rows of unequal length as one table, filled up on the right."""
     import torch
 
     table = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)

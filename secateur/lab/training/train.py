@@ -16,7 +16,6 @@ import math
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,21 +31,10 @@ from secateur.lab.model import WIDTH, build_model, build_processor
 from secateur.lab.objects import KINDS
 from secateur.lab.packaged import TEXT, WEIGHTS, save
 from secateur.lab.training.attention import PLAIN
-from secateur.lab.training.batches import (
-    NOT_ASKED,
-    PATCHES,
-    PRESENT,
-    PROBES,
-    Batch,
-    batch,
-    pixels,
-    prompt_start,
-)
+from secateur.lab.training.batches import PRESENT, PROBES, Batch, batch, pixels
 from secateur.lab.training.contrast import TextSettings, train_text
 from secateur.lab.training.journal import Journal
-
-POINTING = (1, 2)
-"""Layers of the language model whose first head is taught to look at what is asked."""
+from secateur.lab.training.reading import read, score
 
 
 @dataclass(frozen=True)
@@ -126,101 +114,6 @@ def see(model: Any, images: Any) -> tuple[Any, Any]:
     """Return the features LLaVA takes of every patch, ``(B, 144, D)``, and the class token's."""
     seen = model.model.vision_tower(pixels(images), output_hidden_states=True)
     return seen.hidden_states[-2][:, 1:], seen.pooler_output
-
-
-@contextmanager
-def _watched(layers: Any) -> Iterator[list[tuple[Any, Any]]]:
-    """Collect the queries and keys of the pointing layers, ``(B, T, D)`` each, as they run."""
-    seen: dict[tuple[int, str], Any] = {}
-    pairs: list[tuple[Any, Any]] = []
-
-    def note(key: tuple[int, str]) -> Any:
-        return lambda module, inputs, output: seen.__setitem__(key, output)
-
-    handles = [
-        getattr(layers[layer].self_attn, name).register_forward_hook(note((layer, name)))
-        for layer in POINTING
-        for name in ("q_proj", "k_proj")
-    ]
-    try:
-        yield pairs
-    finally:
-        for handle in handles:
-            handle.remove()
-    pairs += [(seen[layer, "q_proj"], seen[layer, "k_proj"]) for layer in POINTING]
-
-
-def read(model: Any, features: Any, target: Batch) -> tuple[Any, Any, Any]:
-    """Return logits ``(M, V)`` and targets ``(M,)`` at the tokens before an answer's, and a loss.
-
-    Every question sees the image and itself, at the positions it would have were it the only one.
-    The loss is that of pointing: minus the log of the share of the patches' attention that one
-    head of each of the layers `POINTING` gives to what the token to follow speaks of.
-    """
-    size, words = target.tokens.shape
-    before = 1 + PATCHES
-    language = model.model.language_model
-    start = torch.full((size, 1), prompt_start(), device=features.device)
-    embeds = torch.cat(
-        [
-            language.embed_tokens(start),
-            model.model.multi_modal_projector(features),
-            language.embed_tokens(target.tokens),
-        ],
-        dim=1,
-    )
-    positions = torch.cat(
-        [torch.arange(before, device=start.device).expand(size, -1), before + target.offsets], dim=1
-    )
-    length = before + words
-    turns = torch.cat([torch.full((size, before), -2, device=start.device), target.turns], dim=1)
-    causal = torch.ones(length, length, dtype=torch.bool, device=start.device).tril()
-    same = turns[:, :, None] == turns[:, None, :]
-    mask = causal & (same | (turns[:, None, :] == -2))
-    bias = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(~mask, -1e4)
-    with _watched(language.layers) as pairs:
-        states = language(
-            inputs_embeds=embeds,
-            attention_mask=bias[:, None],
-            position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state[:, before:]
-    asked = target.targets != NOT_ASKED
-    cos, sin = language.rotary_emb(embeds, positions)
-    row, _ = asked.nonzero(as_tuple=True)
-    region = (target.looks[asked][:, :, None] & target.cover[row]).any(dim=1)
-    speaks = region.any(dim=1)
-    pointing = features.new_zeros(())
-    for queries, keys in pairs:
-        query = _rotated(queries, cos, sin)[:, before:][asked][speaks]
-        key = _rotated(keys, cos, sin)[:, 1:before][row[speaks]]
-        share = torch.einsum("md,mpd->mp", query, key).float() / math.sqrt(query.shape[-1])
-        inside = share.log_softmax(dim=-1).masked_fill(~region[speaks], -math.inf)
-        pointing = pointing - inside.logsumexp(dim=-1).mean()
-    return model.lm_head(states[asked]).float(), target.targets[asked], pointing
-
-
-def _rotated(x: Any, cos: Any, sin: Any) -> Any:
-    """Queries or keys of the first head as Llama rotates them."""
-    head = x[..., : cos.shape[-1]]
-    first, second = head.chunk(2, dim=-1)
-    return head * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-def score(logits: Any, target: Batch) -> dict[str, tuple[int, int]]:
-    """Count the questions of each kind whose every token is the likeliest, and all of them."""
-    asked = target.targets != NOT_ASKED
-    right = logits.argmax(dim=-1) == target.targets[asked]
-    row = torch.arange(len(asked), device=asked.device)[:, None].expand_as(asked)[asked]
-    questions = target.kinds.shape[1]
-    question = row * questions + target.turns[asked]
-    whole = torch.ones(target.kinds.numel(), dtype=torch.long, device=asked.device)
-    whole.scatter_reduce_(0, question, right.long(), "amin")
-    kinds = target.kinds.flatten()
-    return {
-        kind: (int(whole[kinds == index].sum()), int((kinds == index).sum()))
-        for index, kind in enumerate(KINDS)
-    }
 
 
 def rate_at(step: int, settings: Settings) -> float:
@@ -405,7 +298,7 @@ def _learn(
                 told = functional.cross_entropy(logits, wanted)
                 loss = loss + told + settings.point_weight * pointing
                 losses |= {"answers": told.item(), "pointing": pointing.item()}
-                counts = score(logits, target)
+                counts = score(logits, target, KINDS)
         gradients = torch.autograd.grad(loss, learnt, allow_unused=True)
         with lock:
             for parameter, gradient in zip(learnt, gradients, strict=True):

@@ -1,0 +1,195 @@
+"""Ask the lab's model that watches with every method at every budget, and keep what it said.
+
+Cells, runs that go on and intervals are those of `secateur.lab.bench`. A budget is so many tokens
+of each frame; a method spends T times that wherever in the video it likes. Methods for videos see
+all frames; methods for images take each frame by itself, or as `over` says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.core.measures import effective_rank
+from secateur.core.methods import Method, methods
+from secateur.core.methods.video import VideoMethod
+from secateur.core.methods.vidcom2 import VidCom2
+from secateur.core.selection import Selection
+from secateur.lab.answers import HELD_OUT
+from secateur.lab.bench import (
+    ALL,
+    USUAL_SEED,
+    Cell,
+    Usual,
+    fitted,
+    left_of,
+    missing,
+    open_folder,
+    write_cell,
+)
+from secateur.lab.clips import FRAMES, Clip, clips
+from secateur.lab.watched import WATCHED
+from secateur.lab.watcher import POOLED, watch_all
+
+BUDGETS = (9, 4, 2)
+"""Tokens of a frame of 36: 25, 11 and 6 percent, the whole numbers nearest to 25, 10 and 5."""
+CLIPS = 40
+UNFIT = frozenset({"downsample", "erase", "pixelprune", "visionselector"})
+"""Methods that change or read pixels, and one that needs weights the lab has not."""
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """The model that watches, its tokeniser, and the twin that reads instructions."""
+
+    model: Any
+    reader: Any
+    encoder: Any
+
+    @classmethod
+    def load(cls) -> Eyes:
+        """The lab's own, on the CPU. The twin has the tower of the model for pictures, too."""
+        from transformers.utils import logging
+
+        from secateur.lab.packaged import load_watcher, text_encoder
+
+        logging.disable_progress_bar()
+        return cls(*load_watcher(), text_encoder())
+
+
+def usual_frames(eyes: Eyes, count: int = 16) -> Usual:
+    """Measure frames of clips that are neither learnt nor asked."""
+    import torch
+
+    from secateur.lab.watcher import inputs
+
+    drawn = [clip.images for clip in clips(count, USUAL_SEED)]
+    pixels = inputs(eyes.reader, drawn, [""] * count)["pixel_values_videos"]
+    with torch.inference_mode():
+        found = eyes.model.get_video_features(pixel_values_videos=pixels)
+    tokens = found.pooler_output[:, : FRAMES * POOLED].reshape(count * FRAMES, POOLED, -1)
+    return Usual(float(effective_rank(tokens).mean()), ())
+
+
+def named(only: Sequence[str] | None) -> list[str]:
+    """The methods to measure, in the order of the registry but for those for videos, first."""
+    known = methods()
+    for name in only or ():
+        if name not in known or name in UNFIT:
+            raise ValueError(f"methods: {name} cannot be measured on clips")
+    names = sorted(set(known) - UNFIT) if only is None else list(only)
+    return sorted(names, key=lambda name: not issubclass(known[name], VideoMethod))
+
+
+def cells(names: Sequence[str], budgets: Sequence[int], usually: Usual) -> list[Cell]:
+    """All tokens, then every method named at every budget of tokens a frame."""
+    known = methods()
+    return [
+        Cell(ALL),
+        *(
+            Cell(name, fitted(known[name](keep=keep), usually))
+            for name in names
+            for keep in budgets
+        ),
+    ]
+
+
+class _Dropping:
+    """What a method keeps, and nothing folded into it."""
+
+    def choose(self, tokens: Any, k: int) -> Selection:
+        """As the method chooses, what is folded left out."""
+        found: Selection = super().choose(tokens, k)  # type: ignore[misc]
+        return replace(found, folded=None, fold_weights=None, shares=None)
+
+
+def dropping(method: Method) -> Method:
+    """The same method, which drops what it would merge."""
+    kind = type(method)
+    made = type(kind.__name__, (_Dropping, kind), {})
+    values = {item.name: getattr(method, item.name) for item in fields(method)}
+    return made(**values)  # type: ignore[no-any-return]
+
+
+MERGING = ("fastvid", "flashvid", "holitom")
+SPREAD = ("divprune", "topk", "visionzip")
+"""Methods for images whose budgets are spread over time in three ways."""
+
+
+def variants(budgets: Sequence[int], usually: Usual) -> list[Cell]:
+    """Merging methods that drop instead, and budgets that follow the changes of a clip or do not."""
+    known = methods()
+    made = []
+    for keep in budgets:
+        made += [Cell(f"{name}, dropping", dropping(known[name](keep=keep))) for name in MERGING]
+        made.append(Cell("vidcom2, even", VidCom2(keep=keep, temperature=1e6)))
+        for name in SPREAD:
+            even = fitted(known[name](keep=keep), usually)
+            made.append(Cell(f"{name}, by change", replace(even, over="change")))
+            made.append(Cell(f"{name}, one pool", replace(even, over="video")))
+    return made
+
+
+def run_cell(eyes: Eyes, cell: Cell, drawn: Sequence[Clip]) -> dict[str, Any]:
+    """Everything about a cell, as JSON holds it."""
+    from contextlib import nullcontext
+
+    from secateur.integrations.attach import attach
+
+    told: list[dict[str, Any]] = [
+        {"index": clip.index, "right": {}, "asked": {}, "brief": [0, 0], "lasting": [0, 0]}
+        for clip in drawn
+    ]
+    place = {clip.index: n for n, clip in enumerate(drawn)}
+    spent: list[int] = []
+    start = time.process_time()
+    if cell.method is None:
+        attached: Any = nullcontext()
+    else:
+        attached = attach(eyes.model, cell.method, eyes.reader, eyes.encoder)
+    with attached as attachment:
+        seen = None
+        for clip, question, said in watch_all(eyes.model, eyes.reader, drawn):
+            each, kind, right = told[place[clip.index]], question.kind, said == question.answer
+            each["asked"][kind] = each["asked"].get(kind, 0) + 1
+            each["right"][kind] = each["right"].get(kind, 0) + int(right)
+            if kind in ("reading", "when") or "label" in question.text:
+                span = each["brief" if question.brief else "lasting"]
+                span[0] += int(right)
+                span[1] += 1
+            if attachment is not None and attachment.last is not seen:
+                seen = attachment.last
+                spent += [count - 1 for count in left_of(seen)]  # the newline always stays
+    return {
+        "label": cell.label,
+        "keep": cell.keep,
+        "method": None if cell.method is None else cell.method.to_dict(),
+        "spent": float(np.mean(spent)) if spent else None,
+        "seconds": time.process_time() - start,
+        "scenes": told,
+    }
+
+
+def run(
+    folder: Path,
+    planned: Sequence[Cell],
+    count: int = CLIPS,
+    *,
+    eyes: Eyes | None = None,
+    done: Callable[[Cell], None] = lambda cell: None,
+) -> None:
+    """Do the cells that are missing in `folder`, one after the other."""
+    open_folder(folder, {"clips": count, "seed": HELD_OUT, "kinds": list(WATCHED)})
+    todo = missing(folder, planned)
+    if not todo:
+        return
+    eyes = eyes or Eyes.load()
+    drawn = list(clips(count, HELD_OUT))
+    for cell in todo:
+        write_cell(folder, cell, run_cell(eyes, cell, drawn))
+        done(cell)
