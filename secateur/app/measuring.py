@@ -24,8 +24,13 @@ def bench(
     only: Annotated[
         str | None, typer.Option("--methods", help="Names separated by commas; all without.")
     ] = None,
-    budgets: Annotated[str, typer.Option(help="Tokens to keep, separated by commas.")] = "64,36,16",
-    count: Annotated[int, typer.Option("--scenes", min=2, help="Held-out scenes.")] = 100,
+    budgets: Annotated[
+        str, typer.Option(help="Tokens to keep, separated by commas; of each frame with --video.")
+    ] = "64,36,16",
+    count: Annotated[int, typer.Option("--scenes", min=2, help="Held-out scenes, or clips.")] = 100,
+    video: Annotated[
+        bool, typer.Option("--video", help="Clips instead of pictures; 9,4,2 tokens, 30 clips.")
+    ] = False,
     claims: Annotated[bool, typer.Option(help="Check the claims of the papers as well.")] = True,
     on_ray: Annotated[bool, typer.Option("--ray", help="Spread the cells over Ray.")] = False,
     report: Annotated[
@@ -34,6 +39,13 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure what methods cost the lab's model in answers, and write a report."""
+    if video:
+        if on_ray:
+            raise typer.BadParameter("clips are asked in one process", param_hint="--ray")
+        budgets = "9,4,2" if budgets == "64,36,16" else budgets
+        count = 30 if count == 100 else count
+        _bench_clips(folder, only, budgets, count, claims, report, as_json)
+        return
     with told():
         names, keeps = _named(only), _budgets(budgets)
         saying("loading the lab's small model")
@@ -70,7 +82,48 @@ def bench(
         typer.echo(f"Wrote {report / 'bench.md'}.")
 
 
-def _told_of(rows: list[dict[str, Any]], checked: list[Any], count: int, as_json: bool) -> None:
+def _bench_clips(
+    folder: Path,
+    only: str | None,
+    budgets: str,
+    count: int,
+    claims: bool,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """The same on clips, with the model that watches."""
+    if folder == Path("build/bench"):
+        folder = Path("build/bench-video")
+    with told():
+        keeps = _budgets(budgets, 36)
+        with extra("cli,transformers", "bench"):
+            from secateur.lab import bench as running
+            from secateur.lab import bench_video as watching
+            from secateur.lab import findings_video as findings
+
+            eyes = watching.Eyes.load()
+        usually = watching.usual_frames(eyes)
+        names = watching.named(None if only is None else [x.strip() for x in only.split(",")])
+        planned = watching.cells(names, keeps, usually)
+        if claims:
+            planned += watching.variants(keeps[-2:], usually)
+        todo = len(running.missing(folder, planned))
+        with progress(todo, f"{todo} of {len(planned)} cells") as done:
+            watching.run(folder, planned, count, eyes=eyes, done=lambda _: done())
+        found = {(each["label"], each["keep"]): each for each in running.results(folder, planned)}
+        checked = findings.check(found, keeps[-2:]) if claims else []
+        made = f"{date.today().isoformat()}, {_machine()}."
+        command = _repeated(folder, only, budgets, count, False, report, video=True)
+        report = report or folder / "report"
+        rows = findings.write(report, found, checked, made, command)
+    _told_of(rows, checked, count, as_json, "clips")
+    if not as_json:
+        typer.echo(f"Wrote {report / 'video.md'}.")
+
+
+def _told_of(
+    rows: list[dict[str, Any]], checked: list[Any], count: int, as_json: bool, of: str = "scenes"
+) -> None:
     """What was found, for people or for programs."""
     if as_json:
         claims = [{**vars(each), "verdict": each.verdict} for each in checked]
@@ -86,7 +139,7 @@ def _told_of(rows: list[dict[str, Any]], checked: list[Any], count: int, as_json
         }
         for row in rows
     ]
-    printed(shown, False, f"Right answers on {count} scenes")
+    printed(shown, False, f"Right answers on {count} {of}")
     if any(str(row["spent"]).endswith("*") for row in shown):
         typer.echo("* did not spend the budget: compare it with others at what it spent")
     for each in checked:
@@ -117,16 +170,25 @@ def _named(only: str | None) -> list[str]:
 
 
 def _repeated(
-    folder: Path, only: str | None, budgets: str, count: int, on_ray: bool, report: Path | None
+    folder: Path,
+    only: str | None,
+    budgets: str,
+    count: int,
+    on_ray: bool,
+    report: Path | None,
+    *,
+    video: bool = False,
 ) -> str:
     """The command that measures the same again."""
-    shown = "" if folder == Path("build/bench") else f" {folder}"
+    usual = ("build/bench-video", "9,4,2", 30) if video else ("build/bench", "64,36,16", 100)
+    shown = "" if folder == Path(usual[0]) else f" {folder}"
     return f"secateur bench{shown}" + "".join(
         f" {flag}"
         for flag, given in (
+            ("--video", video),
             (f"--methods {only}", only is not None),
-            (f"--budgets {budgets}", budgets != "64,36,16"),
-            (f"--scenes {count}", count != 100),
+            (f"--budgets {budgets}", budgets != usual[1]),
+            (f"--scenes {count}", count != usual[2]),
             ("--ray", on_ray),
             (f"--report {report}", report is not None),
         )
@@ -134,13 +196,13 @@ def _repeated(
     )
 
 
-def _budgets(text: str) -> list[int]:
+def _budgets(text: str, most: int = 144) -> list[int]:
     try:
         keeps = sorted({int(part) for part in text.split(",")}, reverse=True)
     except ValueError:
         raise ValueError(f"--budgets: expected counts such as 64,36,16, got {text!r}") from None
-    if not keeps or keeps[-1] < 1 or keeps[0] > 144:
-        raise ValueError(f"--budgets: the lab's model has 144 tokens, got {text!r}")
+    if not keeps or keeps[-1] < 1 or keeps[0] > most:
+        raise ValueError(f"--budgets: the lab's model has {most} tokens, got {text!r}")
     return keeps
 
 

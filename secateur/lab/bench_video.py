@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from secateur.core.acts import acts_inside
 from secateur.core.measures import effective_rank
 from secateur.core.methods import Method, methods
-from secateur.core.methods.video import VideoMethod
 from secateur.core.methods.vidcom2 import VidCom2
+from secateur.core.methods.video import VideoMethod
 from secateur.core.selection import Selection
 from secateur.lab.answers import HELD_OUT
 from secateur.lab.bench import (
@@ -38,9 +39,9 @@ from secateur.lab.watcher import POOLED, watch_all
 
 BUDGETS = (9, 4, 2)
 """Tokens of a frame of 36: 25, 11 and 6 percent, the whole numbers nearest to 25, 10 and 5."""
-CLIPS = 40
-UNFIT = frozenset({"downsample", "erase", "pixelprune", "visionselector"})
-"""Methods that change or read pixels, and one that needs weights the lab has not."""
+CLIPS = 30
+UNFIT = frozenset({"downsample", "erase", "idpruner", "pixelprune", "tome", "visionselector"})
+"""Methods that change or read pixels, fold inside the tower, or need weights the lab has not."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,22 @@ def usual_frames(eyes: Eyes, count: int = 16) -> Usual:
 
 
 def named(only: Sequence[str] | None) -> list[str]:
-    """The methods to measure, in the order of the registry but for those for videos, first."""
+    """The methods to measure, those for videos first.
+
+    Methods that cut inside the language model are left out: they know prompts, not frames.
+    """
     known = methods()
-    for name in only or ():
-        if name not in known or name in UNFIT:
-            raise ValueError(f"methods: {name} cannot be measured on clips")
-    names = sorted(set(known) - UNFIT) if only is None else list(only)
+    fit = [
+        name
+        for name in sorted(known)
+        if name not in UNFIT and known[name].prunes_before and not acts_inside(known[name]())
+    ]
+    if unfit := [name for name in only or () if name not in fit]:
+        raise ValueError(
+            f"methods: {unfit[0]} is not measured on clips; {', '.join(fit)} can be, which choose "
+            "before the language model and from what it is given there"
+        )
+    names = fit if only is None else only
     return sorted(names, key=lambda name: not issubclass(known[name], VideoMethod))
 
 
@@ -117,12 +128,12 @@ def dropping(method: Method) -> Method:
 
 
 MERGING = ("fastvid", "flashvid", "holitom")
-SPREAD = ("divprune", "topk", "visionzip")
+SPREAD = ("divprune", "topk")
 """Methods for images whose budgets are spread over time in three ways."""
 
 
 def variants(budgets: Sequence[int], usually: Usual) -> list[Cell]:
-    """Merging methods that drop instead, and budgets that follow the changes of a clip or do not."""
+    """Merging methods that drop instead, and budgets that follow a clip's changes or do not."""
     known = methods()
     made = []
     for keep in budgets:

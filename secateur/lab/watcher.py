@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from secateur.lab.clips import SIDE, Clip
+from secateur.lab.clips import SIDE, Clip, clips
 from secateur.lab.model import (
     BOS,
     EOS,
@@ -24,7 +24,7 @@ VIDEO = "<video>"
 WORDS_SEEN = (*SPECIAL, *WORDS_OF_CLIPS, VIDEO)
 """Its vocabulary: that of the model for pictures comes first, at the same places."""
 FRESH = 2
-"""Layers put before the four of the model for pictures, for frames to look at frames in."""
+"""Layers put behind the first of the model for pictures, for frames to look at frames in."""
 POOLED = SIDE**2
 """Tokens of a frame."""
 LONGEST = 4
@@ -106,12 +106,74 @@ def grown_from(pictures: Any, seed: int = 0) -> Any:
         language.embed_tokens.weight[len(known) :] += 0.02 * torch.randn(
             len(WORDS_SEEN) - len(known), WIDTH
         )
-        for layer in language.layers[:FRESH]:
+        for layer in language.layers[1 : 1 + FRESH]:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        for layer, was in zip(language.layers[FRESH:], old.language_model.layers, strict=True):
+        known_layers = (language.layers[0], *language.layers[1 + FRESH :])
+        for layer, was in zip(known_layers, old.language_model.layers, strict=True):
             layer.load_state_dict(was.state_dict())
+        _tell_time(model, seed)
     return model
+
+
+def _tell_time(model: Any, seed: int) -> None:
+    """Start the first fresh layer so that a token knows its frame and what was there before.
+
+    Three heads look at the start of the prompt, the less the later they are, each dimming about
+    another frame; what they find is written where what tokens hold is nearly nil, which the
+    layers behind, that come from the model for pictures, are made not to read. The fourth head
+    looks as far back as a frame is long, and writes nothing at first. Time is then learnt in
+    minutes.
+    """
+    import numpy as np
+    import torch
+    from torch.nn.functional import rms_norm
+
+    whole, layers = model.model, model.model.language_model.layers
+    images = np.stack([clip.images for clip in clips(8, seed)])
+    pixels = (torch.from_numpy(images).movedim(-1, 2).float() / 255 - 0.5) / 0.25
+    visuals = whole.get_video_features(pixel_values_videos=pixels).pooler_output
+    begin = whole.language_model.embed_tokens.weight[SPECIAL.index(BOS)].expand(8, 1, -1)
+    states = whole.language_model(
+        inputs_embeds=torch.cat([begin, visuals], dim=1), output_hidden_states=True
+    ).hidden_states[1]
+    tokens = states[:, 1:-1].flatten(0, 1)
+    level = tokens.pow(2).mean().sqrt()
+    tokens, start = rms_norm(tokens, (WIDTH,)), rms_norm(states[0, 0], (WIDTH,))
+    mean = tokens.mean(dim=0)
+    _, ways = torch.linalg.eigh(tokens.T @ tokens)
+    # What tells the start from the others, and the others from the start.
+    visual = mean - (mean @ start) / (start @ start) * start
+    begins = start - (mean @ start) / (mean @ mean) * mean
+    visual, begins = visual / (visual @ mean), begins / (begins @ start)
+    attention, width = layers[1].self_attn, WIDTH // HEADS
+    query, key, value = (
+        getattr(attention, f"{name}_proj").weight.view(HEADS, width, WIDTH) for name in "qkv"
+    )
+    out = attention.o_proj.weight.view(WIDTH, HEADS, width)
+    for x in (query, key, value):
+        x.zero_()
+    half, unit = width // 2, width**0.25
+    slow, still = half // 2, half - 1
+    for head, bias in enumerate((-0.2, 4.6, 8.9)):
+        query[head, slow], key[head, slow] = unit * 6**0.5 * visual, unit * 6**0.5 * begins
+        query[head, still], key[head, still] = unit * visual, unit * bias * begins
+        value[head, 0] = begins
+        out[:, head, 0] = 0.1 * level * WIDTH**0.5 * ways[:, head]
+    angle = POOLED * 10000.0 ** (-torch.arange(5) / half)
+    query[3, :5] = 2 * unit * angle.cos()[:, None] * visual
+    query[3, half : half + 5] = -2 * unit * angle.sin()[:, None] * visual
+    key[3, :5] = 2 * unit * visual
+    value[3] = ways[:, -width:].T
+    time = ways[:, :3]
+    for layer in layers[1 + FRESH :]:
+        for norm, names in (
+            (layer.input_layernorm, ("q_proj", "k_proj", "v_proj")),
+            (layer.post_attention_layernorm, ("gate_proj", "up_proj")),
+        ):
+            for name in names:
+                reads = getattr(layer.self_attn if name[1] == "_" else layer.mlp, name).weight
+                reads -= (reads * norm.weight) @ time @ time.T / norm.weight
 
 
 def build_reader() -> Any:

@@ -116,10 +116,10 @@ def see(model: Any, images: Any) -> tuple[Any, Any]:
     return seen.hidden_states[-2][:, 1:], seen.pooler_output
 
 
-def rate_at(step: int, settings: Settings) -> float:
+def rate_at(step: int, steps: int, warmup: int) -> float:
     """Share of the peak rates: a linear rise, then half a cosine down to a hundredth."""
-    risen = min(1.0, (step + 1) / settings.warmup)
-    done = step / settings.steps
+    risen = min(1.0, (step + 1) / warmup)
+    done = step / steps
     return risen * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
@@ -306,7 +306,7 @@ def _learn(
             nn.utils.clip_grad_norm_(learnt, 1.0)
             for optimizer, peak in zip(run.optimizers, peaks, strict=True):
                 for group in optimizer.param_groups:
-                    group["lr"] = peak * rate_at(step, settings)
+                    group["lr"] = peak * rate_at(step, settings.steps, settings.warmup)
                 optimizer.step()
             run.step = step + 1
             if out is not None and run.step - due >= save_every:

@@ -1,6 +1,6 @@
-"""Train the lab's model that watches.
+"""Train the lab's model that watches: ``python -m secateur.lab.training.watching``.
 
-``python -m secateur.lab.training.watching --out build/watch``: it starts from the lab's model for pictures, whose tower and projector stay as they are; the
+It starts from the lab's model for pictures, whose tower and projector stay as they are; the
 language model learns from clips and, beside them, from pictures as clips of one frame. A run that
 was stopped goes on with ``--resume``. What is shipped is written to the folder ``watcher`` in
 ``--out``, and the accuracy on held-out clips to ``accuracy.json``.
@@ -35,7 +35,7 @@ from secateur.lab.watcher import FRESH, build_reader, evaluate_watching, grown_f
 
 POINTING = (FRESH + 1, FRESH + 2)
 """Layers whose first head is taught to look at what is asked."""
-NOTICED, UNDERSTOOD = FRESH, FRESH + 2
+NOTICED, UNDERSTOOD = FRESH + 1, FRESH + 2
 """After so many layers a token should know its frame and whether it changed, and what happens."""
 
 
@@ -51,6 +51,9 @@ class Settings:
         Clips and pictures a batch, and tokens of questions and answers on each at most.
     rate, adam_rate, decay, warmup
         As of the model for pictures.
+    writing
+        How much faster the fresh matrices learn that write into the stream of states, where the
+        features of pictures are a thousand times as large as words.
     probe_weight, point_weight
         How much knowing what happens, and the pointing of two heads, count beside the answers.
     thrifty
@@ -67,6 +70,7 @@ class Settings:
     adam_rate: float = 8e-4
     decay: float = 0.02
     warmup: int = 50
+    writing: float = 6.0
     probe_weight: float = 0.3
     point_weight: float = 0.2
     thrifty: float = 0.6
@@ -141,10 +145,14 @@ class Run:
         model.set_attn_implementation(PLAIN)
         notes = Notes()
         learnt = [(name, x) for name, x in model.named_parameters() if x.requires_grad]
-        hidden = [x for name, x in learnt if x.ndim == 2 and ".layers." in name]
-        inner = set(hidden)
+        hidden = [(name, x) for name, x in learnt if x.ndim == 2 and ".layers." in name]
+        inner = {x for _, x in hidden}
         rest = [x for x in (*(x for _, x in learnt), *notes.parameters()) if x not in inner]
-        muon = torch.optim.Muon(hidden, weight_decay=settings.decay, adjust_lr_fn="match_rms_adamw")
+        groups = [
+            {"params": [x for name, x in hidden if _writes(name) is writes], "writes": writes}
+            for writes in (False, True)
+        ]
+        muon = torch.optim.Muon(groups, weight_decay=settings.decay, adjust_lr_fn="match_rms_adamw")
         adam = torch.optim.AdamW(rest, weight_decay=0.0, betas=(0.9, 0.98))
         return cls(model, notes, (muon, adam), settings)
 
@@ -168,6 +176,12 @@ class Run:
         }
         torch.save(state, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
+
+
+def _writes(name: str) -> bool:
+    """Whether it is a matrix of a fresh layer that writes into the stream of states."""
+    layer = int(name.split(".layers.")[1].split(".")[0])
+    return 1 <= layer <= FRESH and ("o_proj" in name or "down_proj" in name)
 
 
 def losses_of(run: Run, target: Film, thrifty: bool) -> tuple[dict[str, Any], Read]:
@@ -204,10 +218,12 @@ def train(out: Path, settings: Settings, *, resume: bool = False, save_every: in
             loss = loss + 0.3 * (beside["answers"] + settings.point_weight * beside["pointing"])
         counts = score(found.logits, drawn, TAUGHT)
         counts["picture"] = score(of_stills.logits, still, TAUGHT)["picture"]
+        share = rate_at(step, settings.steps, settings.warmup)
         for optimizer, peak in zip(run.optimizers, peaks, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = peak * rate_at(step, settings)
+                faster = settings.writing if group.get("writes") else 1.0
+                group["lr"] = peak * faster * share
         loss.backward()
         nn.utils.clip_grad_norm_(learnt, 1.0)
         for optimizer in run.optimizers:
