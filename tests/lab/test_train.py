@@ -59,7 +59,7 @@ def test_the_tower_learns_to_name_patches(tmp_path):
 
 def test_rate_rises_and_falls():
     settings = Settings(steps=1000, warmup=100)
-    rates = [rate_at(step, settings) for step in (0, 49, 99, 500, 1000)]
+    rates = [rate_at(step, settings.steps, settings.warmup) for step in (0, 49, 99, 500, 1000)]
     assert rates == pytest.approx([0.01, 0.4971, 0.9763, 0.505, 0.01], abs=1e-3)
 
 
