@@ -154,7 +154,7 @@ def better(
 ) -> Finding:
     """How much more right `one` is than `other` at a budget, on scenes of one complexity or all."""
     first, second = cells[one, keep], cells[other, keep]
-    inside = np.array([where in (None, scene["complexity"]) for scene in first["scenes"]])
+    inside = np.array([where in (None, scene.get("complexity")) for scene in first["scenes"]])
     a, b = what(first)[inside], what(second)[inside]
     found = interval(lambda w: _shares(a, w) - _shares(b, w), len(a))
     there = "" if where is None else f" on {where} scenes"

@@ -130,6 +130,13 @@ def _covered(actor: Actor, frames: Iterable[int], side: int) -> set[int]:
     }
 
 
+def _come(actor: Actor, side: int) -> tuple[int, ...]:
+    """What shows that it is there now and was not."""
+    t = actor.change
+    assert t is not None
+    return tuple(sorted(_covered(actor, (t,), side)))
+
+
 def _event(actor: Actor, side: int) -> tuple[int, ...]:
     """What shows that it changes: itself then, and just before where it moves or leaves."""
     t = actor.change
@@ -142,11 +149,20 @@ def _event(actor: Actor, side: int) -> tuple[int, ...]:
 
 
 def _what(actors: Sequence[Actor], side: int) -> Iterator[ClipQuestion]:
-    for role in ("appears", "leaves", "moves"):
-        mine = [actor for actor in actors if actor.role == role]
-        answer = mine[0].first.phrase if mine else "nothing"
-        tokens = _event(mine[0], side) if mine else ()
-        yield ClipQuestion(f"what shape {role}?", answer, "what", tokens)
+    """What comes to or leaves a place; whether it moved there or was not there before is one."""
+    for actor in actors:
+        if actor.role in ("appears", "moves"):
+            text, phrase = f"what shape appears at the {actor.last.place}?", actor.first.phrase
+            yield ClipQuestion(text, phrase, "what", _come(actor, side))
+        if actor.role in ("leaves", "moves"):
+            text, phrase = f"what shape leaves the {actor.first.place}?", actor.first.phrase
+            yield ClipQuestion(text, phrase, "what", _event(actor, side))
+        if actor.role == "appears":
+            text = f"what shape leaves the {actor.last.place}?"
+            yield ClipQuestion(text, "nothing", "what", ())
+        if actor.role == "leaves":
+            text = f"what shape appears at the {actor.first.place}?"
+            yield ClipQuestion(text, "nothing", "what", ())
 
 
 def _count(actors: Sequence[Actor], side: int) -> Iterator[ClipQuestion]:

@@ -1,5 +1,6 @@
 """Clips: drawn by their seed alone, moving as they say, answers following from what is seen."""
 
+import itertools
 import re
 from collections import Counter
 
@@ -46,8 +47,12 @@ def news(frames):
 def answer_of(text, frames):
     """What a viewer would say; everything is read off the frames."""
     happened = news(frames)
-    if match := re.fullmatch(r"what shape (appear|leave|move)s\?", text):
-        return next((what for verb, what, _, _ in happened if verb == match[1]), "nothing")
+    if match := re.fullmatch(r"what shape (appears at|leaves) the (.*)\?", text):
+        pairs = list(itertools.pairwise([{v: k for k, v in shapes(f).items()} for f in frames]))
+        if match[1] == "leaves":
+            pairs = [(after, before) for before, after in pairs]
+        new = (b[match[2]] for a, b in pairs if match[2] in b and match[2] not in a)
+        return next(new, "nothing")
     if match := re.fullmatch(r"when does the (.*?) (appear|leave|move|change colour)\?", text):
         return str(next(t for verb, what, _, t in happened if (what, verb) == match.groups()) + 1)
     if match := re.fullmatch(r"what colour does the (.*) become\?", text):

@@ -10,8 +10,9 @@ import numpy as np
 
 from secateur.lab.clips import SIDE, draw_clip
 from secateur.lab.model import EOS, SPECIAL
+from secateur.lab.objects import COLOURS, Object
 from secateur.lab.scene import GRID, draw
-from secateur.lab.training.batches import NOT_ASKED, Asked, padded
+from secateur.lab.training.batches import NAMES, NOT_ASKED, Asked, padded
 from secateur.lab.watched import WATCHED, Actor, every_question
 from secateur.lab.watcher import POOLED, build_reader
 
@@ -35,11 +36,16 @@ class Film(Asked):
         int64, shape ``(B, T)``: the first frame that shows what this one shows.
     changes, events
         int64, shape ``(B, N)``: index in `CHANGES` and in `EVENTS` of what happens at a token.
+    names, colours
+        int64, shape ``(B, N)``: index in `NAMES` and in `COLOURS` of what it happens to, -100
+        elsewhere.
     """
 
     same: Any
     changes: Any
     events: Any
+    names: Any
+    colours: Any
 
 
 def encode(text: str) -> tuple[int, ...]:
@@ -67,14 +73,17 @@ def film(seed: int, step: int, size: int, room: int) -> Film:
             ]
         )
     frames = len(drawn[0].images)
-    labels = [_labels(clip.actors, frames) for clip in drawn]
+    labels = np.stack([_labels(clip.actors, frames) for clip in drawn], axis=1)
+    changes, events, names, colours = (torch.from_numpy(each) for each in labels)
     return _film(
         np.stack([clip.images for clip in drawn]),
         asked,
         room,
         same=torch.tensor([_same(clip.actors, frames) for clip in drawn]),
-        changes=torch.from_numpy(np.stack([each[0] for each in labels])),
-        events=torch.from_numpy(np.stack([each[1] for each in labels])),
+        changes=changes,
+        events=events,
+        names=names,
+        colours=colours,
     )
 
 
@@ -96,7 +105,9 @@ def stills(seed: int, step: int, size: int, room: int) -> Film:
     none = torch.zeros((size, POOLED), dtype=torch.long)
     images = np.stack([scene.image[None] for scene in drawn])
     first = torch.zeros((size, 1), dtype=torch.long)
-    return _film(images, asked, room, same=first, changes=none, events=none)
+    unnamed = torch.full_like(none, NOT_ASKED)
+    told = {"changes": none, "events": none, "names": unnamed, "colours": unnamed}
+    return _film(images, asked, room, same=first, **told)
 
 
 def _pooled(patches: Sequence[int]) -> tuple[int, ...]:
@@ -153,26 +164,28 @@ def _same(actors: Sequence[Actor], frames: int) -> list[int]:
     return [shown.index(each) for each in shown]
 
 
-def _labels(
-    actors: Sequence[Actor], frames: int
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """What happens at every token, as `CHANGES` and as `EVENTS`."""
-    changes, events = (np.zeros((frames, POOLED), dtype=np.int64) for _ in range(2))
+def _labels(actors: Sequence[Actor], frames: int) -> np.ndarray[Any, Any]:
+    """What happens at every token and to what: `changes`, `events`, `names`, `colours`, (4, N)."""
+    labels = np.zeros((4, frames, POOLED), dtype=np.int64)
+    labels[2:] = NOT_ASKED
+
+    def note(t: int, thing: Object, change: int, event: str) -> None:
+        colour = NOT_ASKED if thing.is_label else list(COLOURS).index(thing.attribute)
+        what = (change, EVENTS.index(event), NAMES.index(thing.name), colour)
+        labels[:, t, list(_pooled(thing.patches))] = np.array(what)[:, None]
+
     for actor in actors:
         for t in range(1, frames):
             before, after = actor.states[t - 1], actor.states[t]
             if before == after:
                 continue
             if actor.role == "recolours" and after is not None:
-                places = list(_pooled(after.patches))
-                changes[t, places], events[t, places] = 3, 5
+                note(t, after, 3, "recolours")
                 continue
             if before is not None:
-                places = list(_pooled(before.patches))
-                name = {"leaves": "leaves", "moves": "goes", "flashes": "is over"}[actor.role]
-                changes[t, places], events[t, places] = 2, EVENTS.index(name)
+                gone = {"leaves": "leaves", "moves": "goes", "flashes": "is over"}
+                note(t, before, 2, gone[actor.role])
             if after is not None:
-                places = list(_pooled(after.patches))
-                name = {"appears": "appears", "moves": "comes", "flashes": "flashes"}[actor.role]
-                changes[t, places], events[t, places] = 1, EVENTS.index(name)
-    return changes.ravel(), events.ravel()
+                new = {"appears": "appears", "moves": "comes", "flashes": "flashes"}
+                note(t, after, 1, new[actor.role])
+    return labels.reshape(4, -1)

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from secateur.lab.answers import HELD_OUT
 from secateur.lab.clips import FRAMES, clips
 from secateur.lab.model import WIDTH
+from secateur.lab.objects import COLOURS
 from secateur.lab.packaged import WATCHER, load, save_watcher
 from secateur.lab.training.attention import PLAIN
-from secateur.lab.training.batches import pixels
+from secateur.lab.training.batches import NAMES, NOT_ASKED, pixels
 from secateur.lab.training.filming import CHANGES, EVENTS, TAUGHT, Film, film, stills
 from secateur.lab.training.journal import Journal
 from secateur.lab.training.reading import Read, read_visuals, score
@@ -85,25 +86,32 @@ class Notes(nn.Module):  # type: ignore[misc]
         self.frame = nn.Linear(WIDTH, 2 * FRAMES)
         self.change = nn.Linear(WIDTH, len(CHANGES))
         self.event = nn.Linear(WIDTH, len(EVENTS))
+        self.name = nn.Linear(WIDTH, len(NAMES))
+        self.colour = nn.Linear(WIDTH, len(COLOURS))
 
-    def forward(self, states: Sequence[Any], target: Film) -> tuple[Any, Any, Any]:
-        """Return the losses of which frame a token is of, whether it changed, what happens."""
+    def forward(self, states: Sequence[Any], target: Film) -> dict[str, Any]:
+        """Losses: which frame a token is of, whether it changed, what happens, and to what."""
         size, frames = target.same.shape
         per_frame = target.changes.shape[1] // frames
         when = torch.arange(frames).repeat_interleave(per_frame).expand(size, -1)
-        found = []
-        for probe, after, wanted in (
-            (self.frame, NOTICED, when),
-            (self.change, NOTICED, target.changes),
-            (self.event, UNDERSTOOD, target.events),
+        found = {}
+        for told, probe, after, wanted in (
+            ("frame", self.frame, NOTICED, when),
+            ("change", self.change, NOTICED, target.changes),
+            ("event", self.event, UNDERSTOOD, target.events),
+            ("name", self.name, UNDERSTOOD, target.names),
+            ("colour", self.colour, UNDERSTOOD, target.colours),
         ):
+            if wanted.eq(NOT_ASKED).all():
+                found[told] = states[0].new_zeros(())
+                continue
             level = functional.rms_norm(states[after][:, :-1].float(), (WIDTH,))
             said = probe(level).flatten(0, 1).float()
             weight = torch.ones(said.shape[1])
-            if probe is not self.frame:
+            if told in ("change", "event"):
                 weight[0] = 0.1  # nearly everywhere nothing happens
-            found.append(functional.cross_entropy(said, wanted.flatten(), weight))
-        return found[0], found[1], found[2]
+            found[told] = functional.cross_entropy(said, wanted.flatten(), weight)
+        return found
 
 
 def seen(model: Any, target: Film, thrifty: bool) -> Any:
@@ -187,10 +195,9 @@ def _writes(name: str) -> bool:
 def losses_of(run: Run, target: Film, thrifty: bool) -> tuple[dict[str, Any], Read]:
     """The losses of a batch by name, and what was read."""
     found = read_visuals(run.model, seen(run.model, target, thrifty), target, POINTING)
-    frame, change, event = run.notes(found.states, target)
     told = functional.cross_entropy(found.logits, found.wanted)
     named = {"answers": told, "pointing": found.pointing}
-    return named | {"frame": frame, "change": change, "event": event}, found
+    return named | run.notes(found.states, target), found
 
 
 def train(out: Path, settings: Settings, *, resume: bool = False, save_every: int = 100) -> Run:
@@ -203,7 +210,7 @@ def train(out: Path, settings: Settings, *, resume: bool = False, save_every: in
     weights = {
         "answers": 1.0,
         "pointing": settings.point_weight,
-        **dict.fromkeys(("frame", "change", "event"), settings.probe_weight),
+        **dict.fromkeys(("frame", "change", "event", "name", "colour"), settings.probe_weight),
     }
     learnt = [x for each in run.optimizers for group in each.param_groups for x in group["params"]]
     peaks = (settings.rate, settings.adam_rate)
