@@ -8,7 +8,7 @@ all frames; methods for images take each frame by itself, or as `over` says.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from secateur.lab.bench import (
     write_cell,
 )
 from secateur.lab.clips import FRAMES, Clip, clips
-from secateur.lab.watched import WATCHED
+from secateur.lab.watched import WATCHED, ClipQuestion
 from secateur.lab.watcher import POOLED, watch_all
 
 BUDGETS = (9, 4, 2)
@@ -146,41 +146,94 @@ def variants(budgets: Sequence[int], usually: Usual) -> list[Cell]:
     return made
 
 
-def run_cell(eyes: Eyes, cell: Cell, drawn: Sequence[Clip]) -> dict[str, Any]:
-    """Everything about a cell, as JSON holds it."""
-    from contextlib import nullcontext
+def reads(method: Method) -> bool:
+    """Whether what it keeps depends on what is asked."""
+    return bool({"text", "text_global"} & (method.needs | method.optional))
 
+
+Said = tuple[Clip, ClipQuestion, str, float | None]
+
+
+def said_of(eyes: Eyes, method: Method | None, drawn: Sequence[Clip]) -> Iterator[Said]:
+    """Every clip, question, what was said, and how many visual tokens were left."""
     from secateur.integrations.attach import attach
 
+    if method is None:
+        for clip, question, said in watch_all(eyes.model, eyes.reader, drawn):
+            yield clip, question, said, None
+    elif reads(method):
+        with attach(eyes.model, method, eyes.reader, eyes.encoder) as attachment:
+            for clip in drawn:
+                for _, question, said in watch_all(eyes.model, eyes.reader, [clip]):
+                    left = np.mean(left_of(attachment.last)) - 1  # the newline always stays
+                    yield clip, question, said, float(left)
+    else:
+        for clip in drawn:
+            yield from _said_at_once(eyes, method, clip)
+
+
+def _said_at_once(eyes: Eyes, method: Method, clip: Clip) -> Iterator[Said]:
+    """Choose once, and put every question behind what was kept; as if attached."""
+    import torch
+
+    from secateur.integrations.attach import prune_inputs
+    from secateur.lab.watcher import LONGEST, inputs
+
+    whole = inputs(eyes.reader, [clip.images], [""])
+    before = whole["input_ids"].shape[1]
+    with torch.no_grad():
+        kept = prune_inputs(eyes.model, whole, method, eyes.reader, eyes.encoder)
+        texts = [question.text for question in clip.questions]
+        words = eyes.reader(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+        many, real = len(texts), words["attention_mask"]
+        visual, places = kept["inputs_embeds"], kept["position_ids"]
+        # Padding stands between what was kept and the question, where nobody looks.
+        out = eyes.model.generate(
+            inputs_embeds=torch.cat(
+                [
+                    visual.expand(many, -1, -1),
+                    eyes.model.get_input_embeddings()(words["input_ids"]),
+                ],
+                dim=1,
+            ),
+            attention_mask=torch.cat(
+                [torch.ones(many, visual.shape[1], dtype=real.dtype), real], dim=1
+            ),
+            position_ids=torch.cat(
+                [places.expand(many, -1), before + (real.cumsum(dim=1) - 1).clamp(min=0)], dim=1
+            ),
+            max_new_tokens=LONGEST,
+            do_sample=False,
+        )
+    told = eyes.reader.batch_decode(out, skip_special_tokens=True)
+    for question, said in zip(clip.questions, told, strict=True):
+        yield clip, question, said.strip(), float(visual.shape[1] - 2)
+
+
+def run_cell(eyes: Eyes, cell: Cell, drawn: Sequence[Clip]) -> dict[str, Any]:
+    """Everything about a cell, as JSON holds it."""
     told: list[dict[str, Any]] = [
         {"index": clip.index, "right": {}, "asked": {}, "brief": [0, 0], "lasting": [0, 0]}
         for clip in drawn
     ]
     place = {clip.index: n for n, clip in enumerate(drawn)}
-    spent: list[int] = []
+    spent: dict[int, float] = {}
     start = time.process_time()
-    if cell.method is None:
-        attached: Any = nullcontext()
-    else:
-        attached = attach(eyes.model, cell.method, eyes.reader, eyes.encoder)
-    with attached as attachment:
-        seen = None
-        for clip, question, said in watch_all(eyes.model, eyes.reader, drawn):
-            each, kind, right = told[place[clip.index]], question.kind, said == question.answer
-            each["asked"][kind] = each["asked"].get(kind, 0) + 1
-            each["right"][kind] = each["right"].get(kind, 0) + int(right)
-            if kind in ("reading", "when") or "label" in question.text:
-                span = each["brief" if question.brief else "lasting"]
-                span[0] += int(right)
-                span[1] += 1
-            if attachment is not None and attachment.last is not seen:
-                seen = attachment.last
-                spent += [count - 1 for count in left_of(seen)]  # the newline always stays
+    for clip, question, said, left in said_of(eyes, cell.method, drawn):
+        each, kind, right = told[place[clip.index]], question.kind, said == question.answer
+        each["asked"][kind] = each["asked"].get(kind, 0) + 1
+        each["right"][kind] = each["right"].get(kind, 0) + int(right)
+        if kind in ("reading", "when"):
+            span = each["brief" if question.brief else "lasting"]
+            span[0] += int(right)
+            span[1] += 1
+        if left is not None:
+            spent[clip.index] = left
     return {
         "label": cell.label,
         "keep": cell.keep,
         "method": None if cell.method is None else cell.method.to_dict(),
-        "spent": float(np.mean(spent)) if spent else None,
+        "spent": float(np.mean(list(spent.values()))) if spent else None,
         "seconds": time.process_time() - start,
         "scenes": told,
     }

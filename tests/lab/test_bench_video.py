@@ -10,7 +10,7 @@ import secateur as sc
 from secateur.app.cli import app
 from secateur.lab import HELD_OUT, bench_video, clips, findings_video
 from secateur.lab.bench import ALL, Cell, Usual
-from secateur.lab.bench_video import Eyes, cells, dropping, named, run_cell, variants
+from secateur.lab.bench_video import Eyes, cells, dropping, named, run_cell, said_of, variants
 from secateur.lab.watcher import watch_all
 
 USUAL = Usual(8.0, ())
@@ -58,6 +58,15 @@ def test_keeping_all_answers_as_all_tokens_do(eyes):
     said = [q.answer == told for _, q, told in watch_all(eyes.model, eyes.reader, drawn)]
     assert sum(said) == sum(sum(x["right"].values()) for x in whole["scenes"])
     assert len(said) == sum(sum(x["asked"].values()) for x in whole["scenes"])
+
+
+def test_choosing_once_says_what_an_attached_model_says(eyes):
+    drawn = list(clips(2, HELD_OUT))
+    for method in (sc.FastVID(keep=9), sc.DivPrune(keep=4, over="video")):
+        once = [(question.text, said) for _, question, said, _ in said_of(eyes, method, drawn)]
+        with sc.attach(eyes.model, method, eyes.reader):
+            asked = watch_all(eyes.model, eyes.reader, drawn)
+            assert [(question.text, said) for _, question, said in asked] == once
 
 
 def test_dropping_keeps_the_same_tokens_and_folds_nothing():
