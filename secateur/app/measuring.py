@@ -29,7 +29,7 @@ def bench(
     ] = "64,36,16",
     count: Annotated[int, typer.Option("--scenes", min=2, help="Held-out scenes, or clips.")] = 100,
     video: Annotated[
-        bool, typer.Option("--video", help="Clips instead of pictures; 9,4,2 tokens, 30 clips.")
+        bool, typer.Option("--video", help="Clips instead of pictures; 9,4,2 tokens, 60 clips.")
     ] = False,
     claims: Annotated[bool, typer.Option(help="Check the claims of the papers as well.")] = True,
     on_ray: Annotated[bool, typer.Option("--ray", help="Spread the cells over Ray.")] = False,
@@ -43,7 +43,7 @@ def bench(
         if on_ray:
             raise typer.BadParameter("clips are asked in one process", param_hint="--ray")
         budgets = "9,4,2" if budgets == "64,36,16" else budgets
-        count = 30 if count == 100 else count
+        count = 60 if count == 100 else count
         _bench_clips(folder, only, budgets, count, claims, report, as_json)
         return
     with told():
@@ -180,7 +180,7 @@ def _repeated(
     video: bool = False,
 ) -> str:
     """The command that measures the same again."""
-    usual = ("build/bench-video", "9,4,2", 30) if video else ("build/bench", "64,36,16", 100)
+    usual = ("build/bench-video", "9,4,2", 60) if video else ("build/bench", "64,36,16", 100)
     shown = "" if folder == Path(usual[0]) else f" {folder}"
     return f"secateur bench{shown}" + "".join(
         f" {flag}"

@@ -39,7 +39,7 @@ from secateur.lab.watcher import POOLED, watch_all
 
 BUDGETS = (9, 4, 2)
 """Tokens of a frame of 36: 25, 11 and 6 percent, the whole numbers nearest to 25, 10 and 5."""
-CLIPS = 30
+CLIPS = 60
 UNFIT = frozenset({"downsample", "erase", "idpruner", "pixelprune", "tome", "visionselector"})
 """Methods that change or read pixels, fold inside the tower, or need weights the lab has not."""
 
