@@ -106,12 +106,12 @@ def _bench_clips(
         names = watching.named(None if only is None else [x.strip() for x in only.split(",")])
         planned = watching.cells(names, keeps, usually)
         if claims:
-            planned += watching.variants(keeps[-2:], usually)
+            planned += watching.variants(keeps, usually)
         todo = len(running.missing(folder, planned))
         with progress(todo, f"{todo} of {len(planned)} cells") as done:
             watching.run(folder, planned, count, eyes=eyes, done=lambda _: done())
         found = {(each["label"], each["keep"]): each for each in running.results(folder, planned)}
-        checked = findings.check(found, keeps[-2:]) if claims else []
+        checked = findings.check(found, keeps) if claims else []
         made = f"{date.today().isoformat()}, {_machine()}."
         command = _repeated(folder, only, budgets, count, False, report, video=True)
         report = report or folder / "report"
