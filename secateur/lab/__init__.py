@@ -14,7 +14,7 @@ when it is called.
 """
 
 from secateur.lab.answers import HELD_OUT, answer, answers, ask_all, evaluate, prompt
-from secateur.lab.clips import Clip, clips
+from secateur.lab.clip import Clip, clips
 from secateur.lab.objects import KINDS, Object, Question
 from secateur.lab.packaged import load, load_watcher, text_encoder
 from secateur.lab.questions import DESCRIBE, mentioned

@@ -33,7 +33,7 @@ from secateur.lab.bench import (
     open_folder,
     write_cell,
 )
-from secateur.lab.clips import FRAMES, Clip, clips
+from secateur.lab.clip import FRAMES, Clip, clips
 from secateur.lab.watched import WATCHED, ClipQuestion
 from secateur.lab.watcher import POOLED, watch_all
 

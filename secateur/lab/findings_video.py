@@ -12,10 +12,11 @@ import numpy as np
 
 from secateur.core.methods import methods
 from secateur.core.methods.video import VideoMethod
+from secateur.lab.answers import HELD_OUT
 from secateur.lab.bench import ALL
 from secateur.lab.bench_video import MERGING, SPREAD
 from secateur.lab.claims import Cells, Finding, better, counts, interval
-from secateur.lab.clips import FRAMES
+from secateur.lab.clip import FRAMES, clips, strip
 from secateur.lab.findings import Row, answers_table, apart, as_csv, claims_table
 from secateur.lab.watched import WATCHED
 from secateur.lab.watcher import POOLED
@@ -137,6 +138,13 @@ def markdown(
             "places of two by two tokens, so `uniform` with nine tokens a frame has one of every "
             "place: its lead there is the lab's, not the method's."
         ),
+        "![The first clip that was asked about](video-clip.png)",
+        "",
+        *_filled(
+            "Of this clip was asked: "
+            + "; ".join(f"{q.text} {q.answer}" for q in next(clips(1, HELD_OUT)).questions)
+            + "."
+        ),
         "![Right answers against budget](video-accuracy.png)",
         "",
     ]
@@ -222,7 +230,9 @@ def plot(folder: Path, table: Sequence[Row]) -> None:
 def write(
     folder: Path, cells: Cells, findings: Sequence[Finding], made: str, command: str
 ) -> list[Row]:
-    """Write ``video.md``, ``.csv``, ``.json`` and the picture; return the rows."""
+    """Write ``video.md``, ``.csv``, ``.json`` and the pictures; return the rows."""
+    from PIL import Image
+
     folder.mkdir(parents=True, exist_ok=True)
     table = rows(cells)
     count = len(cells[ALL, None]["scenes"])
@@ -236,4 +246,5 @@ def write(
     }
     (folder / "video.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     plot(folder, table)
+    Image.fromarray(strip(next(clips(1, HELD_OUT)).images)).save(folder / "video-clip.png")
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from secateur.lab.clips import SIDE, Clip, clips
+from secateur.lab.clip import SIDE, Clip, clips
 from secateur.lab.model import (
     BOS,
     EOS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from secateur.lab import WATCHED, clips
-from secateur.lab.clips import NOISE, SIDE, draw_clip, strip
+from secateur.lab.clip import NOISE, SIDE, draw_clip, strip
 from secateur.lab.watched import every_question
 
 DRAWN = list(clips(80, seed=5))

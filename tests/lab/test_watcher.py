@@ -8,7 +8,7 @@ import torch
 
 import secateur as sc
 from secateur.lab import HELD_OUT, WATCHED, clips, load, load_watcher, scenes, watch
-from secateur.lab.clips import FRAMES
+from secateur.lab.clip import FRAMES
 from secateur.lab.training.filming import CHANGES, EVENTS, TAUGHT, film, stills
 from secateur.lab.training.reading import read_visuals, score
 from secateur.lab.training.watching import Run, Settings, seen, train

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.lab.clips import SIDE, draw_clip
+from secateur.lab.clip import SIDE, draw_clip
 from secateur.lab.model import EOS, SPECIAL
 from secateur.lab.objects import COLOURS, Object
 from secateur.lab.scene import GRID, draw

@@ -22,7 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from secateur.lab.answers import HELD_OUT
-from secateur.lab.clips import FRAMES, clips
+from secateur.lab.clip import FRAMES, clips
 from secateur.lab.model import WIDTH
 from secateur.lab.objects import COLOURS
 from secateur.lab.packaged import WATCHER, load, save_watcher
