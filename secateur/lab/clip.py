@@ -8,7 +8,7 @@ an eighth to a quarter of the frames. Nothing else changes. No two shapes of a c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -221,8 +221,8 @@ def _neighbours(one: int, other: int) -> bool:
     return int(rows + columns) == 1
 
 
-def strip(frames: Sequence[NDArray[np.uint8]], gap: int = 2) -> NDArray[np.uint8]:
-    """The frames side by side, white between them."""
+def strip(frames: NDArray[np.uint8], gap: int = 2) -> NDArray[np.uint8]:
+    """Frames ``(T, H, W, 3)`` side by side, white between them."""
     height = frames[0].shape[0]
     white = np.full((height, gap, 3), 255, dtype=np.uint8)
     parts = [part for frame in frames for part in (frame, white)]

@@ -135,8 +135,8 @@ def markdown(
         ),
         *_filled(
             "The model was trained with all tokens and never with some missing. Its board has nine "
-            "places of two by two tokens, so `uniform` with nine tokens a frame has one of every "
-            "place: its lead there is the lab's, not the method's."
+            "places of two by two tokens, so `uniform` and `pool` with nine tokens a frame have one "
+            "of every place: their lead there is the lab's, not the methods'."
         ),
         "![The first clip that was asked about](video-clip.png)",
         "",
@@ -204,7 +204,7 @@ def plot(folder: Path, table: Sequence[Row]) -> None:
     ends.sort()
     edge = max(end[1] for end in ends)
     for (share_, x, name, colour), height in zip(
-        ends, apart([end[0] for end in ends], 3.2, 101.0), strict=True
+        ends, apart([end[0] for end in ends], 2.7, 100.0), strict=True
     ):
         axes.annotate(
             name,
