@@ -135,8 +135,8 @@ def markdown(
         ),
         *_filled(
             "The model was trained with all tokens and never with some missing. Its board has nine "
-            "places of two by two tokens, so `uniform` and `pool` with nine tokens a frame have one "
-            "of every place: their lead there is the lab's, not the methods'."
+            "places of two by two tokens, so `uniform` and `pool` with nine tokens a frame have "
+            "one of every place: their lead there is the lab's, not the methods'."
         ),
         "![The first clip that was asked about](video-clip.png)",
         "",
