@@ -1,29 +1,33 @@
 """What pruning a real model's prompt saves, and what choosing costs.
 
 Models have the shapes of the real 7B checkpoints and random weights: all layers on a GPU, two of
-the language model's and four of the tower's on a CPU (`--layers`, `--tower-layers`). Printed for
-the stock model and for each method at 1/2, 1/4 and 1/9 of the tokens: the length of the prompt;
-FLOPs of the prefill (torch's counter); bytes of the KV cache; time of the prefill, and to the
-first token from `generate`; time of choosing, and as a share of the unpruned prefill; and the
-memory that the prefill takes at its peak beside the weights (on a CPU as Linux counts it for the
-process). "eager tower" is the stock model with the vision tower on eager attention, as programs
-run it that read attention weights from its outputs.
+the language model's and two of the tower's on a CPU (`--layers`, `--tower-layers`). Every row
+generates a few tokens; rows take turns, for as long as `--minutes` allow and at least three
+rounds, so that what happens on the machine meets all alike. Printed are medians over the rounds:
+the time to the first token, which is the prefill; the time of each further token; the ratio of
+the first to the stock model's in the same round, with the least and the most of it; the time of
+choosing. Counted once: FLOPs of the prefill (torch's counter), the prompt, bytes of the KV cache,
+and the memory that the prefill takes at its peak beside the weights (on a CPU as Linux counts it
+for the process). Beside ours stand what people do without: the tower on eager attention, as
+programs run it that read attention weights from its outputs, and a picture, or a grid of tokens,
+made smaller.
 
-    python benchmarks/attach.py --family qwen2.5-vl --rounds 5 --out docs/benchmarks/attach.md
+    python benchmarks/attach.py --out docs/benchmarks/attach.md
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import ctypes
 import gc
+import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import transformers
 from machine import described
@@ -36,24 +40,23 @@ INTRODUCTION = """# What attaching costs and saves
 
 Printed by `python benchmarks/attach.py`, which says what is measured. Models have the shapes of the
 real 7B checkpoints with few layers and random weights, so read rows against each other: choosing
-against the unpruned prefill, which with all layers takes some ten times longer while choosing
-takes what it takes here; and memory against the row *eager tower*, which is what programs pay
-that read attention weights from the tower's outputs. An attachment reads queries and keys in
-blocks and leaves sdpa and flash attention on.
+against the stock model's first token, which with all layers takes some ten times longer while
+choosing takes what it takes here; and memory against the rows with an *eager tower*, which is what
+programs pay that read attention weights from the tower's outputs. An attachment reads queries and
+keys in blocks and leaves sdpa and flash attention on. *Of stock* is the time to the first token
+beside the stock model's in the same round: the median, and in brackets the least and the most.
 
 """
-SHARES = {"1/2": 1 / 2, "1/4": 1 / 4, "1/9": 1 / 9}
 HEAD = (
-    "method",
-    "kept",
+    "row",
     "prompt",
     "TFLOP",
     "KV cache",
-    "prefill",
-    "first token",
-    "choosing",
-    "of the stock prefill",
     "memory",
+    "first token",
+    "of stock",
+    "each further",
+    "choosing",
 )
 
 
@@ -106,44 +109,73 @@ def qwen(layers: int | None, tower: int | None) -> tuple[Any, dict[str, torch.Te
         },
     }
     config = transformers.Qwen2_5_VLConfig(vision_config=vision, text_config=text)
-    tokens = 36 * 36
+    return transformers.Qwen2_5_VLForConditionalGeneration(config), picture(config, 36)
+
+
+def picture(config: Any, side: int) -> dict[str, torch.Tensor]:
+    """What Qwen2.5-VL is given for a square picture of so many tokens a side, and 40 of text."""
+    tokens = side * side
     ids = torch.randint(5, 31000, (1, tokens + 40))
     ids[:, 8 : 8 + tokens] = config.image_token_id
-    inputs = {
+    return {
         "input_ids": ids,
         "mm_token_type_ids": (ids == config.image_token_id).int(),
         "pixel_values": torch.randn(4 * tokens, 1176),
-        "image_grid_thw": torch.tensor([[1, 72, 72]]),
+        "image_grid_thw": torch.tensor([[1, 2 * side, 2 * side]]),
     }
-    return transformers.Qwen2_5_VLForConditionalGeneration(config), inputs
 
 
 FAMILIES = {"llava-1.5": llava, "qwen2.5-vl": qwen}
+LEAST = 3
+"""Rounds at least."""
 
 
-def methods(share: float) -> dict[str, sc.Method]:
-    return {
+class Row(NamedTuple):
+    """One row: a method or none, on which inputs, with which attention in the tower."""
+
+    inputs: dict[str, torch.Tensor]
+    method: sc.Method | None = None
+    tower: str | None = None
+
+
+def rows_of(family: str, model: Any, inputs: dict[str, Any], share: float) -> dict[str, Row]:
+    """Everything that is compared, by name."""
+    rows = {"stock": Row(inputs)}
+    for name, method in {
         "TopK": sc.TopK(keep=share),
         "EADP": sc.EADP(keep=share),
         "AgilePruner": sc.AgilePruner(keep=share, mean_erank=100.0),
         "DivPrune": sc.DivPrune(keep=share),
-        "CDPruner": sc.CDPruner(keep=share),
         "FastV": sc.FastV(keep=share, after=1),
-    }
+    }.items():
+        rows[name] = Row(inputs, method)
+    rows["TopK, eager tower"] = Row(inputs, sc.TopK(keep=share), "eager")
+    if family == "llava-1.5":
+        rows["ToMe"] = Row(inputs, sc.ToMe(keep=share))
+        rows["grid pooled"] = Row(inputs, sc.Pool(keep=share))
+    else:
+        with torch.device(model.device):
+            rows["picture smaller"] = Row(picture(model.config, round(36 * share**0.5)))
+    return rows
 
 
-def seconds(run: Callable[[], Any], rounds: int, device: torch.device) -> float:
-    """The median of some rounds, after one that does not count."""
-    spent = []
-    for _ in range(rounds + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        spent.append(time.perf_counter() - start)
-    return sorted(spent[1:])[rounds // 2]
+class Watch(transformers.StoppingCriteria):
+    """Notes when each token is there, and stops nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.times = [now(device)]
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.times.append(now(self.device))
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+
+def now(device: torch.device) -> float:
+    """The time, once the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def memory(device: torch.device, what: str = "now") -> int:
@@ -162,57 +194,85 @@ def memory(device: torch.device, what: str = "now") -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 
+@contextmanager
+def ready(model: Any, row: Row) -> Iterator[Any]:
+    """The model as the row has it; the attachment, where there is one."""
+    kind = model.config.vision_config._attn_implementation
+    if row.tower is not None:
+        model.set_attn_implementation({"vision_config": row.tower})
+    try:
+        with nullcontext() if row.method is None else sc.attach(model, row.method) as attached:
+            yield attached
+    finally:
+        if row.tower is not None:
+            model.set_attn_implementation({"vision_config": kind})
+
+
 @torch.inference_mode()
-def measured(
-    model: Any, inputs: dict[str, Any], method: sc.Method | None, rounds: int
-) -> dict[str, Any]:
-    """Everything about one row of the table."""
-    device = model.device
-    attached = nullcontext() if method is None else sc.attach(model, method)
-    with attached as att:
+def counted(model: Any, row: Row) -> dict[str, Any]:
+    """What does not depend on the clock; this run does not count otherwise."""
+    with ready(model, row):
+        before = memory(model.device)
         with FlopCounterMode(display=False) as counter:
-            out = model(**inputs, use_cache=True, logits_to_keep=1)
-        layers = cache_in(out).layers
-        row = {
-            "flops": counter.get_total_flops(),
-            "length": int(layers[-1].keys.shape[2]),
-            "cache": sum(x.nbytes for layer in layers for x in (layer.keys, layer.values)),
-            "choosing": [],
-        }
-        del out, layers
+            out = model(**row.inputs, use_cache=True, logits_to_keep=1)
+        peak = memory(model.device, "peak") - before
+    layers = cache_in(out).layers
+    return {
+        "flops": counter.get_total_flops(),
+        "length": int(layers[-1].keys.shape[2]),
+        "cache": sum(x.nbytes for layer in layers for x in (layer.keys, layer.values)),
+        "peak": peak,
+    }
 
-        def prefill() -> None:
-            model(**inputs, use_cache=True, logits_to_keep=1)
-            if att is not None:
-                spent = att.last.milliseconds
-                row["choosing"].append(sum(spent.get(x, 0.0) for x in ("choose", "inside")))
 
-        before = memory(device)
-        row["prefill"] = seconds(prefill, rounds, device)
-        row["peak"] = memory(device, "peak") - before
-        row["first"] = seconds(
-            lambda: model.generate(**inputs, max_new_tokens=1, do_sample=False), rounds, device
+@torch.inference_mode()
+def timed(model: Any, row: Row, tokens: int) -> tuple[float, float, float]:
+    """Seconds to the first token, for each further one, and of choosing."""
+    with ready(model, row) as attached:
+        watch = Watch(model.device)
+        model.generate(
+            **row.inputs, max_new_tokens=tokens, do_sample=False, stopping_criteria=[watch]
         )
-    chosen = sorted(row["choosing"])
-    row["choosing"] = chosen[len(chosen) // 2] / 1000 if chosen else 0.0
-    return row
+        spent = {} if attached is None else attached.last.milliseconds
+    steps = np.diff(watch.times)
+    further = float(steps[1:].mean()) if len(steps) > 1 else math.nan
+    return float(steps[0]), further, sum(spent.get(x, 0.0) for x in ("choose", "inside")) / 1e3
 
 
-def line(name: str, kept: str, row: dict[str, Any], stock: dict[str, Any]) -> str:
-    share = row["choosing"] / stock["prefill"]
+def line(name: str, known: dict[str, Any], times: np.ndarray, stock: np.ndarray) -> str:
+    """One row of the table; times and those of stock are (rounds, 3)."""
+    first, further, choosing = np.median(times, axis=0)
+    ratio = times[:, 0] / stock[:, 0]
+    beside = f"{np.median(ratio):.2f} ({ratio.min():.2f} - {ratio.max():.2f})"
     cells = [
         name,
-        kept,
-        str(row["length"]),
-        f"{row['flops'] / 1e12:.2f}",
-        f"{row['cache'] / 2**20:.1f} MiB",
-        f"{1000 * row['prefill']:.0f} ms",
-        f"{1000 * row['first']:.0f} ms",
-        f"{1000 * row['choosing']:.1f} ms" if row["choosing"] else "",
-        f"{100 * share:.1f} %" if row["choosing"] else "",
-        f"{row['peak'] / 2**20:.0f} MiB",
+        str(known["length"]),
+        f"{known['flops'] / 1e12:.2f}",
+        f"{known['cache'] / 2**20:.1f} MiB",
+        f"{known['peak'] / 2**20:.0f} MiB",
+        f"{1000 * first:.0f} ms",
+        "" if name == "stock" else beside,
+        f"{1000 * further:.0f} ms",
+        f"{1000 * choosing:.1f} ms" if choosing else "",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def table(model: Any, rows: dict[str, Row], minutes: float, tokens: int) -> tuple[list[str], int]:
+    """The lines of the table, and over how many rounds."""
+    start = time.monotonic()
+    known = {name: counted(model, row) for name, row in rows.items()}
+    seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in rows}
+    rounds, longest = 0, 0.0
+    while rounds < LEAST or time.monotonic() + longest - start < 60 * minutes:
+        began = time.monotonic()
+        # Turn about, so that none always follows the same one.
+        for name, row in list(rows.items())[:: -1 if rounds % 2 else 1]:
+            seconds[name].append(timed(model, row, tokens))
+        longest = max(longest, time.monotonic() - began)
+        rounds += 1
+    times = {name: np.asarray(each) for name, each in seconds.items()}
+    return [line(name, known[name], times[name], times["stock"]) for name in rows], rounds
 
 
 def main() -> None:
@@ -220,15 +280,18 @@ def main() -> None:
     parser.add_argument("--family", choices=sorted(FAMILIES), action="append")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--tower-layers", type=int)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--method", action="append", help="only these")
+    parser.add_argument("--share", type=float, default=0.25, help="of the tokens, that is kept")
+    parser.add_argument("--minutes", type=float, default=1.5, help="for each family")
+    parser.add_argument("--tokens", type=int, help="to generate: 256 on a GPU, 4 on a CPU")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     cuda = torch.cuda.is_available()
     layers = chosen.layers or (None if cuda else 2)
-    tower = chosen.tower_layers or (None if cuda else 4)
+    tower = chosen.tower_layers or (None if cuda else 2)
+    tokens = chosen.tokens or (256 if cuda else 4)
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
     told = [described("torch", "transformers")]
+    sc.warm_up(shapes=[(64, 32)])
     for family in chosen.family or sorted(FAMILIES):
         torch.manual_seed(0)
         torch.set_default_dtype(dtype)
@@ -237,32 +300,21 @@ def main() -> None:
         torch.set_default_dtype(torch.float32)
         model.eval()
         model.generation_config.eos_token_id = None
+        rows = rows_of(family, model, inputs, chosen.share)
+        lines, rounds = table(model, rows, chosen.minutes, tokens)
         depth = model.config.get_text_config().num_hidden_layers
         told += [
             f"\n## {family}, {depth} layers, {str(dtype).removeprefix('torch.')} on {device}\n",
+            f"{chosen.share:g} of the tokens kept; medians of {rounds} rounds.\n",
             "| " + " | ".join(HEAD) + " |",
             "|" + " --- |" * len(HEAD),
+            *lines,
         ]
-        stock = measured(model, inputs, None, chosen.rounds)
-        told.append(line("stock", "all", stock, stock))
-        tower_config = model.config.vision_config
-        kind = tower_config._attn_implementation
-        model.set_attn_implementation({"vision_config": "eager"})
-        told.append(line("eager tower", "all", measured(model, inputs, None, chosen.rounds), stock))
-        model.set_attn_implementation({"vision_config": kind})
-        print("\n".join(told[-5:]), flush=True)
-        for kept, share in SHARES.items():
-            for name, method in methods(share).items():
-                if chosen.method and name not in chosen.method:
-                    continue
-                row = measured(model, copy.copy(inputs), method, chosen.rounds)
-                told.append(line(name, kept, row, stock))
-                print(told[-1], flush=True)
-        del model, inputs
+        print("\n".join(told), flush=True)
+        del model, inputs, rows
         gc.collect()
     if chosen.out is not None:
-        title = INTRODUCTION
-        chosen.out.write_text(title + "\n".join(told) + "\n", encoding="utf-8")
+        chosen.out.write_text(INTRODUCTION + "\n".join(told) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

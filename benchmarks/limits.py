@@ -265,6 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the page and the picture")
     given = parser.parse_args()
+    compiled.wake()
     copying, multiplying = copy_rate(), product_rate("float32")
     rates = [
         f"Copying: {copying / 1e9:.1f} GB/s read and written, one thread, 256 MiB arrays.",

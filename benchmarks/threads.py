@@ -27,6 +27,7 @@ def main() -> None:
     attention, text = dice.random(N).astype(np.float32), x[:32] + 1
     methods = [sc.DivPrune(K), sc.FPS(K), sc.AgilePruner(K, mean_erank=100.0), sc.EADP(K)]
     print(described("numpy", "torch"))
+    sc.warm_up(shapes=[(64, 32)])
     for beside in (0, 1):
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(beside)]
         runs = {}

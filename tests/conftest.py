@@ -68,6 +68,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def awake() -> None:
+    """Numba is loaded, so that no test is the one that loads it and all meet the same driver."""
+    compiled = importlib.import_module("secateur.backends.host.compiled")
+    if compiled.available:
+        compiled.wake()
+
+
 MARKS = {
     "jax": [pytest.mark.slow],  # compiles every operation for every shape: minutes in all
     "cupy": [pytest.mark.gpu],

@@ -36,7 +36,9 @@ def warm_up(backend: str = "auto", shapes: Iterable[tuple[int, int]] = ((576, 10
     Notes
     -----
     In float32 and float64, half precision being computed in float32. Numba keeps what it
-    compiles on disk, so that only the first process of an installation takes seconds.
+    compiles on disk, so that only the first process of an installation takes seconds. Without
+    this call it is loaded after the first few choices, which NumPy makes and which are the same;
+    loading takes nearly half a second.
 
     Examples
     --------
@@ -51,6 +53,10 @@ def warm_up(backend: str = "auto", shapes: Iterable[tuple[int, int]] = ((576, 10
     if any(n < 1 or d < 1 for n, d in shapes):
         raise ValueError(f"shapes: expected (N, D) of at least 1, got {shapes}")
     with backend_choice(backend):  # refuses a name it does not know
+        if backend in ("auto", "torch"):
+            compiled = importlib.import_module("secateur.backends.host.compiled")
+            if compiled.available:
+                compiled.wake()
         for library, names in drivers().items():
             if backend in names or (backend == "auto" and library in sys.modules):
                 for n, d in shapes:

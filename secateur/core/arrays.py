@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Iterator, Sequence
+from types import NoneType
 from typing import Any, cast
 
 import array_api_compat as compat
@@ -28,14 +29,34 @@ def library(x: Array) -> str:
     return "jax" if name == "jaxlib" else name
 
 
+_namespaces: dict[type, Namespace] = {np.ndarray: np} if hasattr(np, "astype") else {}
+"""By the type of arrays, of NumPy and PyTorch alone.
+
+NumPy follows the standard itself, as from 2.1 on. The compatible namespace looks up every name
+that NumPy has, and so loads packages of it that nothing here uses: a tenth of a second before the
+first choice.
+"""
+
+
 def namespace(*arrays: Array) -> Namespace:
     """The array API namespace all the arrays share; absent ones (None) are passed over."""
+    kinds = {type(x) for x in arrays}
+    kinds.discard(NoneType)
+    kind = kinds.pop() if len(kinds) == 1 else NoneType
+    if kind in _namespaces:
+        return _namespaces[kind]
     given = [x for x in arrays if x is not None and not is_sparse(x)]
+    plain = given and all(isinstance(x, (np.ndarray, np.generic)) for x in given)
+    if plain and np.ndarray in _namespaces:
+        return np
     try:
-        return compat.array_namespace(*given)
+        found = compat.array_namespace(*given)
     except TypeError:
-        kinds = " and ".join(sorted({library(x) for x in given}))
-        raise ValueError(f"arrays of one library are expected in one call, got {kinds}") from None
+        names = " and ".join(sorted({library(x) for x in given}))
+        raise ValueError(f"arrays of one library are expected in one call, got {names}") from None
+    if given and kind is type(given[0]) and compat.is_torch_array(given[0]):
+        _namespaces[kind] = found
+    return found
 
 
 def device(x: Array) -> Any:
@@ -84,6 +105,8 @@ def constant(x: Array) -> Array:
 
 def is_half(x: Array) -> bool:
     """Whether an array has 16-bit floats, which computations widen to float32."""
+    if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+        return bool(x.dtype.itemsize == 2)
     return str(x.dtype).rpartition(".")[2] in ("float16", "bfloat16")
 
 
@@ -100,6 +123,8 @@ def widened(x: Array) -> Array:
             x = np.asarray(x, dtype=x.dtype.newbyteorder("="))
         if x.dtype == np.longdouble:
             x = x.astype(np.float64)
+        if x.dtype.kind == "f" and x.dtype.itemsize > 2:
+            return x
     if is_half(x):
         return xp.astype(x, xp.float32)
     if xp.isdtype(x.dtype, "real floating"):
@@ -175,6 +200,8 @@ def shaped(x: Any, name: str, layout: str = "(...)", *, beside: Array | None = N
         raise ValueError(f"{name}: expected shape {layout}, got {spell(shape)}")
     if axes and 0 in shape[len(shape) - len(axes) :]:
         raise ValueError(f"{name}: expected shape {layout} without empty axes, got {spell(shape)}")
+    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
+        return x
     if not namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")):
         raise ValueError(f"{name}: expected real numbers, got dtype {x.dtype}")
     return x
@@ -188,9 +215,9 @@ def refuse_kind(x: Any, name: str) -> None:
         )
     if not compat.is_torch_array(x):
         return
-    if str(x.layout) != "torch.strided":
+    if x.layout is not sys.modules["torch"].strided:
         raise ValueError(f"{name}: sparse tensors are not supported, got layout {x.layout}")
-    if x.device.type == "meta":
+    if x.is_meta:
         raise ValueError(f"{name}: a tensor on the device 'meta' has no numbers to choose by")
     functorch = getattr(sys.modules["torch"]._C, "_functorch", None)
     if functorch is not None and functorch.is_batchedtensor(x):

@@ -62,7 +62,9 @@ def register_driver(name: str, module: str, library: str) -> None:
     -----
     What it offers are its public functions, or those in its `__all__` where it has one. Each is
     named like an operation and takes what that takes (``*args`` and ``**kwargs`` may stand for
-    the rest); a module that offers anything else is refused when it is loaded.
+    the rest); a module that offers anything else is refused when it is loaded. One that loads
+    much later on may have a function `wake`, left out of its `__all__`, which is called where
+    the driver is chosen by name.
     """
     _modules[name] = module
     known = _drivers.get(library, ())
@@ -182,7 +184,12 @@ def candidates(x: Array, choice: str | None = None) -> tuple[ModuleType, ...]:
     module = _load(name)
     if module is None:
         raise ValueError(f"backend: {name!r} is not installed: pip install 'secateur[{name}]'")
+    getattr(module, "wake", _nothing)()
     return (module,)
+
+
+def _nothing() -> None:
+    """What a driver does that has nothing to load."""
 
 
 def eager(function: F) -> F:

@@ -5,10 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from os import PathLike
 from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 
@@ -26,15 +37,14 @@ def check_types(method: Any) -> None:
     takes a record (another method, a calibration), what `to_dict` made of it passes: its owner
     reads it. A list becomes the tuple that was declared, NumPy's numbers Python's.
     """
-    declared = _declared(type(method))  # type: ignore[arg-type]
-    for item in fields(method):
-        if item.name in declared:
-            given = getattr(method, item.name)
-            check_type(item.name, given, declared[item.name])
-            if isinstance(given, list):
-                object.__setattr__(method, item.name, tuple(given))
-            elif isinstance(given, np.generic):
-                object.__setattr__(method, item.name, given.item())
+    for name, declared, fits in _declared(type(method)):  # type: ignore[arg-type]
+        given = getattr(method, name)
+        if not fits(given):
+            refuse(name, given, declared)
+        if isinstance(given, list):
+            object.__setattr__(method, name, tuple(given))
+        elif isinstance(given, np.generic):
+            object.__setattr__(method, name, given.item())
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
@@ -49,15 +59,32 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     Traceback (most recent call last):
     ValueError: number: expected a number, got '3'
     """
-    places = {name: place for place, name in enumerate(inspect.signature(function).parameters)}
+    by_place: list[tuple[int, Declared]] = []
+    by_name: dict[str, Declared] = {}
+
+    def prepare() -> None:
+        places = {name: place for place, name in enumerate(inspect.signature(function).parameters)}
+        declared = _declared(function)
+        by_place.extend((places[each.name], each) for each in declared if each.name in places)
+        by_name.update((each.name, each) for each in declared)
+        prepared.append(True)
+
+    prepared: list[bool] = []
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name, declared in _declared(function).items():
-            if name in kwargs:
-                check_type(name, kwargs[name], declared)
-            elif (place := places.get(name, len(args))) < len(args):
-                check_type(name, args[place], declared)
+        if not prepared:
+            prepare()  # Annotations may name what is defined later than the function.
+        for place, (name, declared, fits) in by_place:
+            if place >= len(args):
+                break
+            if not fits(args[place]):
+                refuse(name, args[place], declared)
+        for given in kwargs:
+            if given in by_name:
+                name, declared, fits = by_name[given]
+                if not fits(kwargs[given]):
+                    refuse(name, kwargs[given], declared)
         return function(*args, **kwargs)
 
     return call
@@ -65,10 +92,15 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
 def check_type(name: str, given: Any, declared: Any) -> None:
     """Refuse what is of another type than declared."""
-    if not _fits(given, declared):
-        words = spelt(declared)
-        pause = ";" if words.startswith("one of") else ","
-        raise ValueError(f"{name}: expected {words}{pause} got {_shown(given)}")
+    if not _test(declared)(given):
+        refuse(name, given, declared)
+
+
+def refuse(name: str, given: Any, declared: Any) -> NoReturn:
+    """Say what was expected and what came."""
+    words = spelt(declared)
+    pause = ";" if words.startswith("one of") else ","
+    raise ValueError(f"{name}: expected {words}{pause} got {_shown(given)}")
 
 
 def _shown(given: Any) -> str:
@@ -79,19 +111,28 @@ def _shown(given: Any) -> str:
     return told if len(told) <= 200 else f"{told[:200]} ..."
 
 
+class Declared(NamedTuple):
+    """A parameter whose type says what fits."""
+
+    name: str
+    type: Any
+    fits: Callable[[Any], bool]
+
+
 @functools.cache
-def _declared(owner: Any) -> dict[str, Any]:
-    """Declared types by name, of a dataclass or a function, as far as they say what fits."""
+def _declared(owner: Any) -> tuple[Declared, ...]:
+    """Parameters of a dataclass or a function, as far as their types say what fits."""
     try:
         known = get_type_hints(owner)
     except NameError:
         # A method of somebody's own, with names that its module imports for type checkers alone.
-        return {}
-    return {
-        name: declared
-        for name, declared in known.items()
-        if name != "return" and _says_something(declared)
-    }
+        return ()
+    names = [item.name for item in fields(owner)] if is_dataclass(owner) else list(known)
+    return tuple(
+        Declared(name, known[name], _test(known[name]))
+        for name in names
+        if name in known and name != "return" and _says_something(known[name])
+    )
 
 
 def _says_something(declared: Any) -> bool:
@@ -104,35 +145,52 @@ def _says_something(declared: Any) -> bool:
     return origin is Literal or isinstance(origin or declared, type)
 
 
-def _fits(given: Any, declared: Any) -> bool:
+def _test(declared: Any) -> Callable[[Any], bool]:
+    """Whether something is of a declared type, as a function: calls are many, types few."""
     origin, inner = get_origin(declared), get_args(declared)
     if origin in (Union, UnionType):
-        return any(_fits(given, each) for each in inner)
+        return _test_any(inner)
     if origin is Literal:
-        return isinstance(given, str | bool | int | NoneType) and given in inner
+        return lambda given: isinstance(given, str | bool | int | NoneType) and given in inner
     if origin is tuple:
-        if not isinstance(given, tuple | list):
-            return False
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            return all(_fits(each, inner[0]) for each in given)
-        return len(given) == len(inner) and all(map(_fits, given, inner))
+        return _test_tuple(inner)
     if isinstance(origin, type):
-        return isinstance(given, origin)
+        return lambda given: isinstance(given, origin)
     if declared is float:
-        return _is_number(given)
+        return _is_number
     if declared is int:
-        return _is_number(given) and isinstance(given, int | np.integer)
+        return lambda given: _is_number(given) and isinstance(given, int | np.integer)
     if declared is bool:
-        return isinstance(given, bool | np.bool_)
+        return lambda given: isinstance(given, bool | np.bool_)
     if not isinstance(declared, type):
-        return True
-    if isinstance(given, Mapping) and hasattr(declared, "to_dict"):
-        return True
-    return isinstance(given, declared)
+        return lambda given: True
+    if hasattr(declared, "to_dict"):
+        return lambda given: isinstance(given, (declared, Mapping))
+    return lambda given: isinstance(given, declared)
+
+
+def _test_any(inner: tuple[Any, ...]) -> Callable[[Any], bool]:
+    tests = [_test(each) for each in inner if each is not NoneType]
+    none = NoneType in inner
+    return lambda given: (none and given is None) or any(fits(given) for fits in tests)
+
+
+def _test_tuple(inner: tuple[Any, ...]) -> Callable[[Any], bool]:
+    if len(inner) == 2 and inner[1] is Ellipsis:
+        every = _test(inner[0])
+        return lambda given: isinstance(given, tuple | list) and all(map(every, given))
+    tests = [_test(each) for each in inner]
+    return lambda given: (
+        isinstance(given, tuple | list)
+        and len(given) == len(tests)
+        and all(fits(each) for fits, each in zip(tests, given, strict=True))
+    )
 
 
 def _is_number(given: Any) -> bool:
     """A real number that a float can hold; no flag, though Python counts with those too."""
+    if type(given) is float:
+        return True
     if not isinstance(given, int | float | np.integer | np.floating) or isinstance(given, bool):
         return False
     return not isinstance(given, int | np.integer) or abs(int(given)) <= LARGEST

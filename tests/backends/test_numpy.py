@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +42,14 @@ def driver(request: pytest.FixtureRequest) -> ModuleType:
     if importlib.util.find_spec(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
     return importlib.import_module(f"secateur.backends.host.{MODULES[request.param]}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def row_by_row() -> Iterator[None]:
+    """Of narrow features no matrix is built here, though few tokens would have room for one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain, "MATRIX", 0)
+        yield
 
 
 def features(n: int, d: int = 24, seed: int = 0) -> np.ndarray:
@@ -229,6 +237,25 @@ def test_from_features(driver: ModuleType, n: int, d: int, k: int) -> None:
         driver.facility_location_features(sc.FacilityLocation.from_features(x, w), k),
         facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k),
     )
+
+
+@pytest.mark.parametrize("n", [1, 2, 90, 700])
+def test_few_narrow_tokens_are_compared_in_a_matrix(
+    driver: ModuleType, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    monkeypatch.setattr(plain, "MATRIX", 1024)
+    x, w, k = features(n, 6), weights(n), min(n, 70)
+    x[n // 2] = x[0]
+    assert plain.small_enough(x)
+    near, far = sc.FacilityLocation.from_features(x, w), sc.Dispersion.from_features(x)
+    same(driver.facility_location_features(near, k), facility_location_features.reference(near, k))
+    for start in (None, n - 1):
+        same(
+            driver.farthest_first_features(far, k, start),
+            farthest_first_features.reference(far, k, start),
+        )
+    monkeypatch.setattr(plain, "MATRIX", n - 1)
+    assert n < 25 or not plain.small_enough(x)
 
 
 @pytest.mark.parametrize("room", [1, 40])

@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 import secateur as sc
+from secateur.backends.host import driver
 from secateur.testing import (
     assert_algorithms_agree,
     assert_greedy_guarantee,
@@ -19,6 +21,15 @@ from secateur.testing import (
     similarities,
     weights,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def row_by_row():
+    """Of narrow features no matrix is built here, though few tokens would have room for one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "MATRIX", 0)
+        yield
+
 
 backends = st.sampled_from(["reference", "auto"])
 budgets = st.integers(1, 12)

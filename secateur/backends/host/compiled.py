@@ -4,6 +4,11 @@ It offers an operation where a loop pays, and leaves the rest to the NumPy drive
 hundred megabytes once it is imported. Kernels are compiled when first used and cached on disk.
 Images of a batch run in threads; a single image runs in one, so that the same input always takes
 the same steps.
+
+Loading Numba takes longer than some choices of NumPy's driver, which picks the same: vectors of
+length one are equal to the last bit, and what is compared after them is compared in float64, with
+a width for ties. So the first small questions of a process are left to it. `wake`, which
+`secateur.warm_up` and a choice of this driver by name call, ends that.
 """
 
 from __future__ import annotations
@@ -63,21 +68,54 @@ FEW = 4
 """Columns of similarities up to which loops beat a threaded matrix product."""
 
 
+PAYS = 1 << 23
+"""Numbers that NumPy is asked about before Numba is loaded: those of five to ten small images."""
+
+_asked = 0
+
+
 @functools.cache
 def _kernels() -> ModuleType:
     return importlib.import_module("secateur.backends.host.kernels")
 
 
+def wake() -> None:
+    """Load the kernels: Numba and what it reads at its first call take nearly half a second."""
+    kernels = _kernels()
+    if not kernels.shift.overloads:
+        kernels.shift(np.zeros((1, 1), dtype=np.float32))
+
+
+def _awake(numbers: int) -> bool:
+    """Whether the kernels are loaded, or from now on are, for a question about so many numbers.
+
+    Who asks a few small questions has his answers from NumPy before Numba would be loaded.
+    """
+    global _asked
+    if not _kernels.cache_info().currsize:
+        _asked += numbers
+        if _asked <= PAYS:
+            return False
+        wake()
+    return True
+
+
 def _for_known(function: F) -> F:
-    """The operation, left to the next driver where an argument's dtype is none of `KNOWN`."""
+    """The operation, left to NumPy's driver until the kernels are loaded.
+
+    And where an argument's dtype is none of `KNOWN`.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        numbers = 0
         for each in (*args, *kwargs.values()):
             x = getattr(each, "sample", each)
-            if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype not in KNOWN:
-                return NotImplemented
-        return function(*args, **kwargs)
+            if isinstance(x, np.ndarray):
+                if x.dtype.kind == "f" and x.dtype not in KNOWN:
+                    return NotImplemented
+                numbers += x.size
+        return function(*args, **kwargs) if _awake(numbers) else NotImplemented
 
     return cast(F, call)
 
@@ -293,6 +331,8 @@ def threshold_scan(
 def patch_entropy(image: Any, patch: int) -> Floats:
     """Entropy of the grey values within each patch, O(H W)."""
     image = plain.checked_image(image)
+    if not _awake(image.size):
+        return plain.patch_entropy(image, patch)
     rows, columns = check_image(image, patch)
     terms = plain.entropy_terms(patch * patch)
     h = np.empty((*image.shape[:-3], rows, columns))

@@ -91,9 +91,43 @@ def unit(x: Floats) -> Floats:
     return cast("Floats", out)
 
 
+def rounded_once(x: Floats) -> Floats:
+    """As `unit`, of lengths that are rounded once: squares are summed in float64.
+
+    Numba's loop gives the same to the last bit.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    out = np.empty_like(rows, order="C")
+    step = max(1, BLOCK // (8 * rows.shape[-1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        out[part] = _unit(rows[part])
+    return out.reshape(x.shape)
+
+
+def _unit(rows: Floats) -> Floats:
+    """The same of a few rows (M, D)."""
+    wide = rows.astype(np.float64, copy=False)
+    squares = np.einsum("md,md->m", wide, wide)
+    inside = (squares > 1e-200) & (squares < 1e200)
+    length = np.sqrt(np.where(inside, squares, 1.0)).astype(rows.dtype)
+    out: Floats = rows / length[:, None]
+    if not inside.all():
+        # Out of the range of squares: by the largest entry first.
+        far = rows[~inside]
+        largest = np.maximum(far.max(axis=-1), -far.min(axis=-1))[:, None]
+        largest[largest == 0] = 1
+        with np.errstate(invalid="ignore"):
+            far = far / largest
+            length = np.sqrt(np.einsum("md,md->m", far, far))[:, None]
+        length[length == 0] = 1
+        out[~inside] = far / length
+    return out
+
+
 def cosine_similarity(features: Floats) -> Floats:
     """Similarities (1 + cos) / 2, shape (..., N, N), with one N x N array and no other."""
-    directions = unit(features)
+    directions = rounded_once(features)
     return shifted(product(directions, np.swapaxes(directions, -1, -2)))
 
 
@@ -135,9 +169,16 @@ def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
     )
 
 
+MATRIX = 1024
+"""Tokens of which a matrix is built whatever their width."""
+
+
 def small_enough(features: Floats) -> bool:
-    """Whether a matrix of similarities takes no more than four times the features' memory."""
-    return bool(features.shape[-2] <= 4 * features.shape[-1])
+    """Whether a matrix of similarities takes no more than four times the features' memory.
+
+    Or no more than some megabytes, which are worked on sooner than rows one by one.
+    """
+    return bool(features.shape[-2] <= max(4 * features.shape[-1], MATRIX))
 
 
 def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
@@ -149,7 +190,7 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
         if small_enough(features):
             matrix = cosine_similarity(features[at])
             return greedy(Served(Dense(matrix, COSINE_ROUNDING, "features"), w), budget)
-        return greedy(NearlyServed(Cosine(unit(features[at])), w), budget)
+        return greedy(NearlyServed(Cosine(rounded_once(features[at])), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 
@@ -268,7 +309,7 @@ def scan_batch(
 
 def scan(x: Floats, order: Indices, k: int, step: float, tau_max: float) -> Indices:
     """Tokens kept, at most k, in order; as many at a time are compared as may be kept."""
-    x = unit(x)
+    x = rounded_once(x)
     rounding = 8 * float(np.finfo(x.dtype).eps)
     kept = np.empty(0, dtype=np.int64)
     start = 0
@@ -276,18 +317,34 @@ def scan(x: Floats, order: Indices, k: int, step: float, tau_max: float) -> Indi
         part = order[start : start + max(32, k - len(kept))]
         start += len(part)
         tau = np.minimum(tau_max, np.arange(1, len(kept) + 1) * step)
-        apart = distances_between(x[part], x[kept]) >= tau - rounding
-        part = part[apart.all(axis=1)]
+        beyond = at_least(distances_between(x[part], x[kept]), tau - rounding, x[part], x[kept])
+        part = part[beyond.all(axis=1)]
         among = distances_between(x[part], x[part])
         remains = np.ones(len(part), dtype=bool)
         chosen: list[int] = []
         for place in range(len(part)):
             if remains[place] and len(kept) + len(chosen) < k:
                 chosen.append(place)
-                tau_next = min(tau_max, (len(kept) + len(chosen)) * step)
-                remains &= among[place] >= tau_next - rounding
+                tau = np.asarray([min(tau_max, (len(kept) + len(chosen)) * step)])
+                column = among[:, place : place + 1]
+                own = x[part[place : place + 1]]
+                remains &= at_least(column, tau - rounding, x[part], own)[:, 0]
         kept = np.concatenate([kept, part[chosen]])
     return kept
+
+
+def at_least(distance: Floats, limit: Floats, x: Floats, y: Floats) -> np.ndarray[Any, Any]:
+    """Whether distances (N, M) between unit vectors reach limits (M,).
+
+    Those so near to it that float32 cannot tell are taken again in float64.
+    """
+    reached: np.ndarray[Any, Any] = distance >= limit
+    if x.dtype != np.float64:
+        unsure = x.shape[-1] * float(np.finfo(x.dtype).eps)
+        i, j = np.nonzero(np.abs(distance - limit) < unsure)
+        cosine = np.einsum("pd,pd->p", x[i].astype(np.float64), y[j].astype(np.float64))
+        reached[i, j] = np.maximum(1.0 - cosine, 0.0) >= limit[j]
+    return reached
 
 
 def distances_between(x: Floats, y: Floats) -> Floats:

@@ -68,6 +68,8 @@ class CosineDistances:
         return apart(product(self._x, self._x[j]))
 
     def nearest(self) -> Floats:
+        if self.size == 1:
+            return np.full(1, math.inf)
         # Half of the products: every block with itself and with what follows. The largest
         # cosine belongs to the smallest distance.
         largest = np.full(self.size, -math.inf, dtype=self._x.dtype)

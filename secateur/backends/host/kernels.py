@@ -448,6 +448,15 @@ def cosine_of(x: Any, y: Any) -> Any:
     return total
 
 
+@sees_nan
+def wide_cosine_of(x: Any, y: Any) -> float:
+    """The same in float64."""
+    total = 0.0
+    for d in range(len(x)):
+        total += np.float64(x[d]) * np.float64(y[d])
+    return total
+
+
 @regroup
 def similarities_to(x: Any, j: int, column: Any) -> None:
     """(1 + cos) / 2 of unit vectors (N, D) with the j-th."""
@@ -466,7 +475,7 @@ def unit_rows(x: Any, out: Any) -> None:
         row, to = x[r], out[r]
         squares = 0.0
         for d in range(len(row)):
-            squares += float(row[d]) * float(row[d])
+            squares += np.float64(row[d]) * np.float64(row[d])
         if 1e-200 < squares < 1e200:
             length = row.dtype.type(math.sqrt(squares))
             for d in range(len(row)):
@@ -479,7 +488,7 @@ def unit_rows(x: Any, out: Any) -> None:
         squares = 0.0
         for d in range(len(row)):
             to[d] = row[d] / largest if largest > 0.0 else row[d]
-            squares += to[d] * to[d]
+            squares += np.float64(to[d]) * np.float64(to[d])
         length = row.dtype.type(math.sqrt(squares)) if squares > 0.0 else row.dtype.type(1.0)
         for d in range(len(row)):
             to[d] /= length
@@ -633,18 +642,22 @@ def scan(
 ) -> int:
     """AgilePruner's scan: each token is compared with those kept until one drives it away.
 
-    A distance that is NaN drives it away.
+    A distance that is NaN drives it away. One so near to the threshold that float32 cannot tell
+    is taken again in float64.
     """
+    unsure = 0.125 * len(x[0]) * rounding
     found = 0
     for j in order:
         if found == k:
             break
         near = False
         for i in range(found):
-            tau = min(tau_max, (i + 1) * step)
-            distance = x.dtype.type(1.0) - cosine_of(x[j], x[kept[i]])
-            distance = x.dtype.type(0.0) if distance < 0.0 else distance
-            if not distance >= tau - rounding:
+            limit = min(tau_max, (i + 1) * step) - rounding
+            distance = 1.0 - float(cosine_of(x[j], x[kept[i]]))
+            if abs(distance - limit) < unsure:
+                distance = 1.0 - wide_cosine_of(x[j], x[kept[i]])
+            distance = 0.0 if distance < 0.0 else distance
+            if not distance >= limit:
                 near = True
                 break
         if not near:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg.blas import dtrmm
 
 from secateur.backends.host.greedy import EPSILON, Floats, Indices
 from secateur.backends.lending import product
@@ -58,6 +57,9 @@ def _rooted(z: Floats, zero: Flags) -> Floats:
         # No full rank, as far as rounding lets one see.
         triangle: Any = np.linalg.qr(z, mode="r")
         return product(z, triangle.T)
+    # SciPy takes a tenth of a second to load, which no other choice waits for.
+    from scipy.linalg.blas import dtrmm
+
     rooted: Floats = dtrmm(1.0, lower.T, z.T).T
     return rooted
 

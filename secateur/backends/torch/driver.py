@@ -90,12 +90,16 @@ def _to_host(x: Any) -> Any:
         return x.with_arrays(_to_host)
     if not isinstance(x, torch.Tensor):
         return x
-    x = _plain(x).cpu().contiguous()
-    return x.numpy()
+    x = _plain(x)
+    return (x if x.is_cpu else x.cpu()).contiguous().numpy()
 
 
 def _to_device(x: Any, device: torch.device) -> Any:
-    return handed(x, lambda each: torch.from_numpy(np.asarray(each)).to(device))
+    def over(each: Any) -> Tensor:
+        lifted = torch.from_numpy(np.asarray(each))
+        return lifted if device.type == "cpu" else lifted.to(device)
+
+    return handed(x, over)
 
 
 def _plain(x: Tensor) -> Tensor:
