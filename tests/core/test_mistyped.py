@@ -460,3 +460,28 @@ def test_half_a_level_goes_up_whoever_adds():
 
     half = np.array([134.5, 134.5 - 1e-13, 134.5 + 1e-13, 134.4999])
     assert _settled(half, levels=True).tolist() == [135, 135, 135, 134]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_factors_whose_squares_are_no_numbers_still_give_distinct_picks(backend):
+    if backend == "numba":
+        pytest.importorskip("numba")
+    factors = np.random.default_rng(0).normal(size=(20, 4)) * 2e150
+    f = sc.LogDeterminant.from_factors(factors, 0.5)
+    assert sorted(sc.maximize(f, 20, backend=backend).indices.tolist()) == list(range(20))
+    lost = sc.LogDeterminant.from_factors(np.full((4, 2), np.nan), check_finite=False)
+    with pytest.raises(ValueError, match=r"^factors: contains NaN or infinity"):
+        sc.maximize(lost, 2, backend=backend)
+
+
+def test_a_text_of_a_batch_is_not_that_of_a_crop():
+    parts = [sc.Tokens(features=EYE, text=EYE[None, :2])] * 2
+    with pytest.raises(ValueError, match=r"^text: its leading axes are not those of features"):
+        sc.EADP(keep=1).select_parts(parts, 2)
+
+
+def test_saliency_that_is_no_number_is_refused():
+    image = sc.Tokens(features=EYE, attention=np.array([3.0, 1.0, 0.5, 2.0]))
+    with pytest.raises(ValueError, match="too large for SCOPE"), np.errstate(all="ignore"):
+        sc.SCOPE(keep=2, alpha=1e308).select(image)

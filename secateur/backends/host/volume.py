@@ -84,8 +84,10 @@ def explain(factor: Floats, rank: int, pick: int, left: Floats) -> None:
     row = factor[rank]
     row -= factor[:rank, pick] @ factor[:rank]
     row /= math.sqrt(max(left[pick], 1.0))
-    # What is left of I + M is at least 1 whatever was explained; rounding may say less.
-    np.maximum(left - row * row, 1.0, out=left)
+    # What is left of I + M is at least 1 whatever was explained; rounding may say less, or nothing
+    # where squares leave the range.
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.fmax(left - row * row, 1.0, out=left)
 
 
 ARRAYS = Steps(most_left, explain)
@@ -120,6 +122,8 @@ def _greedy(
     """k picks of one image with their gains, and the smallest bound on the best value."""
     n = len(y)
     left = 1.0 + gamma * np.einsum("ij,ij->i", y, y)
+    if np.isnan(left).any():
+        raise ValueError("factors: contains NaN or infinity, so that no volume is largest")
     selectable, level = opened.copy(), math.exp(-SUM * n * EPSILON)
     factor = np.empty((k, n))
     picks, gains = np.empty(k, dtype=np.int64), np.empty(k)

@@ -260,7 +260,7 @@ class Method(ABC):
         """Refuse scores that overflowed, though every number that they are made of is finite."""
         for scores in (each.scores for each in chosen if each.scores is not None):
             xp = namespace(scores)
-            if bool(xp.any(xp.isnan(scores))):
+            if not bool(xp.all(xp.isfinite(scores))):
                 raise ValueError(
                     f"{', '.join(sorted(self.needs))}: numbers too large for "
                     f"{type(self).__name__} to compute scores of; scale them down"

@@ -317,6 +317,11 @@ class EADP(Method, ChoosesParts):
             each.require("EADP", *sorted(self.needs))
             self._check(each, check_finite=False)
         raw = [self.alone._similarity(each) for each in parts]
+        for r, each in zip(raw, parts, strict=True):
+            if shape_of(r) != (each.size,):
+                raise ValueError(
+                    f"text: its leading axes are not those of features {shape_of(each.features)}"
+                )
         xp = namespace(raw[0])
         joined = min_max(xp.concat(raw, axis=-1), check_finite=False)
         sizes = np.array([each.size for each in parts])

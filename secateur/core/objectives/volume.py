@@ -137,8 +137,8 @@ class LogDeterminant(ByRow):
             raise ValueError(
                 f"gamma: expected a finite number of at least 0, got {gamma!r}; at most {most:.3g}"
             )
-        self = cls.__new__(cls)
         shape = shape_of(factors)
+        self = cls.__new__(cls)
         self._begin(None, constant(factors), float(gamma), (*shape[:-1], shape[-2]))
         self.monotone = True
         self.selectable = checked_selectable(selectable, self)
