@@ -157,14 +157,14 @@ def _spent(row: dict[str, Any]) -> str | None:
 def _named(only: str | None) -> list[str]:
     """The methods to measure, without those that cannot be attached to the lab's model."""
     unfit = {name for name, kind in sc.methods().items() if issubclass(kind, VideoMethod)}
-    unfit |= {"visionselector"}
+    unfit |= {"idpruner", "visionselector"}
     if only is None:
         return sorted(set(sc.methods()) - unfit)
     names = [name.strip() for name in only.split(",")]
     if impossible := [name for name in names if name in unfit]:
         raise ValueError(
             f"--methods: {impossible[0]} cannot be measured on the lab's model, which has no "
-            "weights for visionselector and no videos"
+            "weights for visionselector, no importance for idpruner, and no videos without --video"
         )
     return names
 
