@@ -138,7 +138,10 @@ class Sight:
         chosen = () if self.layout is None else self.layout.chosen
         if not chosen or self.place is None:
             raise ValueError(f"sight: nothing was chosen before the language model to tell {name}")
-        told: np.ndarray[Any, Any] = np.concatenate([to_numpy(x.info[name]) for x in chosen])
+        # Of a video's frames, each told by itself, one after the other.
+        told: np.ndarray[Any, Any] = np.concatenate(
+            [to_numpy(x.info[name]).ravel() for x in chosen]
+        )
         return np.asarray(told[to_numpy(self.place)])
 
     def attention(self, asking: Array, queries: Array | None = None) -> Array:

@@ -190,3 +190,18 @@ def test_where_tokens_cannot_be_hidden(watched):
         prune_inputs(model, inputs, method)
     with pytest.raises(ValueError, match="layers after 9 do not fit a language model"):
         attach(model, sc.DyCoke(sight=0.25, after=9))
+
+
+@pytest.mark.parametrize(
+    "method", [sc.MustDrop(keep=2), sc.ViTCoP(keep=2), sc.DUET(keep=2, shares=(0.5, 0.25))]
+)
+def test_what_was_told_of_frames_is_known_between_layers(watched, method):
+    model, inputs = watched
+    with attach(model, method) as att:
+        model.generate(**inputs, **GREEDY)
+    before, stages = len(att.last.kept[0]), att.last.inside[0]
+    assert stages
+    for _, left in stages:
+        assert 0 < len(left) <= before
+        assert len(set(left.tolist())) == len(left)
+        before = len(left)
