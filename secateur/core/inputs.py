@@ -303,6 +303,8 @@ class Tokens:
 
     def __post_init__(self) -> None:
         blind = self.features is None and self.pixels is not None and self.grid is not None
+        if blind:
+            _image(self.pixels)
         for name in PER_TOKEN:
             x = getattr(self, name)
             if x is None and (name != "features" or blind):
@@ -311,8 +313,6 @@ class Tokens:
                 x = on_host(x, name)
                 object.__setattr__(self, name, x)
             self._fits(name, x)
-        if blind:
-            _image(self.pixels)
         if self.size == 0:
             raise ValueError(
                 f"features: expected at least one token, got shape {spell(self.features.shape)}"

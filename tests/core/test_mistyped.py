@@ -485,3 +485,9 @@ def test_saliency_that_is_no_number_is_refused():
     image = sc.Tokens(features=EYE, attention=np.array([3.0, 1.0, 0.5, 2.0]))
     with pytest.raises(ValueError, match="too large for SCOPE"), np.errstate(all="ignore"):
         sc.SCOPE(keep=2, alpha=1e308).select(image)
+
+
+@pytest.mark.parametrize("pixels", [len, 7, "x"])
+def test_pixels_that_are_none_are_refused_beside_what_belongs_to_their_tokens(pixels):
+    with pytest.raises(ValueError, match=r"^pixels: expected"):
+        sc.Tokens(pixels=pixels, grid=(2, 2), attention=ONES)
