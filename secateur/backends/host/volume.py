@@ -123,7 +123,9 @@ def _greedy(
     n = len(y)
     left = 1.0 + gamma * np.einsum("ij,ij->i", y, y)
     if np.isnan(left).any():
-        raise ValueError("factors: contains NaN or infinity, so that no volume is largest")
+        raise ValueError(
+            "features or factors: contain NaN or infinity, so that no volume is largest"
+        )
     selectable, level = opened.copy(), math.exp(-SUM * n * EPSILON)
     factor = np.empty((k, n))
     picks, gains = np.empty(k, dtype=np.int64), np.empty(k)
