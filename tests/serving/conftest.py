@@ -26,6 +26,15 @@ sys.path[:0] = [str(HERE), str(HERE / "beside")]
 from small import Checkpoint
 
 
+@pytest.fixture(scope="session", autouse=True)
+def awake():
+    """Numba stays asleep here, unlike in the other tests.
+
+    vLLM 0.32 for CPUs starts no first engine in a process that has imported it: looking through
+    all modules for kernels, it takes llvmlite's library for something with a dictionary.
+    """
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     """Checkpoints by name, made when first asked for."""
