@@ -305,6 +305,7 @@ class Tokens:
         blind = self.features is None and self.pixels is not None and self.grid is not None
         if blind:
             _image(self.pixels)
+            checked_grid(self.grid)
         for name in PER_TOKEN:
             x = getattr(self, name)
             if x is None and (name != "features" or blind):

@@ -201,13 +201,13 @@ def polarize(scores: Array, beta: float, *, check_finite: bool = True) -> Array:
     return scores if beta == 1 else scores**beta
 
 
-def checked_grid(grid: Any, n: int) -> tuple[int, int]:
-    """A grid (h, w) that holds n tokens, or refuse it."""
+def checked_grid(grid: Any, n: int | None = None) -> tuple[int, int]:
+    """A grid (h, w) that holds n tokens, where that is known, or refuse it."""
     several = isinstance(grid, Iterable) and getattr(grid, "ndim", 1) == 1
     sides = [whole(side) for side in grid] if several else []
     if len(sides) != 2 or any(side < 1 for side in sides):
         raise ValueError(f"grid: expected (h, w), two positive whole numbers, got {grid!r}")
     h, w = sides
-    if h * w != n:
+    if n is not None and h * w != n:
         raise ValueError(f"grid: {h} x {w} = {h * w} places for {n} tokens")
     return h, w

@@ -146,6 +146,9 @@ def markdown(
         "",
         "![Right answers against budget](bench-accuracy.png)",
         "",
+        "Points stand at what was spent; who spent less than three quarters of the smallest budget",
+        "there is in the tables alone.",
+        "",
     ]
     for keep in budgets:
         parts += [f"## {keep} of 144 tokens", "", *answers_table(table, keep), ""]
@@ -197,16 +200,27 @@ SHOWN = {"eadp": "#d84315", "agilepruner": "#1565c0", "erase": "#2e7d32"}
 """Methods drawn in colour; the others are grey."""
 
 
+LEAST_DRAWN = 0.75
+"""Who spends less than this share of the smallest budget is in the tables alone."""
+
+
+def _drawn_at(row: Row) -> float:
+    """The tokens that a row was spent with."""
+    return float(row["spent"] if row["frugal"] or row["lavish"] else row["keep"])
+
+
 def _accuracy(
     folder: Path, table: Sequence[Row], names: Sequence[str], ticks: Sequence[int]
 ) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, max(4.6, 0.2 * len(names))), layout="constrained")
     ends = []
     for name in names:
         mine = sorted((r for r in table if r["method"] == name), key=lambda r: r["keep"])
-        keep = [r["keep"] for r in mine]
+        keep = [_drawn_at(r) for r in mine]
+        if min(keep) < LEAST_DRAWN * ticks[0]:
+            continue
         share = [100 * r["relative"] for r in mine]
         colour = SHOWN.get(name, "#b0b0b0")
         axes.plot(keep, share, "o-", color=colour, lw=2 if name in SHOWN else 1, ms=4)
@@ -214,17 +228,18 @@ def _accuracy(
             spread = [[100 * r[end] for r in mine] for end in ("low", "high")]
             axes.fill_between(keep, *spread, color=colour, alpha=0.12, lw=0)
         ends.append((share[-1], keep[-1], name, colour))
+    gap = 2.9 if len(names) < 24 else 1.7
     for (share_, x, name, colour), height in zip(
-        sorted(ends), apart([end[0] for end in sorted(ends)], 2.9, 101.0), strict=True
+        sorted(ends), apart([end[0] for end in sorted(ends)], gap, 101.0), strict=True
     ):
         axes.annotate(
             name,
             (x, share_),
-            (x * 1.08, height),
+            (ticks[-1] * 1.08, height),
             fontsize=7,
             color=colour if name in SHOWN else "#555",
             va="center",
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#999"},
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#999", "relpos": (0, 0.5)},
         )
     axes.set_xscale("log")
     axes.set_xticks(ticks, [str(t) for t in ticks])

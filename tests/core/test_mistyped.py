@@ -491,3 +491,9 @@ def test_saliency_that_is_no_number_is_refused():
 def test_pixels_that_are_none_are_refused_beside_what_belongs_to_their_tokens(pixels):
     with pytest.raises(ValueError, match=r"^pixels: expected"):
         sc.Tokens(pixels=pixels, grid=(2, 2), attention=ONES)
+
+
+@pytest.mark.parametrize("grid", [4, "x", (2,), (0, 4)])
+def test_a_grid_that_is_none_is_refused_beside_what_belongs_to_its_tokens(grid):
+    with pytest.raises(ValueError, match=r"^grid: expected"):
+        sc.Tokens(pixels=np.zeros((2, 2, 3)), grid=grid, attention=ONES)
