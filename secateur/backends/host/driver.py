@@ -319,7 +319,8 @@ def scan(x: Floats, order: Indices, k: int, step: float, tau_max: float) -> Indi
         tau = np.minimum(tau_max, np.arange(1, len(kept) + 1) * step)
         beyond = at_least(distances_between(x[part], x[kept]), tau - rounding, x[part], x[kept])
         part = part[beyond.all(axis=1)]
-        among = distances_between(x[part], x[part])
+        among_x = x[part]
+        among = distances_between(among_x, among_x)
         remains = np.ones(len(part), dtype=bool)
         chosen: list[int] = []
         for place in range(len(part)):
@@ -327,10 +328,13 @@ def scan(x: Floats, order: Indices, k: int, step: float, tau_max: float) -> Indi
                 chosen.append(place)
                 tau = np.asarray([min(tau_max, (len(kept) + len(chosen)) * step)])
                 column = among[:, place : place + 1]
-                own = x[part[place : place + 1]]
-                remains &= at_least(column, tau - rounding, x[part], own)[:, 0]
+                remains &= at_least(column, tau - rounding, among_x, among_x[place, None])[:, 0]
         kept = np.concatenate([kept, part[chosen]])
     return kept
+
+
+ONE_STEP = float(np.finfo(np.float32).eps)
+"""From 1 to the next number of float32."""
 
 
 def at_least(distance: Floats, limit: Floats, x: Floats, y: Floats) -> np.ndarray[Any, Any]:
@@ -339,9 +343,11 @@ def at_least(distance: Floats, limit: Floats, x: Floats, y: Floats) -> np.ndarra
     Those so near to it that float32 cannot tell are taken again in float64.
     """
     reached: np.ndarray[Any, Any] = distance >= limit
-    if x.dtype != np.float64:
-        unsure = x.shape[-1] * float(np.finfo(x.dtype).eps)
-        i, j = np.nonzero(np.abs(distance - limit) < unsure)
+    if x.dtype == np.float64:
+        return reached
+    unsure = np.abs(distance - limit) < x.shape[-1] * ONE_STEP
+    if unsure.any():
+        i, j = np.nonzero(unsure)
         cosine = np.einsum("pd,pd->p", x[i].astype(np.float64), y[j].astype(np.float64))
         reached[i, j] = np.maximum(1.0 - cosine, 0.0) >= limit[j]
     return reached
