@@ -94,7 +94,7 @@ def pairing(x: torch.Tensor, attention: torch.Tensor, k: int) -> list[int]:
         drop = min(8, len(left) - (k - half))
         even, odd = left[::2], left[1::2]
         nearest = (x[even] @ x[odd].T).max(dim=1).values
-        stay = nearest.argsort(stable=True)[: len(even) - drop]
+        stay = nearest.argsort(descending=True, stable=True)[drop:]
         left = torch.cat([even[stay], odd])
     return torch.cat([order[:half], left]).tolist()
 
@@ -213,9 +213,9 @@ def entropies(side: int, patch: int) -> dict[str, Run]:
         places = range(0, side, patch)
 
         def each() -> np.ndarray:
-            grey = np.round(image @ weights)
+            grey = np.floor(image @ weights)
             parts = [grey[i : i + patch, j : j + patch] for i in places for j in places]
-            return np.array([measure.shannon_entropy(part) for part in parts])
+            return np.array([measure.shannon_entropy(part, math.e) for part in parts])
 
         runs["scikit-image, patch by patch"] = each
     return runs

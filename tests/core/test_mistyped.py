@@ -497,3 +497,10 @@ def test_pixels_that_are_none_are_refused_beside_what_belongs_to_their_tokens(pi
 def test_a_grid_that_is_none_is_refused_beside_what_belongs_to_its_tokens(grid):
     with pytest.raises(ValueError, match=r"^grid: expected"):
         sc.Tokens(pixels=np.zeros((2, 2, 3)), grid=grid, attention=ONES)
+
+
+def test_half_a_token_of_a_frame_goes_the_same_way_whoever_adds():
+    method = sc.VidCom2(keep=0.25)
+    score = np.arange(20.0).reshape(2, 10)
+    for noise in (0.0, 3e-15, -3e-15):
+        assert method._kept(score, np.array([0.25 + noise, 0.25 - noise]), 5).sum() == 4

@@ -156,7 +156,8 @@ class VidCom2(VideoMethod):
     def _kept(self, score: Numbers, scales: Numbers, k: int) -> Numbers:
         """True (N,) at what stays, from V + F (T, n) and the frames' shares (T,)."""
         n = score.shape[-1]
-        counts = np.clip(np.rint(scales * n), 1, n)
+        # A half goes to the even count, in whatever order its parts were added.
+        counts = np.clip(np.rint(np.round(scales * n, 9)), 1, n)
         rank = np.argsort(np.argsort(score, axis=-1, kind="stable"), axis=-1, kind="stable")
         kept: Numbers = (rank < counts[:, None]).ravel()
         if not self.exact:
