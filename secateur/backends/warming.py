@@ -45,11 +45,10 @@ def warm_up(backend: str = "auto", shapes: Iterable[tuple[int, int]] = ((576, 10
     >>> import secateur as sc
     >>> sc.warm_up("numpy", [(16, 8)])
     """
-    given = list(shapes)
     try:
-        shapes = [(whole(n), whole(d)) for n, d in given]
+        shapes = [(whole(n), whole(d)) for n, d in shapes]
     except (TypeError, ValueError):
-        raise ValueError(f"shapes: expected pairs (N, D) of whole numbers, got {given}") from None
+        raise ValueError(f"shapes: expected pairs (N, D) of whole numbers, got {shapes}") from None
     if any(n < 1 or d < 1 for n, d in shapes):
         raise ValueError(f"shapes: expected (N, D) of at least 1, got {shapes}")
     with backend_choice(backend):  # refuses a name it does not know

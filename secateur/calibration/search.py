@@ -205,6 +205,8 @@ def _first(method: ERASE) -> dict[str, float]:
 
 def _complexities(method: ERASE, images: Iterable[Tokens]) -> np.ndarray[Any, Any]:
     found = []
+    if getattr(images, "ndim", 1) == 0:
+        raise ValueError("images: expected a list of Tokens, got one number")
     for tokens in images:
         if tokens.pixels is None:
             raise MissingInputError("calibrate", "pixels")

@@ -299,4 +299,7 @@ def relative_complexity(
             return complexity(tokens, measure)  # of no images
         mean = mean.so_far
     average = mean.mean(measure) if isinstance(mean, Calibration) else mean
-    return complexity(tokens, measure) / float(average)
+    own = complexity(tokens, measure)
+    if np.isnan(own).any():
+        raise ValueError(f"features, attention: contain NaN or infinity, which have no {measure}")
+    return own / float(average)

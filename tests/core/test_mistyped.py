@@ -431,7 +431,7 @@ def test_a_gamma_whose_square_is_no_number_is_refused():
     assert np.isfinite(float(sc.maximize(f, 2).value))
 
 
-@pytest.mark.parametrize("shapes", [[2], ["nan"], [(2, 3, 4)], [(2, None)], [(0, 3)]])
+@pytest.mark.parametrize("shapes", [[2], ["nan"], [(2, 3, 4)], [(2, None)], [(0, 3)], np.array(2)])
 def test_shapes_to_warm_up_for_are_pairs(shapes):
     with pytest.raises(ValueError, match=r"^shapes: expected"):
         sc.warm_up("numpy", shapes)
@@ -504,3 +504,16 @@ def test_half_a_token_of_a_frame_goes_the_same_way_whoever_adds():
     score = np.arange(20.0).reshape(2, 10)
     for noise in (0.0, 3e-15, -3e-15):
         assert method._kept(score, np.array([0.25 + noise, 0.25 - noise]), 5).sum() == 4
+
+
+def test_images_to_calibrate_on_are_no_number():
+    pytest.importorskip("optuna")
+    with pytest.raises(ValueError, match=r"^images: expected"):
+        sc.calibrate(lambda method: 0.0, images=np.array(3), trials=1, progress=False)
+
+
+def test_what_is_no_number_is_not_complex():
+    image = sc.Tokens(features=EYE, attention=np.full(4, np.nan))
+    method = sc.Mixture(keep=2, mean_erank=3.0, measure="entropy", attention=sc.TopK())
+    with pytest.raises(ValueError, match=r"^features, attention: contain NaN"):
+        method.select(image, check_finite=False)
