@@ -327,17 +327,26 @@ def write(
     folder: Path, cells: Cells, findings: Sequence[Finding], made: str, command: str
 ) -> list[Row]:
     """Write ``bench.md``, ``.csv``, ``.json`` and the pictures; return the rows."""
-    folder.mkdir(parents=True, exist_ok=True)
     table = rows(cells)
     count = len(cells[ALL, None]["scenes"])
-    (folder / "bench.md").write_text(markdown(table, findings, made, command, count), "utf-8")
-    (folder / "bench.csv").write_text(as_csv(table), "utf-8")
-    told = {
-        "made": made,
-        "scenes": count,
-        "rows": table,
-        "claims": [{**vars(each), "verdict": each.verdict} for each in findings],
-    }
-    (folder / "bench.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    page = markdown(table, findings, made, command, count)
+    store(folder, "bench", page, table, findings, {"made": made, "scenes": count})
     plots(folder, table, cells)
     return table
+
+
+def store(
+    folder: Path,
+    name: str,
+    page: str,
+    table: Sequence[Row],
+    findings: Sequence[Finding],
+    about: Mapping[str, Any],
+) -> None:
+    """A report's page, and its rows as CSV and, with the claims, as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(page, "utf-8")
+    (folder / f"{name}.csv").write_text(as_csv(table), "utf-8")
+    claims = [{**vars(each), "verdict": each.verdict} for each in findings]
+    told = {**about, "rows": table, "claims": claims}
+    (folder / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")

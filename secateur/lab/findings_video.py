@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from secateur.lab.bench import ALL
 from secateur.lab.bench_video import MERGING, SPREAD
 from secateur.lab.claims import Cells, Finding, better, counts, interval
 from secateur.lab.clip import FRAMES, clips, strip
-from secateur.lab.findings import Row, answers_table, apart, as_csv, claims_table
+from secateur.lab.findings import Row, answers_table, apart, claims_table, store
 from secateur.lab.watched import WATCHED
 from secateur.lab.watcher import POOLED
 
@@ -233,18 +232,10 @@ def write(
     """Write ``video.md``, ``.csv``, ``.json`` and the pictures; return the rows."""
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
     table = rows(cells)
     count = len(cells[ALL, None]["scenes"])
-    (folder / "video.md").write_text(markdown(table, findings, made, command, count), "utf-8")
-    (folder / "video.csv").write_text(as_csv(table), "utf-8")
-    told = {
-        "made": made,
-        "clips": count,
-        "rows": table,
-        "claims": [{**vars(each), "verdict": each.verdict} for each in findings],
-    }
-    (folder / "video.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    page = markdown(table, findings, made, command, count)
+    store(folder, "video", page, table, findings, {"made": made, "clips": count})
     plot(folder, table)
     Image.fromarray(strip(next(clips(1, HELD_OUT)).images)).save(folder / "video-clip.png")
     return table
