@@ -31,6 +31,7 @@ if options.interpret:
     os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np  # noqa: E402
+import paper  # noqa: E402
 import torch  # noqa: E402
 from machine import described, spelled  # noqa: E402
 from suite.images import photo_like, relevance_like  # noqa: E402
@@ -243,34 +244,44 @@ def race(solver: Any) -> None:
 
 
 def the_others(solver: Any) -> None:
-    """The table of the other operations, beside the same in whole-tensor steps."""
-    n, k = 576, 64
-    x = torch.from_numpy(np.stack([photo_like(n, 1024, seed) for seed in range(8)])).cuda()
+    """The table of the other operations, beside the same in whole-tensor steps and on paper."""
+    n, k, d_model, images = 576, 64, 1024, 8
+    x = torch.from_numpy(np.stack([photo_like(n, d_model, seed) for seed in range(images)])).cuda()
     s, a = driver.cosine_similarity(x), x[..., 0].abs().contiguous()
-    d, unit, step = 1.0 - s, driver.unit(x), np.full(8, 0.01)
+    d, step = 1.0 - s, np.full(images, 0.01)
     image = torch.randint(0, 256, (2160, 3840, 3), dtype=torch.uint8, device="cuda")
-    q, keys = torch.randn(2, 1, 16, 577, 64, device="cuda")
-    print(f"\n| N = {n}, k = {k}, 8 images | call | whole-tensor steps |\n| --- | ---: | ---: |")
-    rows: dict[str, Callable[[Any], Any]] = {
-        "facility location": lambda each: each.facility_location(s, a, k, 0.0),
-        "determinant": lambda each: each.determinant(s, k),
-        "farthest-first": lambda each: each.farthest_first(d, k, None),
-        "threshold scan": lambda each: each.threshold_scan(unit, a, k, step, 0.5),
+    q, keys = torch.randn(2, images, 16, n + 1, 64, device="cuda")
+    unit = driver.unit(x)
+    covered, spread = sc.FacilityLocation.from_features(x, a), sc.Dispersion.from_features(x)
+    slower: dict[str, Callable[[], Any]] = {
+        "facility location": lambda: plain.facility_location(s, a, k, 0.0),
+        "determinant": lambda: plain.determinant(s, k),
+        "farthest-first": lambda: plain.farthest_first(d, k, None),
+        "threshold scan": lambda: plain.threshold_scan(unit, a, k, step, 0.5),
     }
-    for name, run in rows.items():
-        fast = seconds(lambda run=run: run(solver))
-        slow = seconds(lambda run=run: run(plain), rounds=5)
-        print(f"| {name} | {spelled(fast)} | {spelled(slow)} |")
-    for name, measure in {
-        "facility location from features, D = 1024": lambda: driver.facility_location_features(
-            sc.FacilityLocation.from_features(x, a), k
-        ),
-        "cosine similarity, D = 1024": lambda: driver.cosine_similarity(x),
-        "effective rank, D = 1024, one image": lambda: sc.effective_rank(x[0]),
+    rows: dict[str, Callable[[], Any]] = {
+        "facility location": lambda: solver.facility_location(s, a, k, 0.0),
+        "facility location from features": lambda: driver.facility_location_features(covered, k),
+        "determinant": lambda: solver.determinant(s, k),
+        "farthest-first": lambda: solver.farthest_first(d, k, None),
+        "farthest-first from features": lambda: driver.farthest_first_features(spread, k),
+        "threshold scan": lambda: driver.threshold_scan(x, a, k, step, 0.5),
+        "cosine similarity": lambda: driver.cosine_similarity(x),
+        "attention received, 16 heads": lambda: driver.attention_received(q, keys),
+        "singular values": lambda: driver.singular_values(x),
         "patch entropy, 3840 x 2160, one image": lambda: driver.patch_entropy(image, 28),
-        "attention received, 16 heads, 577 tokens": lambda: driver.attention_received(q, keys),
-    }.items():
-        print(f"| {name} | {spelled(seconds(measure))} | - |")
+    }
+    bandwidth, launch = ceilings()
+    expected = paper.operations(n, k, d_model, images)
+    print(
+        f"\n| N = {n}, k = {k}, D = {d_model}, {images} images | call | kernels | least time | "
+        "whole-tensor steps |\n| --- | ---: | ---: | ---: | ---: |"
+    )
+    for name, run in rows.items():
+        work = paper.counted(expected[name], None if solver is not plain else plain)
+        slow = spelled(seconds(slower[name], rounds=5)) if name in slower else "-"
+        cells = (spelled(seconds(run)), work.launches, spelled(work.floor(bandwidth, launch)), slow)
+        print(f"| {name} | " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def sweep() -> None:

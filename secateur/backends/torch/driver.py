@@ -172,10 +172,10 @@ def unit(x: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)
-    out = x / largest.masked_fill_(largest == 0, 1)
-    length = torch.linalg.vector_norm(out, dim=-1, keepdim=True)
-    return out.div_(length.masked_fill_(length == 0, 1))
+    # Nothing is divided by less than the smallest normal number: zeros stay zeros.
+    least = torch.finfo(x.dtype).tiny
+    out = x / torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True).clamp_(min=least)
+    return out.div_(torch.linalg.vector_norm(out, dim=-1, keepdim=True).clamp_(min=least))
 
 
 def _shifted(cosine: Tensor) -> Tensor:
@@ -353,11 +353,8 @@ def _patch_entropy(image: Tensor, patch: int, rows: int, columns: int) -> Tensor
     ones = torch.ones((), dtype=torch.int32, device=image.device).expand(levels.numel())
     counts.scatter_add_(0, (patches * levels + place).flatten(), ones)
     terms = torch.special.entr(counts.view(256, patches).double() / float(patch * patch))
-    h = torch.zeros(patches, dtype=torch.float64, device=image.device)
-    # Level by level, as the reference adds them: patches that tie there tie here.
-    for term in terms:
-        h += term
-    return h.view(*batch, rows * columns)
+    # Sums one after the other, as the reference adds them: patches that tie there tie here.
+    return terms.cumsum(0)[-1].view(*batch, rows * columns)
 
 
 def text_relevance(

@@ -377,7 +377,10 @@ def certify(  # type: ignore[no-untyped-def]
     ROUNDING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The value of the picks and the smallest bound of their prefixes. Grid: images."""
+    """The value of the picks and the smallest bound of their prefixes. Grid: images.
+
+    Where a sum overflowed, 0 and infinity, which certify nothing.
+    """
     image = tl.program_id(0).to(tl.int64)
     w_ptr += image * n
     m_ptr += image * parts * n
@@ -392,7 +395,7 @@ def certify(  # type: ignore[no-untyped-def]
         w = _weights(w_ptr, i, i < n, WEIGHTED)
         value += w * tl.load(m_ptr + i, mask=i < n, other=0.0).to(tl.float64)
         weight += w
-    tl.store(value_ptr + image, tl.sum(value, 0))
+    total = tl.sum(value, 0)
     reach = ROUNDING * EPSILON * tl.sum(weight, 0)
     largest = tl.load(largest_ptr + image)
     before = tl.zeros((), tl.float64)
@@ -405,7 +408,10 @@ def certify(  # type: ignore[no-untyped-def]
         slack = 4.0 * EPSILON * terms * largest + reach
         bound = tl.minimum(bound, before + tl.cumsum(added, 0) + k * slack + top)
         before += tl.sum(added, 0)
-    tl.store(bound_ptr + image, tl.min(bound, 0))
+    limit = tl.min(bound, 0)
+    known = (tl.abs(total) < PLUS) & (limit == limit)
+    tl.store(value_ptr + image, tl.where(known, total, 0.0))
+    tl.store(bound_ptr + image, tl.where(known, limit, PLUS))
 
 
 @triton.jit
@@ -433,6 +439,7 @@ def farthest_steps(  # type: ignore[no-untyped-def]
     budget_ptr,
     indices_ptr,
     gains_ptr,
+    value_ptr,
     n,
     longest,
     forced,
@@ -440,6 +447,8 @@ def farthest_steps(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):
     """All picks of farthest-first, the first one `forced` unless negative. Grid: images.
+
+    The value is the smallest distance between two picks, infinity where there are no two.
 
     A token that was picked is marked by a distance of minus infinity; a distance that is NaN
     counts as infinite, so that those of open tokens are numbers above it.
@@ -450,6 +459,7 @@ def farthest_steps(  # type: ignore[no-untyped-def]
     indices_ptr += image * longest
     gains_ptr += image * longest
     budget = tl.load(budget_ptr + image).to(tl.int32)
+    between = tl.full((BLOCK,), PLUS, d_ptr.dtype.element_ty)
     for t in range(0, budget):
         best = tl.full((BLOCK,), MINUS, d_ptr.dtype.element_ty)
         for start in range(0, n, BLOCK):
@@ -475,9 +485,14 @@ def farthest_steps(  # type: ignore[no-untyped-def]
             known = tl.full((BLOCK,), PLUS, d_ptr.dtype.element_ty)
             if t > 0:
                 known = tl.load(nearest_ptr + row, mask=there, other=0.0)
+            picked = known == MINUS
+            back = tl.load(d_ptr + pick.to(tl.int64) * n + row, mask=picked, other=PLUS)
+            between = tl.where(picked & (d < between), d, between)
+            between = tl.where(back < between, back, between)
             d = tl.where(d < known, d, known)
             tl.store(nearest_ptr + row, tl.where(row == pick, MINUS, d), mask=there)
         tl.debug_barrier()
+    tl.store(value_ptr + image, tl.min(between, 0).to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["longest"])
@@ -567,20 +582,24 @@ def scan_steps(  # type: ignore[no-untyped-def]
     slope_ptr,
     limits_ptr,
     remains_ptr,
+    order_ptr,
     budget_ptr,
-    kept_ptr,
+    indices_ptr,
+    filled_ptr,
     n,
     longest,
     BLOCK: tl.constexpr,
 ):
     """AgilePruner's scan over cosines of tokens in the order of attention. Grid: images.
 
-    `limits` holds tau_max and the rounding of a distance.
+    `limits` holds tau_max and the rounding of a distance, `order` which token stands where. Slots
+    that the scan leaves go to the first places of the order that it did not keep.
     """
     image = tl.program_id(0).to(tl.int64)
     cosine_ptr += image * n * n
     remains_ptr += image * n
-    kept_ptr += image * longest
+    order_ptr += image * n
+    indices_ptr += image * longest
     budget = tl.load(budget_ptr + image).to(tl.int32)
     slope = tl.load(slope_ptr + image)
     tau_max = tl.load(limits_ptr)
@@ -589,7 +608,7 @@ def scan_steps(  # type: ignore[no-untyped-def]
     place = tl.zeros((), tl.int32)
     # At most n rounds: the next place lies past this one.
     while (count < budget) & (place < n):
-        tl.store(kept_ptr + count, place.to(tl.int64))
+        tl.store(indices_ptr + count, place.to(tl.int64))
         count += 1
         least = tl.minimum(tau_max, count.to(tl.float64) * slope) - rounding
         least = least.to(cosine_ptr.dtype.element_ty)
@@ -605,3 +624,21 @@ def scan_steps(  # type: ignore[no-untyped-def]
             first = tl.minimum(first, tl.where(remains, column, n))
         place = tl.min(first, 0)
         tl.debug_barrier()
+    for start in range(0, n, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        tl.store(remains_ptr + column, tl.full((BLOCK,), 1, tl.int8), mask=column < n)
+    tl.debug_barrier()
+    for t in range(0, count):
+        at = tl.load(indices_ptr + t)
+        tl.store(remains_ptr + at, 0)
+        tl.store(indices_ptr + t, tl.load(order_ptr + at))
+    tl.debug_barrier()
+    slot = count
+    for start in range(0, n, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        free = tl.load(remains_ptr + column, mask=column < n, other=0).to(tl.int32)
+        at = slot + tl.cumsum(free, 0) - 1
+        token = tl.load(order_ptr + column, mask=column < n, other=0)
+        tl.store(indices_ptr + at, token, mask=(free != 0) & (at < budget))
+        slot += tl.sum(free, 0)
+    tl.store(filled_ptr + image, (budget - count).to(tl.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sys
 import warnings
@@ -123,7 +124,7 @@ def facility_location(
             BLOCK=min(problem.block, 1024),
             **_launch(4),
         )
-    return answer(batch, state.indices, state.gains, *plain.certain(value, bound))
+    return answer(batch, state.indices, state.gains, value, bound)
 
 
 def _blank_state(problem: _Problem) -> _State:
@@ -231,6 +232,7 @@ def farthest_first(distance: Tensor, k: Any, start: int | None, rounding: float 
     d = flat(distance, 2).contiguous()
     budget, longest = plain.budgets(k, batch, d.device)
     indices, gains = blank(len(d), longest, d)
+    value = torch.full((len(d),), math.inf, dtype=torch.float64, device=d.device)
     if len(d) and longest:
         nearest = torch.empty(len(d), n, dtype=d.dtype, device=d.device)
         with _on(d.device):
@@ -241,6 +243,7 @@ def farthest_first(distance: Tensor, k: Any, start: int | None, rounding: float 
                 budget,
                 indices,
                 gains,
+                value,
                 n,
                 longest,
                 -1 if start is None else start,
@@ -248,7 +251,7 @@ def farthest_first(distance: Tensor, k: Any, start: int | None, rounding: float 
                 BLOCK=_block(n),
                 **_launch(8),
             )
-    return answer(batch, indices, gains, plain.smallest_between(d, indices))
+    return answer(batch, indices, gains, value)
 
 
 def determinant(kernel: Tensor, k: Any) -> Picks:
@@ -289,7 +292,8 @@ def threshold_scan(
     batch, n = tuple(directions.shape[:-2]), int(directions.shape[-2])
     x, order = plain.by_score(directions, scores)
     budget, longest = plain.budgets(k, batch, x.device)
-    kept = torch.full((len(x), longest), -1, device=x.device)
+    indices = torch.full((len(x), longest), -1, device=x.device)
+    filled = torch.zeros_like(budget)
     if len(x) and longest:
         limits = np.asarray([tau_max, 8 * torch.finfo(x.dtype).eps])
         with _on(x.device):
@@ -298,14 +302,16 @@ def threshold_scan(
                 plain.on_device(step, x.device),
                 plain.on_device(limits, x.device),
                 torch.ones(len(x), n, dtype=torch.int8, device=x.device),
+                order,
                 budget,
-                kept,
+                indices,
+                filled,
                 n,
                 longest,
                 BLOCK=_block(n),
                 **_launch(8),
             )
-    return plain.filled_up(kept, order, budget, longest, batch)
+    return indices.view(*batch, longest), filled.view(batch)
 
 
 def _block(n: int) -> int:
