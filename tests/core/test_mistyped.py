@@ -517,3 +517,12 @@ def test_what_is_no_number_is_not_complex():
     method = sc.Mixture(keep=2, mean_erank=3.0, measure="entropy", attention=sc.TopK())
     with pytest.raises(ValueError, match=r"^features, attention: contain NaN"):
         method.select(image, check_finite=False)
+
+
+def test_a_text_given_as_rows_of_numbers_is_one_of_several():
+    rows = [[3.0, -1.0, 0.0, 0.0], [2.0, -2.0, 3.0, -8.0]]
+    both = [EYE[:1], rows]
+    expected = sc.Tokens(features=EYE, states=EYE, text=[EYE[:1], np.array(rows)])
+    for method in (sc.MMTok(keep=2), sc.EADP(keep=2)):
+        chosen = method.select(sc.Tokens(features=EYE, states=EYE, text=both))
+        assert chosen.indices.tolist() == method.select(expected).indices.tolist()

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from secateur.core.arrays import Array, constant, device, like, namespace, spell, wide
-from secateur.core.inputs import Tokens
+from secateur.core.arrays import Array, constant, device, like, namespace, shaped, spell, wide
+from secateur.core.inputs import INPUTS, Tokens
 from secateur.core.maximize import maximize
 from secateur.core.methods.base import Method, Program, require_positive
 from secateur.core.objectives import FacilityLocation, SoftmaxBlock
@@ -113,6 +113,7 @@ class MMTok(Method):
         masks = tokens.text_mask if several and tokens.text_mask is not None else None
         for place, text in enumerate(texts):
             mask = tokens.text_mask if not several else None if masks is None else masks[place]
+            text = shaped(text, "text", INPUTS["text"].layout, beside=tokens.space)
             check_fit("text", text, tokens.space, 2, no_more=True)
             if mask is not None and np.ndim(mask) > 1 + len(tokens.batch_shape):
                 raise ValueError(
