@@ -10,6 +10,7 @@ VLLM = "import secateur as sc; from secateur.integrations.vllm import overrides,
     ("missing", "statement", "said"),
     [
         ("torch", "import secateur; secateur.attach", "secateur.attach needs torch: pip install"),
+        ("torch", "import secateur.integrations.attach", "secateur.attach needs torch"),
         ("transformers", "from secateur.lab import load; load()", "secateur.lab.load needs trans"),
         ("torch", "from secateur.lab import load; load()", "secateur.lab.load needs torch"),
         ("torch", "import secateur.lab.train", "python -m secateur.lab.train needs torch"),
