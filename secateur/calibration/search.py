@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from secateur.core.arrays import to_numpy
+from secateur.core.complexity import several
 from secateur.core.inputs import MissingInputError, Tokens
 from secateur.core.measures import median, patch_entropy
 from secateur.core.methods.base import require_share, require_whole
@@ -205,9 +206,7 @@ def _first(method: ERASE) -> dict[str, float]:
 
 def _complexities(method: ERASE, images: Iterable[Tokens]) -> np.ndarray[Any, Any]:
     found = []
-    if getattr(images, "ndim", 1) == 0:
-        raise ValueError("images: expected a list of Tokens, got one number")
-    for tokens in images:
+    for tokens in several(images):
         if tokens.pixels is None:
             raise MissingInputError("calibrate", "pixels")
         found.append(

@@ -84,13 +84,7 @@ class Calibration:
         Memory stays that of one `Tokens`: pass a generator over a large set.
         """
         running = RunningCalibration()
-        if getattr(images, "ndim", 1) == 0:
-            raise ValueError("images: expected several Tokens, got a number")
-        for place, tokens in enumerate(images):
-            if not isinstance(tokens, Tokens):
-                raise ValueError(
-                    f"images: expected Tokens, got {type(tokens).__name__} at place {place}"
-                )
+        for tokens in several(images):
             running.see(tokens)
         if running.so_far is None:
             raise ValueError("images: expected at least one to calibrate on, got none")
@@ -154,6 +148,18 @@ class Calibration:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no calibration: {error}") from None
+
+
+def several(images: Iterable[Tokens]) -> Iterator[Tokens]:
+    """The images one after the other, each looked at when its turn comes: whether it is Tokens."""
+    if getattr(images, "ndim", 1) == 0:
+        raise ValueError("images: expected several Tokens, got a number")
+    for place, tokens in enumerate(images):
+        if not isinstance(tokens, Tokens):
+            raise ValueError(
+                f"images: expected Tokens, got {type(tokens).__name__} at place {place}"
+            )
+        yield tokens
 
 
 def _means(tokens: Tokens) -> tuple[float, float | None, int]:

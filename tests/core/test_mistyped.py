@@ -526,3 +526,11 @@ def test_a_text_given_as_rows_of_numbers_is_one_of_several():
     for method in (sc.MMTok(keep=2), sc.EADP(keep=2)):
         chosen = method.select(sc.Tokens(features=EYE, states=EYE, text=both))
         assert chosen.indices.tolist() == method.select(expected).indices.tolist()
+
+
+def test_images_to_calibrate_on_are_tokens_one_and_all():
+    pytest.importorskip("optuna")
+    image = sc.Tokens(pixels=np.zeros((56, 56, 3)), grid=(2, 2))
+    for images in ([image, {}], [{"pixels": 3}], "ab"):
+        with pytest.raises(ValueError, match=r"^images: expected"):
+            sc.calibrate(lambda method: 0.0, images=images, trials=1, progress=False)
