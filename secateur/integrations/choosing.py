@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur.core.acts import ChoosesParts, Folds, Makes, Shrinks, Skips, acts_inside
+from secateur.core.acts import ChoosesParts, Folds, Makes, Shrinks, Skips
 from secateur.core.arrays import to_numpy
 from secateur.core.budget import allocate
 from secateur.core.complexity import one_picture
@@ -61,11 +61,6 @@ def wanted(method: Method, family: Family, encoder: object | None) -> frozenset[
         raise ValueError(
             f"{type(method).__name__} makes the picture smaller before it is encoded, which no "
             "attachment does: give what its `shrink(pixels, grid)` makes to the processor"
-        )
-    if acts_inside(method) and family.uncut:
-        raise ValueError(
-            f"{type(method).__name__} drops tokens between layers of the language model, which "
-            f"{family.name} does not let it do here: {family.uncut}"
         )
     if isinstance(method, Folds) and method.folds:
         _check_folding(method, family)

@@ -931,7 +931,7 @@ class Gemma4Processor(InternProcessor):
 class Gemma4Case(Gemma3Case):
     name = "gemma4"
     layers = 4
-    cuttable = False
+    window = 64
     sizes = ((32, 48), (40, 32), (24, 64))
 
     def build(self, per_layer=0, **config):
@@ -973,6 +973,19 @@ class Gemma4Case(Gemma3Case):
 
     def processor(self):
         return Gemma4Processor()
+
+
+class SmallGemma4Case(Gemma4Case):
+    """As the smaller ones are: layers read each token, the last of them keys of earlier ones."""
+
+    name = "gemma4_small"
+    variant = True
+    layers = 6
+    shared = 3
+
+    def build(self, **config):
+        told = {"num_kv_shared_layers": self.shared, **config}
+        return super().build(per_layer=8, **told)
 
 
 class PixtralProcessor(InternProcessor):
@@ -1050,6 +1063,7 @@ CASES: dict[str, type[Case]] = {
     for case in (
         Gemma3Case,
         Gemma4Case,
+        SmallGemma4Case,
         InternCase,
         LlavaCase,
         Mistral3Case,

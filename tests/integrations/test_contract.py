@@ -227,7 +227,7 @@ def test_prune_inputs_equals_attaching(case, model, by_norm, calls):
         theirs = model.generate(**small, **GREEDY)
     assert torch.equal(ours[:, -6:], theirs[:, -6:])
     real = torch.from_numpy(att.last.positions >= 0)
-    if case.name != "gemma4":  # which embeds padding otherwise, where nobody reads it
+    if not case.name.startswith("gemma4"):  # which embeds padding otherwise, where nobody reads it
         real = torch.ones_like(real)
     assert torch.equal(attached[0]["inputs_embeds"][real], stock[0]["inputs_embeds"][real])
     assert torch.equal(attached[0]["position_ids"], stock[0]["position_ids"])

@@ -1,11 +1,24 @@
 """Gemma 3 where prompts are longer than its windows or nobody tells types; Gemma 4's own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import secateur as sc
 from secateur.integrations.attach import attach
+from secateur.integrations.transformers.models import UnsupportedModelError
+
+
+class Making(sc.FastV):
+    """Puts the mean of all tokens behind those that stay."""
+
+    looks = sc.FastV.looks | {"hidden"}
+
+    def decide(self, cut, sight):
+        return replace(super().decide(cut, sight), made=sight.hidden.mean(0, keepdim=True))
+
 
 pytestmark = pytest.mark.families
 TWO = {"words": ("what is in this picture ?", "how many red dog and cat does this show ?")}
@@ -129,10 +142,20 @@ def test_what_each_layer_reads_goes_on_while_decoding(small, by_norm, calls, han
         torch.testing.assert_close(model.lm_head(hidden), out.logits[step], rtol=2e-4, atol=2e-4)
 
 
-def test_what_gemma_4_cannot_do_is_refused(small, by_norm):
+def test_what_gemma_4_cannot_do_is_refused(small, by_norm, monkeypatch):
     case, model = small
-    with pytest.raises(ValueError, match=r"FastV drops tokens between .* Gemma 4 .*: later layers"):
-        attach(model, sc.FastV())
+    refused = pytest.raises(UnsupportedModelError, match="in caches of sliding windows")
+    with refused:
+        attach(model, sc.published("fastv"))
+    with monkeypatch.context() as changed:
+        kinds = ["full_attention"] * case.layers
+        changed.setattr(model.config.text_config, "layer_types", kinds)
+        refused = pytest.raises(UnsupportedModelError, match="keys that later layers read of earl")
+        with refused:
+            attach(model, sc.published("fastv"))
+    making = Making(keep=3, after=2)
+    with attach(model, making), pytest.raises(ValueError, match="Making makes tokens, of which"):
+        model(**case.inputs())
     inputs = case.inputs()
     with attach(model, by_norm(keep=5)):
         for name in ("pixel_values_videos", "input_features"):

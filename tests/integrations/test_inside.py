@@ -19,9 +19,9 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
 
 @pytest.fixture(autouse=True)
-def _cuttable(case):
-    if not case.cuttable:
-        pytest.skip("attach() refuses to cut there, see test_gemma.py and test_linear.py")
+def _cuttable(request):
+    if "case" in request.fixturenames and not request.getfixturevalue("case").cuttable:
+        pytest.skip("attach() refuses to cut there, see test_linear.py")
 
 
 def methods():
@@ -32,6 +32,14 @@ def methods():
     }
 
 
+def both_ways(model, inputs):
+    """What tells tokens of images that see each other both ways; None where none do."""
+    config = model.config.get_text_config()
+    if getattr(config, "use_bidirectional_attention", None) is None:  # the smaller Gemma 4
+        return None
+    return inputs.get("token_type_ids", inputs.get("mm_token_type_ids"))
+
+
 def masked_pass(model, call, real, types, row, cuts, new, steps):
     """Logits of the prompt's last token and of each new token, without dropping anything.
 
@@ -39,7 +47,8 @@ def masked_pass(model, call, real, types, row, cuts, new, steps):
     """
     decoder = model.model.language_model
     embeds = call["inputs_embeds"][row]
-    positions = call["position_ids"].expand(*call["position_ids"].shape[:-2], len(new), -1)
+    positions = call["position_ids"]
+    positions = positions.expand(*positions.shape[:-2], len(new), -1)
     positions = positions[..., row, :]
     planes = []
     if call.get("deepstack_visual_embeds") is not None:
@@ -52,22 +61,34 @@ def masked_pass(model, call, real, types, row, cuts, new, steps):
     prompt = len(embeds)
     following = positions[..., -1:] + 1 + torch.arange(steps - 1)
     positions = torch.cat([positions, following], dim=-1)
-    hidden = torch.cat([embeds, model.get_input_embeddings()(new[row, : steps - 1])])[None]
+    new = new[row, : steps - 1]
+    if model.config.model_type == "gemma4":  # which reads a mark that it wrote as padding
+        marks = [getattr(model.config, f"{name}_token_id") for name in ("image", "video", "audio")]
+        new = new.masked_fill(torch.isin(new, torch.tensor(marks)), 0)
+    hidden = torch.cat([embeds, model.get_input_embeddings()(new)])[None]
     total = hidden.shape[1]
     angles = positions[..., None, :]
     if angles.ndim == 3 and len(angles) == 4:
         angles = angles[1:]
     kinds = getattr(decoder.config, "layer_types", None) or [""] * len(decoder.layers)
-    own = [(kind,) if model.config.model_type == "gemma3" else () for kind in kinds]
+    gemma = model.config.model_type.startswith("gemma")
+    own = [(kind,) if gemma else () for kind in kinds]
     cos_sin = [decoder.rotary_emb(hidden, angles, *kind) for kind in own]
     final = np.ones(prompt, dtype=bool)
     for alive in cuts.values():
         final &= alive
     causal = torch.ones(total, total, dtype=torch.bool).tril()
+    both = torch.zeros(prompt, prompt, dtype=torch.bool)
     if types is not None:
         image = types[real] == 1
         number = (image & ~image.roll(1)).cumsum(0)
-        causal[:prompt, :prompt] |= (number[:, None] == number) & image[:, None] & image
+        both = (number[:, None] == number) & image[:, None] & image
+    told = torch.zeros(len(kinds), 1, total, 0)
+    if call.get("per_layer_inputs") is not None:
+        more = decoder.get_per_layer_inputs(new[None], None)
+        told = torch.cat([call["per_layer_inputs"][row][real][None], more], dim=1)
+        told = decoder.project_per_layer_inputs(hidden, told).permute(2, 0, 1, 3)
+    shared = {}
     # Windows, which no prompt fills, count the tokens that are left.
     left = torch.cat([torch.from_numpy(final), torch.ones(total - prompt, dtype=torch.bool)])
     place = left.cumsum(0)
@@ -77,13 +98,18 @@ def masked_pass(model, call, real, types, row, cuts, new, steps):
     for number, layer in enumerate(decoder.layers):
         now = now & cuts.get(number, now)
         mask = causal.clone()
+        if model.config.model_type == "gemma3" or "sliding" in kinds[number]:
+            mask[:prompt, :prompt] |= both
         mask[:prompt, :prompt] &= torch.from_numpy(now)[None]
         mask[prompt:, :prompt] &= torch.from_numpy(final)[None]
         if "sliding" in kinds[number]:
             mask &= ~far
         mask |= torch.eye(total, dtype=torch.bool)
+        more = {"shared_kv_states": shared} if model.config.model_type == "gemma4" else {}
+        more |= {"per_layer_input": told[number]} if told.shape[-1] else {}
         hidden = layer(
             hidden,
+            **more,
             attention_mask=mask[None, None],
             position_embeddings=cos_sin[number],
             position_ids=None,
@@ -114,13 +140,13 @@ def test_decoding_equals_one_masked_pass(case, model, calls, name, attention):
         model.set_attn_implementation("sdpa")
     report = att.last
     assert report.prompt_length[0] == report.prompt_length[1] > report.final_length
-    lengths = {int(layer.keys.shape[2]) for layer in cache_in(out).layers}
+    lengths = {int(layer.keys.shape[2]) for layer in cache_in(out).layers if layer.keys is not None}
     held = report.final_length + steps - 1
     window = window_of(model.model.language_model.config)
     assert lengths == {held, held if window is None else min(held, window - 1)}
     new = out.sequences[:, inputs["input_ids"].shape[1] :]
     visual = case.standing(model, inputs["input_ids"]).numpy()
-    types = inputs.get("token_type_ids")
+    types = both_ways(model, inputs)
     for row in range(2):
         columns = report.positions[row][report.positions[row] >= 0]
         assert report.inside[row], "every prompt is cut"
@@ -136,6 +162,50 @@ def test_decoding_equals_one_masked_pass(case, model, calls, name, attention):
         expected = masked_pass(model, seen[0], real, own, row, cuts, new, steps)
         for step, logits in enumerate(out.logits):
             torch.testing.assert_close(logits[row], expected[step], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
+def test_cuts_anywhere_among_layers_that_share_keys(cases, calls, after):
+    """Layers 1 and 2 make what 3, 4 and 5 read."""
+    case = cases["gemma4_small"]()
+    model, words = case.model(), ("compare both", "how many red dog ?")
+    inputs = case.inputs(words=words, images=(2, 1))
+    image = case.standing(model, inputs["input_ids"]).numpy()
+    how = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
+    with attach(model, sc.FastV(keep=0.4, after=after)) as att, calls(model) as seen:
+        out = model.generate(**inputs, **how, output_logits=True)
+        static = model.generate(**inputs, **how, cache_implementation="static")
+        whole = model(**inputs, use_cache=False).logits
+    assert torch.equal(static.sequences, out.sequences)
+    new = out.sequences[:, inputs["input_ids"].shape[1] :]
+    for row in range(len(words)):
+        columns = att.last.positions[row][att.last.positions[row] >= 0]
+        ((place, kept),) = att.last.inside[row]
+        cuts = {place: ~image[row, columns] | np.isin(columns, kept)}
+        real = inputs["attention_mask"][row].bool()
+        expected = masked_pass(model, seen[0], real, None, row, cuts, new, 4)
+        for step, logits in enumerate(out.logits):
+            torch.testing.assert_close(logits[row], expected[step], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(whole[row, -1], expected[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("words", [("compare both", "how many red dog ?"), ("",)])
+def test_the_last_token_alone_is_the_last_of_all(cases, side, words):
+    """Layers that read others' keys may run on it alone; prompts may end with an image."""
+    case = cases["gemma4_small"]()
+    model, inputs = case.model(), case.inputs(words=words, images=(2, 1)[: len(words)], side=side)
+    if words == ("",):
+        image = case.standing(model, inputs["input_ids"])[0]
+        names = ("input_ids", "attention_mask", "mm_token_type_ids")
+        inputs |= {name: inputs[name][:, : int(image.nonzero()[-1]) + 1] for name in names}
+    for after in (1, 3):
+        with attach(model, sc.FastV(keep=0.4, after=after)):
+            whole = model(**inputs).logits
+            alone = model(**inputs, logits_to_keep=1).logits
+        torch.testing.assert_close(alone, whole[:, -1:], rtol=1e-4, atol=1e-4)
 
 
 def separators(report, visual, row):

@@ -21,7 +21,7 @@ def methods(by_norm):
 @pytest.mark.parametrize("kind", ["before", "observed", "inside"])
 def test_eight_threads_get_what_each_would_alone(case, model, by_norm, kind):
     if kind == "inside" and not case.cuttable:
-        pytest.skip("attach() refuses to cut there, see test_gemma.py and test_linear.py")
+        pytest.skip("attach() refuses to cut there, see test_linear.py")
     words = ("what is in this picture ?", "how many red dog and cat does this show ?")
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     more = 0 if kind == "inside" and window else 1  # a window has to hold the prompt

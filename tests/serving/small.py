@@ -277,6 +277,56 @@ def gemma3():
     return transformers.Gemma3ForConditionalGeneration(config), processor
 
 
+def gemma4(both_ways=False):
+    """As the smaller models are, or the larger ones, whose images are read both ways."""
+    vision = transformers.Gemma4VisionConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        patch_size=4,
+        pooling_kernel_size=2,
+        position_embedding_size=128,
+        default_output_length=70,
+    )
+    text = transformers.Gemma4TextConfig(
+        **{**language(), "num_hidden_layers": 4},
+        global_head_dim=128,
+        sliding_window=48,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        vocab_size_per_layer_input=160,
+        hidden_size_per_layer_input=0 if both_ways else 16,
+        num_kv_shared_layers=0 if both_ways else 2,
+        use_bidirectional_attention="vision" if both_ways else None,
+        tie_word_embeddings=False,
+    )
+    marks = {"boi_token": QWEN[2], "eoi_token": QWEN[3], "audio_token": QWEN[0]}
+    own = tokenizer(**marks, boa_token=QWEN[0], eoa_token=QWEN[1])
+    own.add_special_tokens({"additional_special_tokens": [*QWEN, *PADS, "<|video|>"]})
+    config = transformers.Gemma4Config(
+        vision_config=vision,
+        text_config=text,
+        audio_config=None,
+        tie_word_embeddings=False,
+        image_token_id=4,
+        video_token_id=own.convert_tokens_to_ids("<|video|>"),
+        audio_token_id=own.convert_tokens_to_ids(QWEN[0]),
+        boi_token_id=own.convert_tokens_to_ids(QWEN[2]),
+        eoi_token_id=own.convert_tokens_to_ids(QWEN[3]),
+    )
+    how = {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70}
+    processor = transformers.Gemma4Processor(
+        feature_extractor=transformers.Gemma4AudioFeatureExtractor(),
+        image_processor=transformers.Gemma4ImageProcessor(**how),
+        video_processor=transformers.Gemma4VideoProcessor(**how),
+        tokenizer=own,
+        chat_template=CHAT,
+    )
+    return transformers.Gemma4ForConditionalGeneration(config), processor
+
+
 def mistral3():
     vision = transformers.PixtralVisionConfig(
         hidden_size=64,
@@ -467,6 +517,8 @@ MAKERS = {
     "idefics3": lambda: idefics("Idefics3", splits=False),
     "smolvlm": lambda: idefics("SmolVLM", splits=True),
     "gemma3": gemma3,
+    "gemma4": gemma4,
+    "gemma4-both-ways": lambda: gemma4(both_ways=True),
     "mistral3": mistral3,
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
@@ -480,6 +532,7 @@ MAKERS = {
 
 
 UNNESTED = (
+    transformers.Gemma4ForConditionalGeneration,
     transformers.InternVLForConditionalGeneration,
     transformers.Mistral3ForConditionalGeneration,
 )
@@ -510,6 +563,10 @@ class Checkpoint:
                 if "embed_tokens" in key:
                     weight.mul_(2.0)
                 weight.copy_(weight.bfloat16())  # as a server in half precision has them
+            if self.kind == "gemma4":
+                # A mark that it wrote transformers reads as padding, and vLLM as it stands.
+                marks = ("image_token_id", "video_token_id", "audio_token_id")
+                self.model.lm_head.weight[[getattr(self.model.config, x) for x in marks]] = 0.0
         self.model.generation_config.eos_token_id = None
         self.folder = published(folder, self.model, self.processor)
         if self.kind.startswith("qwen3_5"):

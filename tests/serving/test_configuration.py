@@ -202,12 +202,22 @@ def test_families_nobody_serves():
         overrides(sc.TopK(), "pixtral")
 
 
-def test_images_that_are_read_both_ways(checkpoints, monkeypatch):
+@pytest.mark.parametrize("name", ["gemma3", "gemma4-both-ways"])
+def test_images_that_are_read_both_ways(checkpoints, monkeypatch, name):
     asked_for_positions()
     monkeypatch.setattr(checking, "CPU_SEES_BOTH_WAYS", False)
     monkeypatch.setitem(globals(), "asked_for_positions", lambda: None)
-    with pytest.raises(ConfigurationError, match="gemma3 on a CPU: vLLM's attention for CPUs does"):
-        configuration(checkpoints("gemma3").folder, overrides(sc.TopK(keep=9), "gemma3"))
+    asked = overrides(sc.TopK(keep=9), checkpoints(name).kind)
+    with pytest.raises(ConfigurationError, match=r"gemma\d on a CPU: vLLM's attention for CPUs do"):
+        configuration(checkpoints(name).folder, asked)
+
+
+def test_smaller_gemma_4_reads_images_one_way(checkpoints, monkeypatch):
+    asked_for_positions()
+    monkeypatch.setattr(checking, "CPU_SEES_BOTH_WAYS", False)
+    monkeypatch.setitem(globals(), "asked_for_positions", lambda: None)
+    made = configuration(checkpoints("gemma4").folder, overrides(sc.TopK(keep=9), "gemma4"))
+    assert made.model_config.architecture == "SecateurGemma4ForConditionalGeneration"
 
 
 def test_what_vllm_asks_about_its_own_class_is_asked_about_ours(checkpoints):
@@ -221,7 +231,7 @@ def test_what_vllm_asks_about_its_own_class_is_asked_about_ours(checkpoints):
         configuration(checkpoints("qwen3_5").folder, ignored)
 
 
-@pytest.mark.parametrize("kind", ["internvl", "smolvlm", "gemma3", "qwen3_5"])
+@pytest.mark.parametrize("kind", ["internvl", "smolvlm", "gemma3", "gemma4", "qwen3_5"])
 def test_pictures_nobody_counts_by_pixels(kind):
     with pytest.raises(ValueError, match=f"erase needs pixels, which vLLM's {kind} does not give"):
         overrides(sc.ERASE(), kind)
@@ -234,7 +244,7 @@ def test_tiles_are_counted_before_they_are_seen(kind):
         overrides(sc.EADP(keep=9, rounding="floor"), kind)
 
 
-@pytest.mark.parametrize("name", ["internvl", "gemma3", "mistral3"])
+@pytest.mark.parametrize("name", ["internvl", "gemma3", "gemma4", "mistral3"])
 def test_towers_nobody_watches(checkpoints, name):
     asked = overrides(sc.TopK(keep=9), name)
     asked["vision_config"] = {"model_type": "other_vision"}

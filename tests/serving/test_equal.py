@@ -30,13 +30,14 @@ QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 HYBRID = ["qwen3_5", "qwen3_5_moe"]
 TILED = ["internvl", "idefics3", "smolvlm"]
 GLM = ["glm4v", "glm4v_moe"]
+GEMMA = ["gemma3", "gemma4", "gemma4-both-ways"]
 FAMILIES = [
     "llava",
     "llava-siglip",
     "llava_next",
     "llava_onevision",
     *TILED,
-    "gemma3",
+    *GEMMA,
     "mistral3",
     *QWEN,
     *GLM,
@@ -47,6 +48,7 @@ PLAIN = ("llava_onevision", "qwen2_vl")
 """Whose videos vLLM takes without what is told about them."""
 USUAL = {
     "idefics3": (),
+    "gemma4-both-ways": ("visionzip",),
     "glm4v_moe": (),
     "qwen3_5_moe": (),
     "qwen2_vl": ("topk", "visionzip", "eadp", "erase"),
@@ -117,13 +119,13 @@ class Request:
                     for each in self.videos
                 ]
                 given["video_metadata"] = told
-        if own.kind != "gemma3":
-            return own.processor(**given)
-        if self.images:
+        if own.kind.startswith("gemma") and self.images:
             given["images"] = [self.images]
         inputs = own.processor(**given)
-        # As vLLM's attention for CPUs sees images: one way.
-        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        if own.kind.startswith("gemma"):
+            # As vLLM's attention for CPUs sees images: one way.
+            name = "token_type_ids" if own.kind == "gemma3" else "mm_token_type_ids"
+            inputs[name] = torch.zeros_like(inputs["input_ids"])
         return inputs
 
     def attached(self, method, instruction=None, newlines="none"):
@@ -193,7 +195,7 @@ def requests_of(checkpoint):
 def methods_of(name):
     yield from SEEN
     yield EADP
-    if name not in ("llava_next", "llava_onevision", "gemma3", *TILED):
+    if name not in ("llava_next", "llava_onevision", *GEMMA, *TILED):
         yield replace(ERASE, patch=16) if name in (*QWEN, *GLM) else ERASE
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from test_configuration import configuration
 from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration
+from vllm.model_executor.models.gemma4_mm import Gemma4ForConditionalGeneration
 from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 import secateur as sc
 from secateur.integrations.vllm import overrides
 from secateur.integrations.vllm.gemma3 import SecateurGemma3ForConditionalGeneration
+from secateur.integrations.vllm.gemma4 import SecateurGemma4ForConditionalGeneration
 from secateur.integrations.vllm.smolvlm import SecateurSmolVLMForConditionalGeneration
 
 CROPS = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16}
@@ -55,9 +57,10 @@ def test_an_image_of_tiles_has_room_for_the_text_between(checkpoints):
     ("ours", "theirs"),
     [
         (SecateurGemma3ForConditionalGeneration, Gemma3ForConditionalGeneration),
+        (SecateurGemma4ForConditionalGeneration, Gemma4ForConditionalGeneration),
         (SecateurSmolVLMForConditionalGeneration, Idefics3ForConditionalGeneration),
     ],
-    ids=["gemma3", "smolvlm"],
+    ids=["gemma3", "gemma4", "smolvlm"],
 )
 def test_no_graph_runs_the_tower_around_us(monkeypatch, ours, theirs):
     from vllm.v1.worker.encoder_cudagraph_defs import EncoderCudaGraphConfig

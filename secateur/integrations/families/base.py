@@ -49,8 +49,6 @@ class Family:
         Where kept tokens stand when nobody says.
     normalisation
         Mean and deviation of the pixels where no processor tells.
-    uncut
-        Why tokens may not leave between layers of its language model; empty where they may.
     """
 
     name: str
@@ -64,4 +62,3 @@ class Family:
     modalities: tuple[Modality, ...] = ("image",)
     positions: Positions = "original"
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] = CLIP
-    uncut: str = ""

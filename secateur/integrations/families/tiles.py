@@ -36,8 +36,6 @@ GEMMA3 = Family(
 GEMMA4 = Family(
     "Gemma 4",
     joins="patches are averaged to a token by where they stand",
-    uncut="later layers of its smaller models read keys of earlier ones, and every layer an "
-    "embedding of each token; take a method that chooses before the language model",
 )
 
 SMOLVLM = Family("SmolVLM and Idefics3", OBSERVED | {"pixels"}, normalisation=HALVES, joins=SHUFFLE)

@@ -15,8 +15,9 @@ from secateur.core.attention import attention_rows
 from secateur.integrations.encoded import Tensor
 from secateur.integrations.observing import watching
 from secateur.integrations.text import Flags
+from secateur.integrations.transformers.asking import turned
 from secateur.integrations.transformers.internals import cache_in, causal_mask, check_cache
-from secateur.integrations.transformers.layers import Stretch, continuing, turned
+from secateur.integrations.transformers.layers import Stretch, continuing
 from secateur.integrations.transformers.shorten import Prompt
 
 

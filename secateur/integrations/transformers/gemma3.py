@@ -41,6 +41,10 @@ class Gemma3(Adapter):
         if kind != "siglip_vision_model":
             raise UnsupportedModelError(model, f"its vision tower is a {kind}, we know SigLIP")
 
+    def both_ways(self, model: Any) -> frozenset[str]:
+        """All kinds."""
+        return frozenset(self.language_model(model).config.layer_types)
+
     def encoded(self, model: Any, ids: Tensor, prompt: Prompt) -> dict[str, Any]:
         """Shortened `input_ids` and the features that were kept, each as if an image of its own.
 

@@ -59,6 +59,9 @@ def missing() -> list[str]:
         "Gemma4TextModel.get_per_layer_inputs": hasattr(
             gemma4.Gemma4TextModel, "get_per_layer_inputs"
         ),
+        "Gemma4TextDecoderLayer.forward(shared_kv_states=)": _takes(
+            gemma4.Gemma4TextDecoderLayer.forward, "shared_kv_states", "per_layer_input"
+        ),
         "Gemma3RotaryEmbedding.forward(layer_type=)": _takes(
             gemma3.Gemma3RotaryEmbedding.forward, "layer_type"
         ),
@@ -193,7 +196,8 @@ def check_cache(cache: Any, *, static: bool = True) -> None:
     """Refuse a cache whose layers we cannot shorten, or, without `static`, leave unequal.
 
     `layers` and `offloading` of a cache: 5.17 to 5.24. The states of linear attention, which
-    count no tokens, are left as they are, and never shortened.
+    count no tokens, are left as they are, and never shortened; layers that read what others hold
+    may have a `DummyLayer` (5.23 and 5.24).
     """
     from transformers.cache_utils import (
         DynamicLayer,
@@ -207,7 +211,7 @@ def check_cache(cache: Any, *, static: bool = True) -> None:
     known = {DynamicLayer.__name__, "LinearAttentionLayer"}
     if static:
         windows = (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)
-        known = {kind.__name__ for kind in (DynamicLayer, StaticLayer, *windows)}
+        known = {kind.__name__ for kind in (DynamicLayer, StaticLayer, *windows)} | {"DummyLayer"}
     odd = {type(layer).__name__ for layer in cache.layers} - known
     if odd or getattr(cache, "offloading", False):
         what = ", ".join(sorted(odd)) or "offloaded layers"
@@ -226,11 +230,12 @@ def shorten_cache(cache: Any, layers: int, index: Tensor) -> None:
     from transformers.cache_utils import StaticLayer
 
     for layer in cache.layers[:layers]:
-        gather = index.to(layer.keys.device).clamp(min=0)[:, None, :, None]
+        if layer.keys is None:  # a layer that reads what an earlier one holds
+            continue
         length = index.shape[1]
         for name in ("keys", "values"):
             held = getattr(layer, name)
-            taken = held.gather(2, gather.expand(-1, held.shape[1], -1, held.shape[3]))
+            taken = _entries(held, index)
             if isinstance(layer, StaticLayer):
                 held[:, :, :length] = taken
                 held[:, :, length:] = 0
@@ -241,6 +246,39 @@ def shorten_cache(cache: Any, layers: int, index: Tensor) -> None:
         for name in ("cumulative_length", "cumulative_length_int"):
             if isinstance(getattr(layer, name, None), int):
                 setattr(layer, name, length)
+
+
+def reuses(layer: Any) -> bool:
+    """Whether a decoder layer reads keys and values that an earlier one of its kind made.
+
+    `is_kv_shared_layer` of Gemma 4: 5.17 to 5.24.
+    """
+    return bool(getattr(getattr(layer, "self_attn", None), "is_kv_shared_layer", False))
+
+
+def read_of_earlier(attention: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The keys and values that such a layer is called with, normed and rotated.
+
+    `shared_kv_states` by `layer_type`: 5.17 to 5.24.
+    """
+    keys, values = call["shared_kv_states"][attention.layer_type]
+    return keys, values
+
+
+def shorten_read(call: Mapping[str, Any], index: Tensor) -> None:
+    """Keep of what later layers will read of earlier ones, where there is such, `index` (B, T).
+
+    -1 is padding. Caches hold the same tensors, so this comes before `shorten_cache`.
+    """
+    made = call.get("shared_kv_states") or {}
+    for kind, held in list(made.items()):
+        made[kind] = tuple(_entries(x, index) for x in held)
+
+
+def _entries(held: Tensor, index: Tensor) -> Tensor:
+    """Entries `index` (B, T) of keys or values (B, H, S, d)."""
+    gather = index.to(held.device).clamp(min=0)[:, None, :, None]
+    return held.gather(2, gather.expand(-1, held.shape[1], -1, held.shape[3]))
 
 
 def cached_length(cache: Any, layer: int = 0) -> int:

@@ -11,7 +11,7 @@ hands each its own mask and positions at every following step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -23,8 +23,9 @@ import torch
 from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
 from secateur.core.arrays import to_numpy
 from secateur.integrations.encoded import Indices, Tensor
-from secateur.integrations.observing import Watch, heads, rotate, watching
+from secateur.integrations.observing import Watch, watching
 from secateur.integrations.text import Flags
+from secateur.integrations.transformers.asking import Scorer
 from secateur.integrations.transformers.internals import (
     attends,
     cache_in,
@@ -32,8 +33,10 @@ from secateur.integrations.transformers.internals import (
     causal_mask,
     check_cache,
     kind_of,
+    reuses,
     rotary,
     shorten_cache,
+    shorten_read,
     window_of,
 )
 from secateur.integrations.transformers.models import UnsupportedModelError
@@ -45,6 +48,9 @@ def check_layers(model: Any, decoder: Any, method: Cuts) -> None:
     name = type(method).__name__
     if window_of(decoder.config) is not None and not method.shortens_caches:
         told = f"{name} cannot leave what it drops in caches of sliding windows"
+        raise UnsupportedModelError(model, told)
+    if not method.shortens_caches and any(map(reuses, decoder.layers)):
+        told = f"{name} cannot leave what it drops in keys that later layers read of earlier ones"
         raise UnsupportedModelError(model, told)
     if method.shortens_caches and not all(map(attends, decoder.layers)):
         raise UnsupportedModelError(
@@ -169,27 +175,33 @@ class Cutter:
                 self._watch(watch, after)
             for number in range(first, len(self.model.layers)):
                 self._follow(watch, number)
+            self._last_alone(watch)
             yield
 
-    def _projected(self, attention: Any, what: str, states: Tensor, angles: Any) -> Tensor:
-        """Queries or keys (B, H, T, d), as above, that an attention layer makes of any states."""
-        projected = getattr(attention, f"{what}_proj")(states)
-        return turned(attention, what, projected, angles, self.neighbours)
+    def _last_alone(self, watch: Watch) -> None:
+        """Let a decoder that is asked for the last tokens alone (Gemma 4) read all, if it has to.
 
-    def _ahead(self, layer: Any, hidden: Tensor, angles: Any) -> dict[str, Tensor]:
-        """Queries and keys that a layer will make of the states it is about to read.
-
-        It may live on another device, where only its own call would bring them.
+        Layers that read keys of earlier ones run on the last token alone where all cuts come
+        before and it is the last of what is left; else what was asked for is taken at the end.
         """
-        device = layer.input_layernorm.weight.device
-        if device.type != "meta":  # else its modules fetch their weights by themselves
-            angles = tuple(x.to(device) for x in angles)
-        states = layer.input_layernorm(hidden if device.type == "meta" else hidden.to(device))
-        made = {"queries": "q", "keys": "k"}
-        return {
-            name: self._projected(layer.self_attn, what, states, angles).to(hidden.device)
-            for name, what in made.items()
-        }
+        layers, asked = self.model.layers, [0]
+        first = next((n for n, layer in enumerate(layers) if reuses(layer)), len(layers))
+        last = not self.prompt.right and not self.choosable[:, -1].any()
+
+        def before(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            told = kwargs.get("logits_to_keep", 0)
+            asked[0] = told if isinstance(told, int) else 0
+            if asked[0] == 0 or (asked[0] == 1 and last and max(self.cuts) < first):
+                return None
+            return args, {**kwargs, "logits_to_keep": 0}
+
+        def behind(_module: Any, _args: Any, output: Any) -> Any:
+            if 0 < asked[0] < output.last_hidden_state.shape[1]:
+                output.last_hidden_state = output.last_hidden_state[:, -asked[0] :]
+            return output
+
+        watch.before(self.model, before)
+        watch.after(self.model, behind)
 
     @torch.no_grad()
     def _prepare(self) -> None:
@@ -203,35 +215,25 @@ class Cutter:
     def _watch(self, watch: Watch, after: int) -> None:
         """Note what layer `after` - 1 is called with and projects, and cut before the next."""
         ahead, looks = self.method.looks_ahead, self.method.looks
-        scorer = self.model.layers[after if ahead else after - 1].self_attn
-        queries = [] if ahead else watch.output(scorer.q_proj)
-        keys = [] if ahead else watch.output(scorer.k_proj)
-        called = [] if ahead else watch.arguments(scorer)
-        values = watch.output(scorer.v_proj) if "values" in looks else []
+        layer = self.model.layers[after if ahead else after - 1]
+        scorer = Scorer(watch, layer, looks, ahead=ahead, neighbours=self.neighbours)
         entered = watch.arguments(self.model.layers[after - 1])
-        size = int(scorer.head_dim)
 
         @torch.no_grad()
         def cut(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            start = perf_counter()
-            handed = {**kwargs, **self._handed(after, args[0], kwargs)} if ahead else called[0][1]
-            angles = handed["position_embeddings"]
-            seen: dict[str, Any] = {
-                "hidden": args[0].detach(),
-                "entered": entered[0][0][0].detach(),
-                "rotary": angles,
-            }
-            if ahead:
-                seen |= self._ahead(self.model.layers[after], args[0].detach(), angles)
-            else:
-                asked, told = queries[0].detach(), keys[0].detach()
-                seen["queries"] = turned(scorer, "q", asked, angles, self.neighbours)
-                seen["keys"] = turned(scorer, "k", told, angles, self.neighbours)
-            if values:
-                seen["values"] = heads(values[0].detach(), size)
+            start, hidden = perf_counter(), args[0].detach()
+            call = {**kwargs, **self._handed(after, hidden, kwargs)} if ahead else {}
+            seen = scorer.seen(hidden, call, self.mask.shape[1])
+            seen |= {"hidden": hidden, "entered": entered[0][0][0].detach()}
             stays = self._decide(after, scorer, seen)
-            for noted in (queries, keys, values, called, entered):
-                noted.clear()
+            scorer.clear()
+            entered.clear()
+            made = any(stay.made is not None for stay in stays.values())
+            if made and any(x is not None for x in args[1:]):
+                raise ValueError(
+                    f"{type(self.method).__name__} makes tokens, of which layers of this model "
+                    "have no embedding to read"
+                )
             if stays:
                 args = (self._shorten(after, stays, args[0], kwargs), *args[1:])
             self.milliseconds += 1000.0 * (perf_counter() - start)
@@ -241,41 +243,62 @@ class Cutter:
 
     def _follow(self, watch: Watch, number: int) -> None:
         def hand_over(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-            return args, {**kwargs, **self._handed(number, args[0], kwargs)}
+            beside = args[1:]
+            if self.at is not None and args[0].shape[1] == self.mask.shape[1]:
+                beside = tuple(x if x is None else _taken(x, self.at) for x in beside)
+            return (args[0], *beside), {**kwargs, **self._handed(number, args[0], kwargs)}
 
         watch.before(self.model.layers[number], hand_over)
 
     def _handed(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What a layer gets for the tokens that are left, instead of what the model calls it with.
+        """What a layer gets for the tokens that are left, instead of what the model tells it."""
+        if self.at is None:
+            return {}
+        kind, length = kind_of(self.model.config, number), self.mask.shape[1]
+        if kind not in self.shorter:
+            self.shorter[kind] = self._as_left(number, kind, hidden, self.at, kwargs)
+        handed, new = self.shorter[kind], hidden.shape[1]
+        if new == length:
+            return handed
+        # Layers that read keys of earlier ones, asked for the last token alone, see `_last_alone`.
+        mask, angles = (handed[name] for name in ("attention_mask", "position_embeddings"))
+        told = None if mask is None else mask[..., -new:, :]
+        return {
+            "attention_mask": told,
+            "position_embeddings": tuple(x[:, -new:] for x in angles),
+        }
 
-        Layers of one kind get the same.
-        """
-        kind = kind_of(self.model.config, number)
-        if self.at is None or kind in self.shorter:
-            return self.shorter.get(kind, {})
-        mask = torch.from_numpy(self.mask).to(hidden.device).long()
-        if not attends(self.model.layers[number]):
-            self.shorter[kind] = {"attention_mask": None if self.mask.all() else mask}
-            return self.shorter[kind]
-        blocks = torch.from_numpy(self.image).to(hidden.device) if self.prompt.both_ways else None
+    def _as_left(
+        self, number: int, kind: str, hidden: Tensor, at: Tensor, kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What all layers of a kind get, told by the first of them behind a cut."""
+        layer, mask = self.model.layers[number], torch.from_numpy(self.mask).to(hidden.device)
+        if not attends(layer):
+            return {"attention_mask": None if self.mask.all() else mask.long()}
+        both_ways = kind in self.prompt.both_ways
+        blocks = torch.from_numpy(self.image).to(hidden.device) if both_ways else None
+        # What a layer reads of an earlier one is as long as the prompt, in whatever cache it is.
+        cache = None if reuses(layer) else cache_in(kwargs)
+        states = hidden[:, -1:].expand(-1, mask.shape[1], -1)
         # No window is shorter than the prompt, see `check`.
-        whole = causal_mask(self.model.config, hidden, mask, cache_in(kwargs), number, blocks)
+        whole = causal_mask(self.model.config, states, mask.long(), cache, number, blocks)
         handed: dict[str, Any] = {"attention_mask": whole}
         ids = kwargs.get("position_ids")
         if self.anew:
             counted = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
             positions = torch.from_numpy(counted).to(hidden.device)
-            handed["position_embeddings"] = rotary(self.model, hidden, positions, kind)
+            handed["position_embeddings"] = rotary(self.model, states, positions, kind)
             if ids is not None:
                 handed["position_ids"] = positions.expand(*ids.shape[:-2], -1, -1)
-        else:
-            angles = kwargs["position_embeddings"]
-            handed["position_embeddings"] = tuple(_taken(x, self.at) for x in angles)
-            if ids is not None:
-                planes = (*ids.shape[:-2], len(self.mask), -1)
-                at = self.at.to(ids.device).expand(*ids.shape[:-2], -1, -1)
-                handed["position_ids"] = ids.expand(planes).gather(-1, at)
-        self.shorter[kind] = handed
+            return handed
+        angles = kwargs["position_embeddings"]
+        if hidden.shape[1] == mask.shape[1]:  # else those of the last token, who stays
+            angles = tuple(_taken(x, at) for x in angles)
+        handed["position_embeddings"] = angles
+        if ids is not None:
+            planes = (*ids.shape[:-2], len(self.mask), -1)
+            at = at.to(ids.device).expand(*ids.shape[:-2], -1, -1)
+            handed["position_ids"] = ids.expand(planes).gather(-1, at)
         return handed
 
     def _visual(self, row: int) -> Indices:
@@ -300,7 +323,7 @@ class Cutter:
             **seen,
         )
 
-    def _decide(self, after: int, scorer: Any, seen: dict[str, Any]) -> dict[int, Stay]:
+    def _decide(self, after: int, scorer: Scorer, seen: dict[str, Any]) -> dict[int, Stay]:
         """What stays of each row; nothing where all of all rows do."""
         stays: dict[int, Stay] = {}
         looks = self.method.looks
@@ -322,8 +345,8 @@ class Cutter:
             if "rotary" in looks:
                 own["rotary"] = angles
             if "ask" in looks:
-                own["ask"] = lambda states, angles=angles: self._projected(
-                    scorer, "q", states[None], tuple(x[None] for x in angles)
+                own["ask"] = lambda states, angles=angles: scorer.ask(
+                    states[None], tuple(x[None] for x in angles)
                 )[0]
             stay = self.method.decide(cut, self._sight(row, **own))
             kept = to_numpy(stay.kept)
@@ -353,9 +376,10 @@ class Cutter:
             setattr(self, name, np.where(made | ~there, -1, x))
         gather = torch.from_numpy(at).to(hidden.device)
         hidden = hidden.gather(1, gather[..., None].expand(-1, -1, hidden.shape[-1]))
-        cache = cache_in(kwargs)
+        cache, left = cache_in(kwargs), torch.from_numpy(sources)
+        shorten_read(kwargs, left)
         if cache is not None and self.method.shortens_caches:
-            shorten_cache(cache, after, torch.from_numpy(sources))
+            shorten_cache(cache, after, left)
         old_at = torch.from_numpy(old).to(hidden.device)
         self.at = old_at if self.at is None else self.at.to(old_at).gather(1, old_at)
         self.shorter = {}
@@ -430,30 +454,10 @@ def _hand_over(watch: Watch, model: Any, stretch: Stretch, stop: int, cache: Any
         watch.before(model.layers[number], hook)
 
 
-def turned(
-    attention: Any, what: str, projected: Tensor, angles: Any, neighbours: bool = False
-) -> Tensor:
-    """Queries or keys (B, H, T, d), normed and rotated, from what a projection returned.
-
-    Queries are scaled as the layer scales them, for attention that divides by the root of d;
-    behind each there may be a gate.
-    """
-    size = int(attention.head_dim)
-    width = projected.shape[-1] // attention.config.num_attention_heads
-    x = projected.unflatten(-1, (-1, width if what == "q" else size))[..., :size]
-    norm = getattr(attention, f"{what}_norm", None)
-    x = (x if norm is None else norm(x)).transpose(1, 2)
-    cos, sin = (each[:, None] for each in angles)
-    scale = getattr(attention, "scaling", size**-0.5) * size**0.5
-    x = rotate(x, cos, sin, neighbours=neighbours)
-    return x if what == "k" or abs(scale - 1) < 1e-9 else x * scale
-
-
 def _taken(x: Tensor, gather: Tensor) -> Tensor:
-    """Rows `gather` (B, T') of x (B or 1, T, d)."""
-    gather = gather.to(x.device)
-    x = x.expand(len(gather), -1, -1)
-    return x.gather(1, gather[..., None].expand(-1, -1, x.shape[-1]))
+    """Rows `gather` (B, T') of x (B or 1, T, ...)."""
+    x = x.expand(len(gather), *x.shape[1:])
+    return x[torch.arange(len(x), device=x.device)[:, None], gather.to(x.device)]
 
 
 @contextmanager

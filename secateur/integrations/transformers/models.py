@@ -164,6 +164,10 @@ class Adapter(ABC):
         """Arguments (B, T, ...) of `forward` that the language model reads beside embeddings."""
         return {}
 
+    def both_ways(self, model: Any) -> frozenset[str]:
+        """The kinds of layers in which `types` lets the tokens of an image see each other so."""
+        return frozenset()
+
     def encoded(self, model: Any, ids: Tensor, prompt: Any) -> dict[str, Any]:
         """A compacted prompt as public arguments of `generate`, beside mask and positions."""
         return {"inputs_embeds": prompt.embeds}

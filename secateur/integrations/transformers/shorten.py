@@ -53,7 +53,8 @@ class Prompt:
     right
         Whether padding is on the right.
     both_ways
-        Whether the language model lets the tokens of an image see each other both ways.
+        The kinds of layers of the language model in which the tokens of an image see each other
+        both ways.
     beside
         What else the language model reads of each token, as arguments (B, T, ...).
     """
@@ -72,7 +73,7 @@ class Prompt:
     planes: list[list[Tensor]]
     before: int
     right: bool
-    both_ways: bool
+    both_ways: frozenset[str]
     beside: dict[str, Tensor]
     report: Report
 
@@ -154,7 +155,7 @@ def shorten(
         planes=planes,
         before=int(ids.shape[1]),
         right=right,
-        both_ways=inputs.get(family.types) is not None,
+        both_ways=frozenset() if inputs.get(family.types) is None else family.both_ways(model),
         beside={
             name: x[torch.arange(len(x), device=x.device)[:, None], safe.to(x.device)]
             for name, x in family.beside(model, ids).items()

@@ -68,6 +68,15 @@ INTERNALS = {
         "Gemma3ProcessingInfo.get_image_size_with_most_features",
         "Gemma3ProcessingInfo.get_num_image_tokens",
     ),
+    "model_executor.models.gemma4_mm": (
+        "Gemma4ForConditionalGeneration._parse_and_validate_multimodal_inputs",
+        "Gemma4ForConditionalGeneration.get_encoder_cudagraph_config",
+        "Gemma4DummyInputsBuilder",
+        "Gemma4MultiModalProcessor._get_prompt_updates",
+        "Gemma4ProcessingInfo.get_image_repl",
+        "Gemma4ProcessingInfo.get_mm_max_tokens_per_item",
+        "Gemma4ProcessingInfo.get_supported_mm_limits",
+    ),
     "model_executor.models.mistral3": (
         "Mistral3ForConditionalGeneration._process_image_input",
         "Mistral3DummyInputsBuilder",

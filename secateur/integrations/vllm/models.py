@@ -11,7 +11,7 @@ from secateur.integrations.families.llava_next import LLAVA_NEXT
 from secateur.integrations.families.llava_onevision import LLAVA_ONEVISION
 from secateur.integrations.families.pixtral import MISTRAL3
 from secateur.integrations.families.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
-from secateur.integrations.families.tiles import GEMMA3, INTERNVL, SMOLVLM
+from secateur.integrations.families.tiles import GEMMA3, GEMMA4, INTERNVL, SMOLVLM
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,13 @@ ROWS: dict[str, Row] = {
         "gemma3",
         (f"{_MODELS}gemma3_mm",),
         towers=("siglip_vision_model",),
+    ),
+    "gemma4": Row(
+        "Gemma4ForConditionalGeneration",
+        _hooked(GEMMA4),
+        "gemma4",
+        (f"{_MODELS}gemma4_mm",),
+        towers=("gemma4_vision",),
     ),
     "mistral3": Row(
         "Mistral3ForConditionalGeneration",
