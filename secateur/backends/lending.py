@@ -148,14 +148,18 @@ def worked_on_by(pool: Pool) -> Iterator[None]:
         _pool.reset(token)
 
 
-def product(x: Floats, y: Floats) -> Floats:
-    """x @ y, by one thread or by all of one pool."""
+def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
+    """x @ y, by one thread or by all of one pool, in `out` where there is one."""
     rows = x.size // x.shape[-1] if x.ndim > 1 else 1
     if _alone(rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1)):
         with _one:
-            small: Floats = np.matmul(x, y)
+            small: Floats = np.matmul(x, y, out=out)
         return small
-    return _pool.get().product(x, y)
+    large = _pool.get().product(x, y)
+    if out is None:
+        return large
+    out[...] = large
+    return out
 
 
 def eigenvalues(x: Floats) -> Floats:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from secateur.core.arrays import to_numpy
 from secateur.core.extras import extra
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
-from secateur.core.selection import Selection
 from secateur.integrations.shards import (
     BAD,
     RECORD,
@@ -134,16 +133,18 @@ class Pruner:
 
         Columns that the method does not read are passed on.
         """
-        rows = self._read(table)
-        results: list[dict[str, Any]] = [{"error": row} for row in rows]
-        for places in _alike(rows).values():
-            for place, result in self._prune([rows[p] for p in places], places):
-                results[place] = result
+        found = [pa.table({name: pa.nulls(0, kind) for name, kind in self._schema().items()})]
+        order: list[int] = []
+        for group in self._read(table):
+            found += self._prune(group)
+            order += group.places
+        results = pa.concat_tables(found)
+        if order != list(range(table.num_rows)):
+            results = results.take(np.argsort(order))
         inputs = {self.column(name) for name in self.inputs()}
         passed = table.select([c for c in table.column_names if c not in inputs | self._results()])
-        for name, kind in self._schema().items():
-            values = [result.get(name) for result in results]
-            passed = passed.append_column(name, pa.array(values, type=kind))
+        for name in results.column_names:
+            passed = passed.append_column(name, results[name])
         return passed
 
     def _schema(self) -> dict[str, pa.DataType]:
@@ -154,53 +155,97 @@ class Pruner:
     def _results(self) -> set[str]:
         return set(self._schema())
 
-    def _read(self, table: pa.Table) -> list[Any]:
-        """For every row its inputs as arrays by name, or the reason why there are none."""
+    def _read(self, table: pa.Table) -> list[_Alike]:
+        """All rows, those whose inputs have the same shapes together."""
         self.check(table.schema)
         columns = {
             name: table.column(self.column(name))
             for name in self.inputs()
             if self.column(name) in table.column_names
         }
-        rows: list[Any] = []
+        blocks = {name: _block(column) for name, column in columns.items()}
+        whole = {name: x for name, x in blocks.items() if x is not None and _one_grid(name, x)}
+        if table.num_rows and len(whole) == len(columns):
+            return [_Alike(list(range(table.num_rows)), whole)]
+        groups: dict[Any, list[dict[str, Numbers]]] = {}
+        places: dict[Any, list[int]] = {}
         for place in range(table.num_rows):
             try:
                 row = {name: _array(column[place]) for name, column in columns.items()}
                 grid = row.get("grid")
                 if grid is not None and grid.shape != (2,):
                     raise ValueError(f"grid: expected (h, w), got {grid.tolist()!r}")
-                rows.append({name: x for name, x in row.items() if x is not None})
+                there = {name: x for name, x in row.items() if x is not None}
+                key: Any = _shapes(there)
             except (ValueError, TypeError, pa.ArrowInvalid) as error:
-                rows.append(f"unreadable: {error}")
-        return rows
+                there, key = {}, f"unreadable: {error}"
+            groups.setdefault(key, []).append(there)
+            places.setdefault(key, []).append(place)
+        return [
+            _Alike(places[key], {}, key)
+            if isinstance(key, str)
+            else _Alike(places[key], {name: np.stack([r[name] for r in rows]) for name in rows[0]})
+            for key, rows in groups.items()
+        ]
 
-    def _prune(
-        self, rows: Sequence[dict[str, Numbers]], places: Sequence[int]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Prune rows of one shape together; when they fail together, one by one."""
+    def _prune(self, group: _Alike) -> list[pa.Table]:
+        """Results of rows of one shape, pruned together; when they fail together, one by one."""
+        if group.error:
+            return [self._failed(group)]
         try:
-            yield from zip(places, self._select(rows), strict=True)
+            return [self._select(group)]
         except (ValueError, ArithmeticError) as error:
-            if len(rows) == 1:
-                yield places[0], {"error": f"{type(error).__name__}: {error}"}
-                return
-            for row, place in zip(rows, places, strict=True):
-                yield from self._prune([row], [place])
+            if len(group.places) == 1:
+                why = f"{type(error).__name__}: {error}"
+                return [self._failed(_Alike(group.places, {}, why))]
+        return [
+            table
+            for at, place in enumerate(group.places)
+            for table in self._prune(
+                _Alike([place], {name: x[at : at + 1] for name, x in group.inputs.items()})
+            )
+        ]
 
-    def _select(self, rows: Sequence[dict[str, Numbers]]) -> list[dict[str, Any]]:
-        first = rows[0]
-        grid = tuple(int(side) for side in first["grid"]) if "grid" in first else None
-        stacked = {
-            name: self._place(np.stack([row[name] for row in rows]))
-            for name in first
-            if name != "grid"
-        }
-        if "features" not in stacked:
+    def _failed(self, group: _Alike) -> pa.Table:
+        """Rows of nothing but the reason."""
+        count = len(group.places)
+        columns = {name: pa.nulls(count, kind) for name, kind in self._schema().items()}
+        return pa.table({**columns, "error": pa.array([group.error] * count, pa.string())})
+
+    def _select(self, group: _Alike) -> pa.Table:
+        given = dict(group.inputs)
+        grid = given.pop("grid", None)
+        sides = None if grid is None else tuple(int(side) for side in grid[0])
+        if "features" not in given:
             raise ValueError(f"no features in column {self.column('features')!r}")
-        tokens = Tokens(grid=grid, **stacked)  # type: ignore[arg-type]
+        placed = {name: self._place(x) for name, x in given.items()}
+        tokens = Tokens(grid=sides, **placed)  # type: ignore[arg-type]
         selection = self.method.select(tokens)
-        kept = to_numpy(selection.gather(tokens.features)) if self.keep_features else None
-        return [_result(selection, place, kept) for place in range(len(rows))]
+        kept, count = to_numpy(selection.sorted()), to_numpy(selection.count)
+        there = np.arange(kept.shape[-1]) < count[:, None]
+        columns = {"kept": _lists(kept[there], count)}
+        if selection.gains is not None:
+            # Gains belong to the picks in order; `kept` is ascending, and so are they.
+            picked = np.where(there, to_numpy(selection.indices), selection.size)
+            order = np.argsort(picked, axis=-1, kind="stable")
+            gains = np.take_along_axis(to_numpy(selection.gains), order, axis=-1)
+            columns["gains"] = _lists(gains[there].astype(np.float64, copy=False), count)
+        if selection.guarantee is not None:
+            shares = np.broadcast_to(to_numpy(selection.guarantee), count.shape)
+            columns["guarantee"] = pa.array(shares.astype(np.float64, copy=False))
+        if self.keep_features:
+            features = to_numpy(selection.gather(tokens.features)).astype(np.float32, copy=False)
+            vectors = features[there]
+            widths = np.full(len(vectors), vectors.shape[-1])
+            columns["kept_features"] = _lists(_lists(vectors.reshape(-1), widths), count)
+        schema = self._schema()
+        return pa.table(
+            {
+                name: columns[name] if name in columns else pa.nulls(len(count), kind)
+                for name, kind in schema.items()
+            },
+            schema=pa.schema(schema),
+        )
 
     def _place(self, x: Numbers) -> Any:
         if self.library == "torch":
@@ -212,6 +257,66 @@ class Pruner:
 
             return cupy.asarray(x)
         return x
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Rows of a table whose inputs have the same shapes, or that share what is wrong with them."""
+
+    places: list[int]
+    inputs: dict[str, Numbers]
+    """Every input of all of them, (M, ...)."""
+    error: str = ""
+
+
+def _one_grid(name: str, x: Numbers) -> bool:
+    """Whether rows may go together as far as this input is concerned."""
+    return name != "grid" or (x.shape[1:] == (2,) and bool((x == x[0]).all()))
+
+
+def _shapes(row: Mapping[str, Numbers]) -> Any:
+    """What rows that go together have in common: shapes of inputs, and the grid itself."""
+    return tuple(
+        (name, tuple(x.tolist()) if name == "grid" else (x.shape, str(x.dtype)))
+        for name, x in sorted(row.items())
+    )
+
+
+def _lists(values: Any, counts: Numbers) -> pa.Array:
+    """Lists of so many of the values each, one after the other."""
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values))
+
+
+def _block(column: pa.ChunkedArray) -> Numbers | None:
+    """A whole column (B, ...), where nothing is missing and all cells have one shape, else None."""
+    level = column.combine_chunks()
+    if isinstance(level, pa.ChunkedArray):
+        level = level.chunk(0) if level.num_chunks == 1 else pa.concat_arrays(level.chunks)
+    if level.null_count:
+        return None
+    if isinstance(level, pa.FixedShapeTensorArray):
+        tensors: Numbers = level.to_numpy_ndarray()
+        return tensors
+    if not _is_list(level.type):
+        return None
+    shape = [len(level)]
+    while _is_list(level.type):
+        length = _length(level)
+        if not length:
+            return None
+        shape.append(length)
+        level = level.flatten()
+    if level.null_count or isinstance(level, pa.ExtensionArray):
+        return None
+    x: Numbers = level.to_numpy(zero_copy_only=False).reshape(shape)
+    return x
+
+
+def _length(lists: pa.Array) -> int | None:
+    """How long every one of the lists is; None where they differ or one is missing."""
+    lengths = pa.compute.unique(pa.compute.list_value_length(lists)).to_pylist()
+    return lengths[0] if len(lengths) == 1 else None
 
 
 def _array(value: pa.Scalar) -> Numbers | None:
@@ -226,10 +331,10 @@ def _array(value: pa.Scalar) -> Numbers | None:
     if not len(level):
         raise ValueError("the list is empty")
     while _is_list(level.type):
-        lengths = pa.compute.unique(pa.compute.list_value_length(level)).to_pylist()
-        if len(lengths) != 1 or lengths[0] is None:
+        length = _length(level)
+        if length is None:
             raise ValueError("rows of unlike length within one image")
-        shape.append(lengths[0])
+        shape.append(length)
         level = level.flatten()
     if level.null_count:
         raise ValueError("a number is missing")
@@ -251,34 +356,6 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
-
-
-def _alike(rows: Sequence[Any]) -> dict[Any, list[int]]:
-    """Places of the readable rows by the shapes of their inputs and their grid."""
-    groups: dict[Any, list[int]] = {}
-    for place, row in enumerate(rows):
-        if isinstance(row, str):
-            continue
-        key = tuple(
-            (name, tuple(x.tolist()) if name == "grid" else (x.shape, str(x.dtype)))
-            for name, x in sorted(row.items())
-        )
-        groups.setdefault(key, []).append(place)
-    return groups
-
-
-def _result(selection: Selection, place: int, kept: Numbers | None) -> dict[str, Any]:
-    one = selection.row(place)
-    result: dict[str, Any] = {"kept": to_numpy(one.sorted()).tolist()}
-    if one.gains is not None:
-        # Gains belong to the picks in order; `kept` is ascending, and so are they.
-        order = np.argsort(to_numpy(one.indices), kind="stable")
-        result["gains"] = to_numpy(one.gains)[order].tolist()
-    if one.guarantee is not None:
-        result["guarantee"] = float(one.guarantee)
-    if kept is not None:
-        result["kept_features"] = kept[place, : len(result["kept"])].astype(np.float32).tolist()
-    return result
 
 
 @dataclass(frozen=True)

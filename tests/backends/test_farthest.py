@@ -97,3 +97,25 @@ def test_what_is_no_number_is_refused(name, start, monkeypatch):
     f = sc.Dispersion.from_features(x, check_finite=False)
     with sc.backend(name), pytest.raises(ValueError, match=r"^features: contains NaN or infinity"):
         farthest_first_features(f, 2, start=start)
+
+
+@pytest.mark.parametrize("start", [None, 3])
+@pytest.mark.parametrize("room", [1, 5000])
+def test_images_together_get_what_each_gets_alone(start, room, monkeypatch):
+    monkeypatch.setattr(driver, "PRODUCT", room)
+    x = np.random.default_rng(0).integers(-2, 3, (2, 4, 40, 6)).astype(np.float32)
+    budgets = np.asarray([[1, 40, 7, 0], [12, 12, 3, 2]])
+    with sc.backend("numpy"):
+        found = farthest_first_features(sc.Dispersion.from_features(x), budgets, start=start)
+        for at in np.ndindex(2, 4):
+            f, k = sc.Dispersion.from_features(x[at]), int(budgets[at])
+            alone = farthest_first_features(f, k, start=start)
+            np.testing.assert_array_equal(found.indices[at][:k], alone.indices)
+            np.testing.assert_allclose(found.gains[at][:k], alone.gains, rtol=1e-12, atol=1e-14)
+            assert found.value[at] == pytest.approx(float(alone.value), abs=1e-14)
+            slow = farthest_first_features.reference(f, k, start)
+            np.testing.assert_array_equal(alone.indices, slow.indices)
+            assert float(alone.value) == pytest.approx(float(slow.value), abs=1e-12)
+    behind = np.arange(40) >= budgets[..., None]
+    assert (found.indices[behind] == -1).all()
+    assert (found.gains[behind] == 0).all()

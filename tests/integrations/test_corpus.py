@@ -294,3 +294,34 @@ def test_a_grid_that_is_none_spoils_its_row_alone(grid):
     table = pa.table({"features": [np.eye(4).tolist()], "grid": [grid]})
     pruned = Pruner(sc.DivPrune(keep=2))(table)
     assert pruned["error"].to_pylist() == [f"unreadable: grid: expected (h, w), got {grid!r}"]
+
+
+def as_lists(x):
+    return pa.array(x.tolist(), pa.list_(pa.list_(pa.float32())))
+
+
+def as_fixed_lists(x):
+    width = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[2])
+    return pa.FixedSizeListArray.from_arrays(width, x.shape[1])
+
+
+@pytest.mark.parametrize(
+    "stored", [as_lists, as_fixed_lists, pa.FixedShapeTensorArray.from_numpy_ndarray]
+)
+@pytest.mark.parametrize("name", ["divprune", "topk"])
+def test_columns_taken_whole_give_what_rows_give(name, stored):
+    dice = np.random.default_rng(0)
+    x = dice.standard_normal((9, 30, 4)).astype(np.float32)
+    given = {"features": stored(x), "attention": pa.array(dice.random((9, 30)).tolist())}
+    pruner = Pruner(sc.method(name, keep=5), keep_features=True)
+    # A slice of a table has its arrays begin elsewhere.
+    whole = pruner(pa.table(given).slice(2))
+    alone = [pruner(pa.table(given).slice(place, 1)) for place in range(2, 9)]
+    assert whole.num_rows == 7
+    rows = pa.concat_tables(alone)
+    assert whole.drop_columns("gains").equals(rows.drop_columns("gains"))
+    for gains, own in zip(whole["gains"].to_pylist(), rows["gains"].to_pylist(), strict=True):
+        assert gains == (own if own is None else pytest.approx(own, rel=1e-12))
+    assert whole["error"].null_count == 7
+    for row, kept, features in zip(x[2:], whole["kept"], whole["kept_features"], strict=True):
+        np.testing.assert_array_equal(features.as_py(), row[kept.as_py()])

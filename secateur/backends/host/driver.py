@@ -15,16 +15,17 @@ import numpy as np
 
 from secateur.backends.host.farthest import (
     CosineDistances,
-    CosineMatrix,
     GivenDistances,
     doubting,
     farthest,
+    together,
     worth_doubting,
 )
 from secateur.backends.host.greedy import (
     BLOCK,
     COSINE_ROUNDING,
     EPSILON,
+    PRODUCT,
     Cosine,
     Dense,
     Entries,
@@ -38,7 +39,16 @@ from secateur.backends.host.greedy import (
 )
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import determinant_factors, likeness_factors
-from secateur.backends.lending import eigenvalues, over_batch, product, weights_at
+from secateur.backends.lending import (
+    answer,
+    budgets,
+    eigenvalues,
+    flat,
+    in_parts,
+    over_batch,
+    product,
+    weights_at,
+)
 from secateur.core.arrays import checked, each_row, is_sparse, refuse_kind, widened
 from secateur.core.maximize import Picks
 from secateur.core.measures import check_image, grey_levels
@@ -266,17 +276,32 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
     features: Any = f.features
-    kind = CosineMatrix if small_enough(features) else CosineDistances
+    matrix = small_enough(features)
+    if matrix and not worth_doubting(features, int(np.min(k))):
+        room = max(1, PRODUCT // features.shape[-2] ** 2)
+        return in_parts(features, None, k, room, lambda x, _, k: _farthest_together(x, k, start))
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
         x = features[at]
         if worth_doubting(x, budget):
-            found = doubting(x, unit, budget, start, matrix=small_enough(x))
+            found = doubting(x, unit, budget, start, matrix=matrix)
         else:
-            found = farthest(kind(unit(x.astype(np.float64, copy=False))), budget, start)
+            found = farthest(CosineDistances(unit(x.astype(np.float64, copy=False))), budget, start)
         return *found, math.inf
 
     return over_batch(features.shape[:-2], k, solve)
+
+
+def _farthest_together(features: Floats, k: Any, start: int | None) -> Picks:
+    """The same of as many images as there is room for the matrices of."""
+    x = flat(features, 2)
+    each, longest = budgets(k, (len(x),))
+    picks, gains = together(unit(x.astype(np.float64, copy=False)), longest, start)
+    # A pick's gain is its distance to those before it.
+    behind = np.arange(longest) >= each[:, None]
+    value = np.where(behind, math.inf, gains)[:, 1:].min(axis=1, initial=math.inf)
+    picks[behind], gains[behind] = -1, 0.0
+    return answer(features.shape[:-2], picks, gains, value)
 
 
 Scan = Callable[[Floats, Indices, int, float, float], Indices]

@@ -90,29 +90,6 @@ class CosineDistances:
         return self._x[part]
 
 
-class CosineMatrix:
-    """The same with all distances at hand, in a matrix (N, N)."""
-
-    margin = CosineDistances.margin
-
-    def __init__(self, directions: Floats) -> None:
-        self._matrix = apart(product(directions, directions.T))
-        np.fill_diagonal(self._matrix, math.inf)
-        self.size = len(directions)
-
-    def to(self, j: int) -> Floats:
-        row: Floats = self._matrix[j]
-        return row
-
-    def nearest(self) -> Floats:
-        nearest: Floats = self._matrix.min(axis=1)
-        return nearest
-
-    def among(self, picks: Indices) -> Floats:
-        block: Floats = self._matrix[np.ix_(picks, picks)]
-        return block
-
-
 def apart(cosine: Floats) -> Floats:
     """1 - cos within [0, 2], written over the cosines, rounded as 2 (1 - (1 + cos) / 2)."""
     s = shifted(cosine)
@@ -157,6 +134,40 @@ def _go_on(
         opened[pick] = False
         d = distances.to(pick)
         nearest = d if step == 0 else np.minimum(nearest, d)
+
+
+def together(directions: Floats, k: int, start: int | None) -> tuple[Indices, Floats]:
+    """Farthest-first of several images of unit vectors (B, N, D), all cosines of each at hand.
+
+    Picks and gains are (B, K): those that each image has alone.
+    """
+    images, size = directions.shape[:2]
+    cosines = np.empty((images, size, size), dtype=directions.dtype)
+    for image, x in enumerate(directions):
+        product(x, x.T, out=cosines[image])
+    every, own = np.arange(images), np.arange(size)
+    cosines[:, own, own] = -math.inf
+    picks = np.empty((images, k), dtype=np.int64)
+    gains = np.empty((images, k))
+    # The largest cosine belongs to the smallest distance.
+    nearest = apart(cosines.max(axis=1) if start is None else cosines[:, start].copy())
+    if size == 1:
+        nearest[:] = math.inf
+    for step in range(k):
+        if step == 0 and start is not None:
+            pick = np.full(images, start)
+            gains[:, 0] = np.delete(nearest, start, axis=1).min(axis=1, initial=math.inf)
+        else:
+            best = nearest.max(axis=1, keepdims=True)
+            if np.isnan(best).any():
+                refuse_distances("features")
+            pick = np.argmax(nearest >= best - CosineDistances.margin, axis=1)
+            gains[:, step] = nearest[every, pick]
+        picks[:, step] = pick
+        row = apart(cosines[every, pick])
+        nearest = row if step == 0 else np.minimum(nearest, row, out=nearest)
+        nearest[every[:, None], picks[:, : step + 1]] = -math.inf
+    return picks, gains
 
 
 DOUBT = 24
@@ -256,8 +267,9 @@ class Doubtful:
 
 
 def worth_doubting(features: Floats, k: int) -> bool:
-    """Whether single precision first is faster than double at once."""
-    work = features.size * len(features)
+    """Whether single precision first is faster than double at once, for features (..., N, D)."""
+    size, width = features.shape[-2:]
+    work = size * size * width
     return features.dtype != np.float64 and work >= STEP * k
 
 
