@@ -311,10 +311,11 @@ def main() -> None:
             *lines,
         ]
         print("\n".join(told), flush=True)
+        if chosen.out is not None:
+            # What is there by now stays, whatever becomes of the next family.
+            chosen.out.write_text(INTRODUCTION + "\n".join(told) + "\n", encoding="utf-8")
         del model, inputs, rows
         gc.collect()
-    if chosen.out is not None:
-        chosen.out.write_text(INTRODUCTION + "\n".join(told) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
