@@ -50,7 +50,8 @@ the median alone. The goal is a ratio of {goal:g}. A process that is put aside w
 slices of others, some milliseconds each, whatever it computes: the loops, one thread in plain
 Python, show what that alone does to calls of their length. *Processor* is the p99 of the processor
 time of a call, of all threads, to its median alone: a row that misses the goal with less than
-{ours:g} here, or than a loop has, waited for the system. Of fewer than 100 calls, p99 is nearly the slowest.
+{ours:g} here, or than a loop has, waited for the system. Of fewer than 100 calls, p99 is
+nearly the slowest.
 
 {machine}
 
