@@ -149,7 +149,8 @@ def test_ivcprune_sees_the_layers_values_and_rotary_tables(case, model, monkeypa
     seen = watched(monkeypatch, METHODS["ivcprune"])
     inputs = case.inputs()
     decoder = model.model.language_model
-    last = 2 if case.name.startswith("qwen3_vl") else 1  # whose first layers add visual features
+    # First layers of Qwen3-VL add visual features; the smaller Gemma 4 has six layers.
+    last = 2 if case.name.startswith(("qwen3_vl", "gemma4_small")) else 1
     with attach(model, METHODS["ivcprune"], case.processor()):
         values, angles = [], []
         layer = decoder.layers[last].self_attn
@@ -200,10 +201,10 @@ def test_published_duet_scores_ahead_and_numbers_anew(case, model, monkeypatch):
     assert out.shape[1] == inputs["input_ids"].shape[1] + 4
     cut, sight, _ = seen[0]
     attention = decoder.layers[cut.after].self_attn
-    states = decoder.layers[cut.after].input_layernorm(asked[cut.after])
-    plain = attention.k_proj(states)[0].unflatten(-1, (-1, attention.head_dim))
-    # Rotation keeps lengths, and so does no norm.
-    if not hasattr(attention, "k_norm"):
+    # Rotation keeps lengths, and so does no norm; some layers of Gemma 4 make no keys.
+    if hasattr(attention, "k_proj") and not hasattr(attention, "k_norm"):
+        states = decoder.layers[cut.after].input_layernorm(asked[cut.after])
+        plain = attention.k_proj(states)[0].unflatten(-1, (-1, attention.head_dim))
         lengths = sight.keys.transpose(0, 1).norm(dim=-1)
         torch.testing.assert_close(lengths, plain.norm(dim=-1), rtol=1e-4, atol=1e-5)
 
