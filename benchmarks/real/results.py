@@ -126,13 +126,27 @@ def _entropies(start: int) -> list[float]:
 _OF = (_eranks, _entropies)
 
 
-def photographs() -> dict[str, Any]:
-    """What ``photographs.py`` kept."""
-    path = packages.CACHE / "photographs.json"
+def _kept(script: str) -> dict[str, Any]:
+    path = packages.CACHE / f"{script}.json"
     if not path.exists():
-        raise packages.MissingError(f"{path} is missing: run benchmarks/real/photographs.py")
+        raise packages.MissingError(f"{path} is missing: run benchmarks/real/{script}.py")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def photographs() -> dict[str, Any]:
+    """What ``photographs.py`` kept."""
+    return _kept("photographs")
+
+
+def views() -> dict[str, Any]:
+    """What ``views.py`` kept."""
+    return _kept("views")
+
+
+def halves() -> dict[str, Any]:
+    """What ``halves.py`` kept."""
+    return _kept("halves")
 
 
 def interval(x: Numbers, seed: int = 0) -> tuple[float, float, float]:
