@@ -60,7 +60,8 @@ def test_questions_packed_on_a_picture_read_as_if_each_were_alone(model, process
     """Training's mask and positions give the logits of one ordinary prompt after another."""
     target = batch(seed=7, step=0, size=2, room=80)
     with torch.no_grad():
-        logits, wanted, _ = read(model, see(model, target.images)[0], target)
+        found = read(model, see(model, target.images)[0], target)
+    logits, wanted = found.logits, found.wanted
     drawn = list(scenes(2, seed=7))
     texts = [[(q.text, q.answer) for q in scene.questions] for scene in drawn]
     start = 0
@@ -91,8 +92,8 @@ def test_plain_attention_is_attention(model):
     with torch.no_grad():
         ours = read(plain, see(plain, target.images)[0], target)
         fused = read(model, see(model, target.images)[0], target)
-    torch.testing.assert_close(ours[0], fused[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours[2], fused[2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.logits, fused.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.pointing, fused.pointing, rtol=1e-4, atol=1e-4)
 
 
 def test_pointing_is_at_what_an_answer_speaks_of():
@@ -110,6 +111,61 @@ def test_pointing_is_at_what_an_answer_speaks_of():
                 assert tuple(union) == by_text["describe the scene."].patches
             elif KINDS[kind] != "places":
                 assert tuple(union) in {q.patches for q in scene.questions if q.kind == KINDS[kind]}
+
+
+def test_words_are_told_where_what_they_name_lies(processor):
+    """Every kind of relation and dense question, against the scene's own objects."""
+    target = batch(seed=7, step=0, size=8, room=200, focus=0.8)
+    yes_or_no = neighbours = dense = 0
+    for row, scene in enumerate(scenes(8, seed=7)):
+        at = {(thing.row, thing.column): thing.phrase for thing in scene.objects}
+        for turn in range(int(target.turns[row].max()) + 1):
+            mine = target.turns[row] == turn
+            kind = KINDS[int(target.kinds[row, turn])]
+            words = processor.tokenizer.decode(target.tokens[row][mine])
+            asked, _, said = words.partition("?")
+            said = said.strip()
+            heard, looks = target.heard[row][mine], target.looks[row][mine]
+            named, first, second = (column[column >= 0].tolist() for column in heard.T)
+            for word, place in enumerate(heard[:, 0].tolist()):
+                if place >= 0:
+                    assert looks[word].nonzero().flatten().tolist() == [place]
+            for place in named if kind == "relation" else ():
+                assert at[divmod(place, 3)] in asked
+            if kind == "relation" and asked.startswith("is"):
+                (above, below), (left, right) = zip(
+                    *(divmod(p, 3) for p in first + second), strict=True
+                )
+                holds = {
+                    "above": above < below,
+                    "below": above > below,
+                    "to the left": left < right,
+                    "to the right": left > right,
+                }
+                way = next(name for name in holds if name in asked)
+                assert said == ("yes" if holds[way] else "no")
+                assert [named[0], named[1]] == first + second
+                yes_or_no += 1
+            elif kind == "relation":
+                assert first == named
+                assert said == at.get(divmod(*second, 3), "nothing")
+                neighbours += 1
+            elif kind == "dense":
+                assert first == named
+                assert at[divmod(*first, 3)].split()[0] == said.split(",")[0]
+                dense += 1
+            else:
+                assert first == second == []
+    assert min(yes_or_no, neighbours, dense) > 10
+
+
+def test_a_focus_asks_more_of_what_is_hard():
+    def share(focus):
+        kinds = batch(seed=7, step=0, size=8, room=200, focus=focus).kinds
+        hard = [KINDS.index("relation"), KINDS.index("dense")]
+        return float(sum((kinds == kind).sum() for kind in hard) / (kinds >= 0).sum())
+
+    assert share(0.0) < 0.4 < share(0.5) < share(0.9)
 
 
 def test_score_counts_whole_answers():

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
-from secateur.lab.model import build_model
+from secateur.lab.model import build_clip, build_model
 from secateur.lab.packaged import save
+from secateur.lab.training.batches import batch
 from secateur.lab.training.contrast import TextSettings, train_text
-from secateur.lab.training.train import Run, Settings, main, rate_at, train
+from secateur.lab.training.muon import BatchedMuon
+from secateur.lab.training.reading import read
+from secateur.lab.training.train import Probes, Run, Settings, main, rate_at, see, train
 
 SMALL = Settings(steps=4, tower_steps=1, size=2, room=64, warmup=2)
 
@@ -55,6 +59,63 @@ def test_the_tower_learns_to_name_patches(tmp_path):
     train(tmp_path, Settings(steps=100, tower_steps=100, size=2, warmup=10))
     _, early, late = lines(tmp_path / "train.log")
     assert late["patches"] < 0.6 * early["patches"]
+
+
+def test_a_grown_model_answers_as_before_and_all_its_layers_learn(tmp_path):
+    model = build_model(seed=5)
+    save(model, build_clip(model), tmp_path / "init")
+    given = replace(SMALL, tower_steps=0, layers=6, focus=0.7, frozen=True, hear_weight=0.3)
+    run = Run.begin(given, tmp_path / "init", torch.device("cpu"))
+    target = batch(seed=0, step=0, size=2, room=64)
+    before = LlavaForConditionalGeneration.from_pretrained(tmp_path / "init", dtype=torch.float32)
+    assert len(run.model.model.language_model.layers) == 6
+    with torch.no_grad():
+        features, _ = see(before, target.images)
+        told = read(before, features, target).logits
+        torch.testing.assert_close(read(run.model, features, target).logits, told)
+    run = train(tmp_path, given, init=tmp_path / "init")
+    first, last = before.model.language_model, run.model.model.language_model
+    for layer, origin in enumerate((0, 1, 2, None, None, 3)):
+        down = last.layers[layer].mlp.down_proj.weight
+        was = 0 if origin is None else first.layers[origin].mlp.down_proj.weight
+        assert (down - was).abs().max() > 1e-4
+    tower = run.model.model.vision_tower.state_dict()
+    for name, weight in before.model.vision_tower.state_dict().items():
+        assert torch.equal(weight, tower[name])
+
+
+def test_words_that_tell_where_what_they_name_lies_have_no_loss():
+    heard = torch.full((1, 3, 3), -100)
+    heard[0, 1] = torch.tensor([4, 7, -100])
+    probes = Probes()
+    with torch.no_grad():
+        for probe in probes.heard:
+            probe.weight.copy_(30 * torch.eye(9, 128))
+    states = [torch.zeros(1, 3, 128) for _ in range(7)]
+    states[3][0, 1, 4] = states[5][0, 1, 7] = 0.1
+    assert probes.hear(states, heard) < 1e-6
+    states[3][0, 0, 5] = 1  # names nothing
+    assert probes.hear(states, heard) < 1e-6
+    states[3][0, 1, 5] = 1
+    assert probes.hear(states, heard) > 1
+    assert probes.hear(states, torch.full((1, 3, 3), -100)) == 0
+
+
+def test_muon_in_batches_is_muon():
+    """Against PyTorch's, whose products are in bfloat16."""
+    torch.manual_seed(0)
+    ours = [torch.randn(shape) for shape in ((8, 16), (16, 8), (8, 16), (8, 8))]
+    theirs = [weight.clone() for weight in ours]
+    given = {"lr": 0.1, "weight_decay": 0.3, "adjust_lr_fn": "match_rms_adamw"}
+    pair = BatchedMuon(ours, **given), torch.optim.Muon(theirs, **given)
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        for each in pair:
+            each.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.01)
 
 
 def test_rate_rises_and_falls():

@@ -1,4 +1,4 @@
-"""Attention that trains fast on a CPU."""
+"""Arithmetic that trains fast on a CPU."""
 
 from __future__ import annotations
 
@@ -55,3 +55,19 @@ def plain_attention(
 
 
 AttentionInterface.register(PLAIN, plain_attention)
+
+
+def has_bfloat16(device: Any) -> bool:
+    """Whether products in bfloat16 are fast there; a CPU without instructions for them is slow."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def mixed(device: Any) -> Any:
+    """Return the context to train in: bfloat16 where it is fast, else single precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def attend_fast(model: Any, device: Any) -> None:
+    """Choose the attention that trains fastest on a device."""
+    if device.type == "cpu" and has_bfloat16(device):
+        model.set_attn_implementation(PLAIN)

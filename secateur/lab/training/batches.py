@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.lab.model import BOS, EOS, SPECIAL, build_tokenizer
-from secateur.lab.objects import BOARD, COLOURS, KINDS, SHAPES, WORDS, Object, Question
+from secateur.lab.objects import (
+    BOARD,
+    COLOURS,
+    KINDS,
+    ROWS,
+    SHAPES,
+    WORDS,
+    Object,
+    Question,
+)
+from secateur.lab.questions import ORDINALS, ask
 from secateur.lab.scene import GRID, PATCH, Scene, draw
 
 PATCHES = GRID * GRID
@@ -31,6 +43,7 @@ PRESENT = len(COLOURS) * len(SHAPES) + len(WORDS)
 
 _COLOUR = {name: index for index, name in enumerate(COLOURS)}
 _NAME = {name: index for index, name in enumerate(NAMES)}
+_WAYS = {"above": -BOARD, "below": BOARD, "left": -1, "right": 1}
 _WORD = {word: index for index, word in enumerate(WORDS)}
 
 
@@ -74,12 +87,17 @@ class Batch(Asked):
 
     Attributes
     ----------
+    heard
+        int64, shape ``(B, T, 3)``: the place of the object whose name ends at a token; at the
+        token before a yes or no the places of both objects, or of one; at the end of a question
+        for a neighbour the neighbour's, last; else -100.
     patches
         For each of `PROBES` int64, shape ``(B, 144)``.
     present
         float32, shape ``(B, PRESENT)``: the pairs of colour and shape, and the words, in the scene.
     """
 
+    heard: Any
     patches: dict[str, Any]
     present: Any
 
@@ -95,17 +113,19 @@ def encode(text: str) -> tuple[int, ...]:
     return tuple(_tokenizer()(text, add_special_tokens=False).input_ids)
 
 
-def batch(seed: int, step: int, size: int, room: int) -> Batch:
+def batch(seed: int, step: int, size: int, room: int, focus: float = 0.0) -> Batch:
     """Draw batch `step` of the stream `seed`: `size` scenes, at most `room` tokens on each.
 
     One question that runs over the whole scene comes first, then others in a random order as far
-    as there is room; every picture encoded so teaches a dozen answers.
+    as there is room; every picture encoded so teaches a dozen answers. With `focus` that share of
+    the others is of relation and dense questions, more than two of each, as often the whole scene
+    is not asked for, and words that name an object look at it.
     """
     import torch
 
     drawn = [draw(seed, step * size + index) for index in range(size)]
     rng = np.random.default_rng((seed, step, 1))
-    packed = [_pack(rng, scene, room) for scene in drawn]
+    packed = [_pack(rng, scene, room, focus) for scene in drawn]
     return Batch(
         images=torch.from_numpy(np.stack([scene.image for scene in drawn])),
         tokens=padded([row[0] for row in packed], SPECIAL.index("<pad>")),
@@ -115,6 +135,9 @@ def batch(seed: int, step: int, size: int, room: int) -> Batch:
         looks=_unpacked([row[5] for row in packed]),
         cover=torch.from_numpy(np.stack([_cover(scene) for scene in drawn])),
         kinds=padded([row[4] for row in packed], -1),
+        heard=torch.stack(
+            [padded([row[6 + part] for row in packed], NOT_ASKED) for part in range(3)], dim=-1
+        ),
         patches={
             name: torch.from_numpy(np.stack([labels[name] for labels in map(_labels, drawn)]))
             for name in PROBES
@@ -123,18 +146,15 @@ def batch(seed: int, step: int, size: int, room: int) -> Batch:
     )
 
 
-def _pack(rng: np.random.Generator, scene: Scene, room: int) -> tuple[list[int], ...]:
-    whole = [q for q in scene.questions if q.kind in ("caption", "places")]
-    parts = [q for q in scene.questions if q.kind not in ("caption", "places")]
-    chosen = [whole[int(rng.integers(len(whole)))]]
-    chosen += [parts[int(i)] for i in rng.permutation(len(parts))]
+def _pack(rng: np.random.Generator, scene: Scene, room: int, focus: float) -> tuple[list[int], ...]:
     tokens: list[int] = []
     turns: list[int] = []
     offsets: list[int] = []
     targets: list[int] = []
     kinds: list[int] = []
     looks: list[int] = []
-    for question in chosen:
+    heard: tuple[list[int], ...] = ([], [], [])
+    for question in _chosen(rng, scene, focus):
         asked = encode(question.text)
         told = (*encode(question.answer), SPECIAL.index(EOS))
         length = len(asked) + len(told) - 1
@@ -144,9 +164,66 @@ def _pack(rng: np.random.Generator, scene: Scene, room: int) -> tuple[list[int],
         turns += [len(kinds)] * length
         offsets += range(length)
         targets += [NOT_ASKED] * (len(asked) - 1) + list(told)
-        looks += [0] * (len(asked) - 1) + _looks(scene, question, told)
+        places = _heard(scene, question, length)
+        for column, more in zip(heard, places, strict=True):
+            column += more
+        names = places[0][: len(asked) - 1]
+        looks += [1 << place if focus and place != NOT_ASKED else 0 for place in names]
+        looks += _looks(scene, question, told)
         kinds.append(KINDS.index(question.kind))
-    return tokens, turns, offsets, targets, kinds, looks
+    return tokens, turns, offsets, targets, kinds, looks, *heard
+
+
+def _chosen(rng: np.random.Generator, scene: Scene, focus: float) -> list[Question]:
+    """Order questions: one of the whole scene, then others by chance."""
+    whole = [q for q in scene.questions if q.kind in ("caption", "places")]
+    parts = [q for q in scene.questions if q.kind not in ("caption", "places")]
+    chosen = [whole[int(rng.integers(len(whole)))]]
+    parts = [parts[int(i)] for i in rng.permutation(len(parts))]
+    if not focus:
+        return chosen + parts
+    if rng.random() < focus:
+        chosen = []
+    more: dict[str, Question] = {}
+    for _ in range(8):
+        for kind in ("relation", "relation", "dense"):
+            for question in ask(rng, scene.objects, kind):
+                more.setdefault(question.text, question)
+    hard = [list(more.values())[int(i)] for i in rng.permutation(len(more))]
+    parts = [q for q in parts if q.kind not in ("relation", "dense")]
+    while hard or parts:
+        take = hard if hard and (not parts or rng.random() < focus) else parts
+        chosen.append(take.pop())
+    return chosen
+
+
+def _heard(scene: Scene, question: Question, length: int) -> tuple[list[int], ...]:
+    """Return `Batch.heard` of a question and its answer, a column a list."""
+    named, first, second = ([NOT_ASKED] * length for _ in range(3))
+    words = re.findall(r"\w+|[^\w\s]", question.text)
+    places: list[int] = []
+    for index, pair in enumerate(pairwise(words)):
+        there = [thing for thing in scene.objects if (thing.attribute, thing.name) == pair]
+        if len(there) == 1:
+            places.append(_place(there[0]))
+            named[index + 1] = places[-1]
+    last = len(words) - 1
+    if question.kind == "relation" and len(places) == 2:
+        first[last], second[last] = places
+    elif question.kind == "relation":
+        way = next(way for name, way in _WAYS.items() if name in words)
+        first[last], second[last] = places[0], places[0] + way
+    elif question.kind == "dense":
+        row = ROWS.index(words[words.index("row") - 1])
+        shapes = [thing for thing in scene.objects if thing.row == row and not thing.is_label]
+        place = _place(shapes[ORDINALS.index(words[words.index("shape") - 1])])
+        named[words.index("row")] = place
+        first[last + 2] = place
+    return named, first, second
+
+
+def _place(thing: Object) -> int:
+    return thing.row * BOARD + thing.column
 
 
 def _looks(scene: Scene, question: Question, told: Sequence[int]) -> list[int]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from secateur.lab.model import build_clip, build_text_tokenizer
 from secateur.lab.questions import article
 from secateur.lab.scene import Scene, draw
-from secateur.lab.training.attention import PLAIN
+from secateur.lab.training.attention import attend_fast, mixed
 from secateur.lab.training.batches import pixels
 from secateur.lab.training.journal import Journal
 
@@ -109,8 +109,7 @@ def train_text(model: Any, out: Path, settings: TextSettings, init: Path | None 
             {k: v for k, v in saved.state_dict().items() if not k.startswith("vision_model.")},
             strict=False,
         )
-    if device.type == "cpu":
-        clip.vision_model.set_attn_implementation(PLAIN)
+    attend_fast(clip.vision_model, device)
     tokenizer = build_text_tokenizer()
     learnt = [p for p in clip.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=settings.rate, weight_decay=settings.decay)
@@ -125,7 +124,7 @@ def train_text(model: Any, out: Path, settings: TextSettings, init: Path | None 
         for row, (_, patches) in zip(region, short, strict=True):
             row[list(patches)] = True
         region = region.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with mixed(device):
             patches, pooled = joint_patches(clip, images)
             _, captions, _ = joint_words(clip, tokenizer, [scene.caption for scene in drawn])
             words, whole, real = joint_words(clip, tokenizer, [text for text, _ in short])

@@ -14,6 +14,8 @@ from secateur.lab.training.batches import NOT_ASKED, Asked, prompt_start
 
 POINTING = (1, 2)
 """Layers of the language model whose first head is taught to look at what is asked."""
+LATE = -2
+"""One more such layer, counted from the end, where what is asked for lies beside what is named."""
 
 
 @contextmanager
@@ -49,6 +51,8 @@ class Read:
     pointing
         A loss: minus the log of the share of the visual tokens' attention that one head of each
         of some layers gives to what the token to follow speaks of.
+    words
+        After each layer, ``(B, T, D)`` at the words of questions and answers.
     states
         After each layer, ``(B, N, D)`` at the visual tokens; those put in come first.
     """
@@ -56,13 +60,15 @@ class Read:
     logits: Any
     wanted: Any
     pointing: Any
+    words: list[Any]
     states: list[Any]
 
 
-def read(model: Any, features: Any, target: Asked) -> tuple[Any, Any, Any]:
-    """Return logits, wanted and pointing of `Read` for the features of a tower's patches."""
-    found = read_visuals(model, model.model.multi_modal_projector(features), target)
-    return found.logits, found.wanted, found.pointing
+def read(model: Any, features: Any, target: Asked) -> Read:
+    """Read every question for the features of a tower's patches."""
+    layers = len(model.model.language_model.layers)
+    pointing = sorted({*POINTING, layers + LATE})
+    return read_visuals(model, model.model.multi_modal_projector(features), target, pointing)
 
 
 def read_visuals(
@@ -100,20 +106,21 @@ def read_visuals(
     states = out.last_hidden_state[:, before:]
     asked = target.targets != NOT_ASKED
     cos, sin = language.rotary_emb(embeds, positions)
-    row, _ = asked.nonzero(as_tuple=True)
-    region = (target.looks[asked][:, :, None] & target.cover[row]).any(dim=1)
-    speaks = region.any(dim=1)
+    speaks = target.looks.any(dim=-1)
+    row, _ = speaks.nonzero(as_tuple=True)
+    region = (target.looks[speaks][:, :, None] & target.cover[row]).any(dim=1)
     loss = visuals.new_zeros(())
     for queries, keys in pairs:
-        query = _rotated(queries, cos, sin)[:, before:][asked][speaks]
-        key = _rotated(keys, cos, sin)[:, 1:before][row[speaks]]
+        query = _rotated(queries, cos, sin)[:, before:][speaks]
+        key = _rotated(keys, cos, sin)[:, 1:before][row]
         share = torch.einsum("md,mpd->mp", query, key).float() / math.sqrt(query.shape[-1])
-        inside = share.log_softmax(dim=-1).masked_fill(~region[speaks], -math.inf)
+        inside = share.log_softmax(dim=-1).masked_fill(~region, -math.inf)
         loss = loss - inside.logsumexp(dim=-1).mean()
     return Read(
         logits=model.lm_head(states[asked]).float(),
         wanted=target.targets[asked],
         pointing=loss,
+        words=[each[:, before:] for each in out.hidden_states],
         states=[each[:, 1:before] for each in out.hidden_states],
     )
 

@@ -27,14 +27,21 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from secateur.lab.answers import evaluate
-from secateur.lab.model import WIDTH, build_model, build_processor
-from secateur.lab.objects import KINDS
+from secateur.lab.model import LAYERS, WIDTH, build_model, build_processor
+from secateur.lab.objects import BOARD, KINDS
 from secateur.lab.packaged import TEXT, WEIGHTS, save
-from secateur.lab.training.attention import PLAIN
-from secateur.lab.training.batches import PRESENT, PROBES, Batch, batch, pixels
+from secateur.lab.training.attention import attend_fast, mixed
+from secateur.lab.training.batches import NOT_ASKED, PRESENT, PROBES, Batch, batch, pixels
 from secateur.lab.training.contrast import TextSettings, train_text
+from secateur.lab.training.growing import grow
 from secateur.lab.training.journal import Journal
+from secateur.lab.training.muon import BatchedMuon
 from secateur.lab.training.reading import read, score
+
+HEARD = (3, -2, -2)
+"""Which state of the language model, the words' own the first, tells each part of `Batch.heard`."""
+COPIED = 2
+"""The layer of the language model of which a copy is put in when it grows."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,15 @@ class Settings:
         Peak learning rates of Muon, which trains the matrices between embeddings and heads, and of
         AdamW, which trains the rest; a cosine takes both to a hundredth. Weight decay; steps of
         warm-up.
-    patch_weight, present_weight, point_weight
-        How much the patch probes, the class token's probe and the pointing of two attention heads
-        count beside the answers.
+    layers
+        Of the language model. Where `init` has fewer, those that are added change nothing at first.
+    focus
+        Share of relation and dense questions, see `secateur.lab.training.batches.batch`.
+    frozen
+        Leave the vision tower as it is.
+    patch_weight, present_weight, point_weight, hear_weight
+        How much the patch probes, the class token's probe, the pointing of some attention heads and
+        knowing where what is named lies count beside the answers.
     seed
         Of the weights and of the scenes.
     """
@@ -66,9 +79,13 @@ class Settings:
     adam_rate: float = 1.2e-3
     decay: float = 0.02
     warmup: int = 50
+    layers: int = LAYERS
+    focus: float = 0.0
+    frozen: bool = False
     patch_weight: float = 0.5
     present_weight: float = 0.5
     point_weight: float = 0.3
+    hear_weight: float = 0.0
     seed: int = 0
 
 
@@ -79,6 +96,7 @@ class Probes(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.patches = nn.ModuleDict({name: nn.Linear(WIDTH, n) for name, n in PROBES.items()})
         self.present = nn.Linear(WIDTH, PRESENT)
+        self.heard = nn.ModuleList(nn.Linear(WIDTH, BOARD * BOARD) for _ in HEARD)
 
     def forward(self, patches: Any, pooled: Any, target: Batch) -> tuple[Any, Any]:
         """Return the loss of what patches show, and of what the class token says is there."""
@@ -92,6 +110,16 @@ class Probes(nn.Module):  # type: ignore[misc]
             self.present(pooled).float(), target.present
         )
         return shown, there
+
+    def hear(self, words: Sequence[Any], heard: Any) -> Any:
+        """Return the loss of where words say that what they name lies, 0 where none does."""
+        loss = torch.zeros((), device=heard.device)
+        for part, (layer, probe) in enumerate(zip(HEARD, self.heard, strict=True)):
+            named = heard[..., part] != NOT_ASKED
+            if named.any():
+                said = probe(functional.rms_norm(words[layer][named], (WIDTH,)))
+                loss = loss + functional.cross_entropy(said.float(), heard[..., part][named])
+        return loss
 
 
 class _Stream(IterableDataset):  # type: ignore[misc]
@@ -107,7 +135,8 @@ class _Stream(IterableDataset):  # type: ignore[misc]
                 self.counter.value += 1
             if step >= self.settings.steps:
                 return
-            yield step, batch(self.settings.seed, step, self.settings.size, self.settings.room)
+            given = self.settings
+            yield step, batch(given.seed, step, given.size, given.room, given.focus)
 
 
 def see(model: Any, images: Any) -> tuple[Any, Any]:
@@ -139,18 +168,24 @@ class Run:
         model = build_model(settings.seed)
         if init is not None:
             model = type(model).from_pretrained(init, dtype=torch.float32)
+        more = settings.layers - model.config.text_config.num_hidden_layers
+        if more:
+            model = grow(model, [COPIED] * more)
+        model.model.vision_tower.requires_grad_(not settings.frozen)
         model.to(device).train()
-        if device.type == "cpu":
-            model.set_attn_implementation(PLAIN)
+        attend_fast(model, device)
         probes = Probes().to(device)
         hidden = [
             weight
             for name, weight in model.named_parameters()
-            if weight.ndim == 2 and (".layers." in name or "projector" in name)
+            if weight.requires_grad
+            and weight.ndim == 2
+            and (".layers." in name or "projector" in name)
         ]
         inner = set(hidden)
-        rest = [p for p in (*model.parameters(), *probes.parameters()) if p not in inner]
-        muon = torch.optim.Muon(hidden, weight_decay=settings.decay, adjust_lr_fn="match_rms_adamw")
+        learns = [p for p in (*model.parameters(), *probes.parameters()) if p.requires_grad]
+        rest = [p for p in learns if p not in inner]
+        muon = BatchedMuon(hidden, weight_decay=settings.decay, adjust_lr_fn="match_rms_adamw")
         adam = torch.optim.AdamW(rest, weight_decay=0.0, betas=(0.9, 0.98))
         return cls(model, probes, (muon, adam), settings)
 
@@ -288,17 +323,24 @@ def _learn(
             return
         target = _to(drawn, device)
         counts = {}
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            features, pooled = see(model, target.images)
-            shown, there = probes(features, pooled, target)
-            loss = settings.patch_weight * shown + settings.present_weight * there
-            losses = {"patches": shown.item(), "present": there.item()}
+        with mixed(device):
+            with torch.set_grad_enabled(not settings.frozen):
+                features, pooled = see(model, target.images)
+            loss, losses = torch.zeros((), device=device), {}
+            if not settings.frozen:
+                shown, there = probes(features, pooled, target)
+                loss = settings.patch_weight * shown + settings.present_weight * there
+                losses = {"patches": shown.item(), "present": there.item()}
             if step >= settings.tower_steps:
-                logits, wanted, pointing = read(model, features, target)
-                told = functional.cross_entropy(logits, wanted)
-                loss = loss + told + settings.point_weight * pointing
-                losses |= {"answers": told.item(), "pointing": pointing.item()}
-                counts = score(logits, target, KINDS)
+                found = read(model, features, target)
+                told = functional.cross_entropy(found.logits, found.wanted)
+                loss = loss + told + settings.point_weight * found.pointing
+                losses |= {"answers": told.item(), "pointing": found.pointing.item()}
+                if settings.hear_weight:
+                    hearing = probes.hear(found.words, target.heard)
+                    loss = loss + settings.hear_weight * hearing
+                    losses["hearing"] = hearing.item()
+                counts = score(found.logits, target, KINDS)
         gradients = torch.autograd.grad(loss, learnt, allow_unused=True)
         with lock:
             for parameter, gradient in zip(learnt, gradients, strict=True):
@@ -345,7 +387,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--save-every", type=int, default=250)
     for name, value in asdict(Settings()).items():
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
+        if isinstance(value, bool):
+            parser.add_argument(flag, action="store_true")
+        else:
+            parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
     chosen = vars(parser.parse_args(arguments))
     settings = Settings(**{name: chosen[name] for name in asdict(Settings())})
     if chosen["processes"] > 1:

@@ -26,10 +26,11 @@ from secateur.lab.clip import FRAMES, clips
 from secateur.lab.model import WIDTH
 from secateur.lab.objects import COLOURS
 from secateur.lab.packaged import WATCHER, load, save_watcher
-from secateur.lab.training.attention import PLAIN
+from secateur.lab.training.attention import attend_fast, mixed
 from secateur.lab.training.batches import NAMES, NOT_ASKED, pixels
 from secateur.lab.training.filming import CHANGES, EVENTS, TAUGHT, Film, film, stills
 from secateur.lab.training.journal import Journal
+from secateur.lab.training.muon import BatchedMuon
 from secateur.lab.training.reading import Read, read_visuals, score
 from secateur.lab.training.train import rate_at
 from secateur.lab.watcher import FRESH, build_reader, evaluate_watching, grown_from
@@ -150,7 +151,7 @@ class Run:
         model = grown_from(load()[0], settings.seed).train()
         model.model.vision_tower.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(False)
-        model.set_attn_implementation(PLAIN)
+        attend_fast(model, model.device)
         notes = Notes()
         learnt = [(name, x) for name, x in model.named_parameters() if x.requires_grad]
         hidden = [(name, x) for name, x in learnt if x.ndim == 2 and ".layers." in name]
@@ -160,7 +161,7 @@ class Run:
             {"params": [x for name, x in hidden if _writes(name) is writes], "writes": writes}
             for writes in (False, True)
         ]
-        muon = torch.optim.Muon(groups, weight_decay=settings.decay, adjust_lr_fn="match_rms_adamw")
+        muon = BatchedMuon(groups, weight_decay=settings.decay, adjust_lr_fn="match_rms_adamw")
         adam = torch.optim.AdamW(rest, weight_decay=0.0, betas=(0.9, 0.98))
         return cls(model, notes, (muon, adam), settings)
 
@@ -218,7 +219,7 @@ def train(out: Path, settings: Settings, *, resume: bool = False, save_every: in
         drawn = film(settings.seed, step, settings.size, settings.room)
         still = stills(settings.seed, step, settings.pictures, settings.room)
         thrifty = step < settings.thrifty * settings.steps
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed(run.model.device):
             losses, found = losses_of(run, drawn, thrifty)
             beside, of_stills = losses_of(run, still, False)
             loss = sum(weight * losses[name] for name, weight in weights.items())
