@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ LEARNT, HELD_OUT = 0, 1
 """Seeds of the scenes."""
 CHUNK, BATCH, ASKED, ENOUGH = 32, 4, 60, 0.8
 BUDGETS = (32, 16, 8)
+METHODS: dict[str, Callable[..., sc.Method]] = {
+    **{kind.__name__: kind for kind in (sc.Random, sc.UniformGrid, sc.TopK, sc.FPS, sc.DivPrune)},
+    **{f"FLoC, {name}": partial(sc.FLoC, similarity=name) for name in ("cosine", "exemplar")},
+}
 FOLDER = packages.CACHE / "halves"
 
 Encode = Callable[[str], list[int]]
@@ -242,11 +247,10 @@ def measured(training: Training) -> dict[str, Any]:
         "another scene's picture": asked(training, some, whole[1:] + whole[:1]),
     }
     if share(rows["all 64 tokens"]) > ENOUGH:
-        methods = (sc.Random, sc.UniformGrid, sc.TopK, sc.FPS, sc.DivPrune, sc.Exemplar)
-        for method in methods:
+        for name, method in METHODS.items():
             for k in BUDGETS:
                 pictures = [kept(method(keep=k), each) for each in some]
-                rows[f"{method.__name__}, {k}"] = asked(training, some, pictures)
+                rows[f"{name}, {k}"] = asked(training, some, pictures)
     return {"scenes learnt": training.step * BATCH, "scenes asked": len(some), "rows": rows}
 
 
