@@ -325,7 +325,7 @@ def main() -> None:
             "",
             "A row of similarities is computed while many candidates could still serve it better,",
             "then those that could, 768 at most, are listed, and the row is never computed again:",
-            "about three rows for each token in all, of which one starts everything.",
+            "and the first pick, which touches every row, computes half of them.",
             "",
         ]
         (DOCS / "benchmarks" / "limits.md").write_text("\n".join(page))

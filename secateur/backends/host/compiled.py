@@ -24,6 +24,7 @@ import numpy as np
 
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
+from secateur.backends.host.cosines import CosinesServed
 from secateur.backends.host.driver import farthest_first_features, unit
 from secateur.backends.host.farthest import GivenDistances, refuse_distances, smallest_between
 from secateur.backends.host.greedy import Floats, Indices
@@ -150,18 +151,26 @@ def cosine_similarity(features: Floats) -> Floats:
 class _Cosine(greedy_numpy.Cosine):
     """(1 + cos) / 2 of features (N, D)."""
 
+    def between(self, i: Indices | slice, j: Indices | slice) -> Floats:
+        cosine = product(self.directions[i], self.directions[j].T)
+        _kernels().shift(cosine)
+        return cosine
+
     def columns(self, j: Indices) -> Floats:
-        kernels, x = _kernels(), self.directions
         if len(j) > FEW:
-            cosine = product(x[j], x.T)
-            kernels.shift(cosine)
-            return cosine
+            return self.between(j, slice(None))
+        kernels, x = _kernels(), self.directions
         entries = np.empty((len(j), self.size), dtype=x.dtype)
         for column, each in zip(entries, j, strict=True):
             kernels.similarities_to(x, each, column)
         return entries
 
     rows = columns
+
+    def entries(self, i: Indices, j: int) -> Floats:
+        column = np.empty(len(i), dtype=self.directions.dtype)
+        _kernels().similarities_at(self.directions, i, j, column)
+        return column
 
 
 class _Nearly(greedy_numpy.NearlyServed):
@@ -182,8 +191,15 @@ class _Nearly(greedy_numpy.NearlyServed):
 
     def lower_by(self, s: Floats, i: Indices, low: Floats) -> None:
         kernels = _kernels()
-        kernels.note_near(s, i, self.m[i], self.near, self.level, self.count)
+        kernels.note_near(s, i, self._listed_above(i), self.near, self.level, self.count)
         kernels.lower_rows(s, low, self.m[i], self.w[i], self.g)
+
+
+class _CosinesServed(_Nearly, CosinesServed):
+    """The same of cosines."""
+
+    def _lower_both(self, s: Floats, high: Floats, w: Floats, g: Floats) -> None:
+        _kernels().lower_both(s, high, w, g)
 
 
 class _Listed(greedy_numpy.Listed):
@@ -250,7 +266,7 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
         if plain.small_enough(features):
             s = cosine_similarity(features[at])
             return _greedy(s, w, budget, greedy_numpy.COSINE_ROUNDING, "features")
-        return greedy_numpy.greedy(_Nearly(_Cosine(_unit(features[at])), w), budget)
+        return greedy_numpy.greedy(_CosinesServed(_Cosine(_unit(features[at])), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 

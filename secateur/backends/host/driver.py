@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from secateur.backends.host.cosines import CosinesServed
 from secateur.backends.host.farthest import (
     CosineDistances,
     GivenDistances,
@@ -200,7 +201,7 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
         if small_enough(features):
             matrix = cosine_similarity(features[at])
             return greedy(Served(Dense(matrix, COSINE_ROUNDING, "features"), w), budget)
-        return greedy(NearlyServed(Cosine(rounded_once(features[at])), w), budget)
+        return greedy(CosinesServed(Cosine(rounded_once(features[at])), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 

@@ -107,10 +107,18 @@ class Cosine:
         gains: Floats = 0.5 * (g + w.sum())
         return gains
 
+    def between(self, i: Indices | slice, j: Indices | slice) -> Floats:
+        """Entries (M, L) of rows `i` and columns `j`."""
+        return shifted(product(self.directions[i], self.directions[j].T))
+
     def columns(self, j: Indices) -> Floats:
-        return shifted(product(self.directions[j], self.directions.T))
+        return self.between(j, slice(None))
 
     rows = columns
+
+    def entries(self, i: Indices, j: int) -> Floats:
+        """Entries (M,) of column `j` at the rows `i`."""
+        return shifted(product(self.directions[i], self.directions[j]))
 
 
 class Entries:
@@ -179,6 +187,7 @@ class Served:
         heavy = float(self.w.sum()) if source.reach or source.rounding else 0.0
         self._reach = source.reach * heavy
         self._rounding = source.rounding * heavy
+        self._at_hand = -1, np.empty(0)
 
     @property
     def slack(self) -> float:
@@ -202,30 +211,49 @@ class Served:
         best = float(g.max())
         hopeful = np.flatnonzero(g >= best - 2.0 * self.slack - self._margin(best))
         stale = hopeful[g[hopeful] != self._exact[hopeful]]
-        for part in spans(len(stale), len(self.m), self.source.room):
-            entries = self.source.columns(stale[part])
-            g[stale[part]] = self._gains(entries)
+        g[stale] = self._look(stale)
         self._exact[stale] = g[stale]
         exact = g[hopeful]
         best = float(exact.max())
         place = int(np.argmax(exact >= best - self._margin(best)))
         pick, gain = int(hopeful[place]), float(exact[place])
-        # Often the only one worked out anew is the pick; its column is then at hand.
-        at_hand = len(stale) == 1 and stale[0] == pick
-        column = entries[0] if at_hand else self.source.columns(hopeful[place : place + 1])[0]
-        improved = np.flatnonzero(column > self.m)
+        improved, high = self._improved(pick)
         self._terms += len(improved)
         low = self.m[improved]
-        self.m[improved] = column[improved]
+        self.m[improved] = high
         g[pick] = -math.inf
         self.lower(improved, low)
         return pick, gain
+
+    def _look(self, candidates: Indices) -> Floats:
+        """The exact gains of candidates, from their columns."""
+        gains = np.empty(len(candidates))
+        for part in spans(len(candidates), len(self.m), self.source.room):
+            entries = self.source.columns(candidates[part])
+            gains[part] = self._gains(entries)
+        if len(candidates) == 1:
+            # Often it is the pick; its column is then at hand.
+            self._at_hand = int(candidates[0]), entries[0]
+        return gains
+
+    def _improved(self, pick: int) -> tuple[Indices, Floats]:
+        """The rows that a pick serves better, ascending, and how well."""
+        last, column = self._at_hand
+        if last != pick:
+            column = self.source.columns(np.asarray([pick]))[0]
+        self._at_hand = -1, column[:0]
+        improved = np.flatnonzero(column > self.m)
+        return improved, column[improved]
 
     def _gains(self, columns: Floats) -> Floats:
         return np.maximum(columns - self.m, 0.0) @ self.w
 
     def lower(self, i: Indices, low: Floats) -> None:
         """Take from all gains what rows `i` no longer give, served by `low` until now."""
+        self.compute(i, low)
+
+    def compute(self, i: Indices, low: Floats) -> None:
+        """The same of rows that are computed for it."""
         for part in spans(len(i), len(self.g), self.source.room):
             s = self.source.rows(i[part])
             for piece in spans(len(s), len(self.g), self.piece):
@@ -262,16 +290,21 @@ class NearlyServed(Served):
         for part in spans(len(i), len(self.g) // 16 + 1):
             known = listed[part]
             self.lower_listed(i[part][known], low[part][known])
-        super().lower(i[~listed], low[~listed])
+        self.compute(i[~listed], low[~listed])
 
     def lower_listed(self, i: Indices, low: Floats) -> None:
         """Take what listed rows no longer give."""
         ranges, count = self.near.shape[1] * i, self.count[i]
         lower_by_lists(self.g, self.near, self.level, ranges, count, self.w[i], low, self.m[i])
 
+    def _listed_above(self, i: Indices) -> Floats:
+        """What entries of rows exceed that could exceed their coverage, asked another time."""
+        limit: Floats = self.m[i] - 2.0 * self.source.reach
+        return limit
+
     def lower_by(self, s: Floats, i: Indices, low: Floats) -> None:
         room = self.near.shape[1]
-        high = self.m[i].astype(s.dtype)[:, None]
+        high = self._listed_above(i).astype(s.dtype)[:, None]
         # A sample of the candidates tells which rows are worth counting.
         sample = s[:, :: max(1, s.shape[1] // 256)] > high
         few = np.flatnonzero(sample.mean(axis=1) <= 1.5 * room / s.shape[1])

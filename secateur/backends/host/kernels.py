@@ -395,6 +395,25 @@ def lower_rows(s: Any, low: Any, high: Any, w: Any, g: Any) -> None:
     lower_dense(s, np.arange(len(low)), low, high, w, g)
 
 
+@regroup
+def lower_both(s: Any, high: Any, w: Any, g: Any) -> None:
+    """Take from gains what rows served by none before no longer give.
+
+    Entries s (M, N) are those of the first M rows; what they say of the other rows and the first M
+    candidates is taken as well.
+    """
+    count, n = s.shape
+    for i in range(count):
+        row, own, weight = s[i], high[i], w[i]
+        total = 0.0
+        for j in range(count):
+            g[j] -= weight * min(row[j], own)
+        for j in range(count, n):
+            g[j] -= weight * min(row[j], own)
+            total += w[j] * min(row[j], high[j])
+        g[i] -= total
+
+
 @exact
 def note_near(s: Any, rows: Any, high: Any, near: Any, level: Any, count: Any) -> None:
     """List for each of `rows`, if they fit, the candidates whose entries in s exceed high."""
@@ -463,6 +482,15 @@ def similarities_to(x: Any, j: int, column: Any) -> None:
     half, zero, one = x.dtype.type(0.5), x.dtype.type(0.0), x.dtype.type(1.0)
     for i in range(len(x)):
         column[i] = min(max(half * cosine_of(x[i], x[j]) + half, zero), one)
+
+
+@regroup
+def similarities_at(x: Any, rows: Any, j: int, column: Any) -> None:
+    """The same at some rows."""
+    half, zero, one = x.dtype.type(0.5), x.dtype.type(0.0), x.dtype.type(1.0)
+    for place in range(len(rows)):
+        cosine = cosine_of(x[rows[place]], x[j])
+        column[place] = min(max(half * cosine + half, zero), one)
 
 
 @sees_nan

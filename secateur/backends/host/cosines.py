@@ -1,0 +1,126 @@
+"""Greedy facility location from features that computes few similarities.
+
+`NearlyServed` computes the row of every token that a pick serves better until its list has room.
+Of cosines, which are the same in both directions, two parts of that can be spared:
+
+- The first pick touches all rows. An entry of one is an entry of the other token's row as well, so
+  half of the products will do.
+- Once all rows are listed, the lists are turned round. A candidate's exact gain is a sum over the
+  few rows that it could still serve better, and no column is computed any more.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from secateur.backends.host.greedy import PRODUCT, Cosine, Floats, Indices, NearlyServed, spans
+
+TURN = 16
+"""Picks after which it is looked at whether the lists can be turned round, and after twice as many
+again, and so on."""
+
+
+class CosinesServed(NearlyServed):
+    """As `NearlyServed`, of cosines; see the module."""
+
+    source: Cosine
+
+    def __init__(self, source: Cosine, weights: Floats | None) -> None:
+        super().__init__(source, weights)
+        self._picks, self._next = 0, TURN
+        self._columns: tuple[Indices, Indices] | None = None
+
+    def take(self) -> tuple[int, float]:
+        """As `Served.take`."""
+        if self._picks >= self._next:
+            self._turn()
+            # Lists grow shorter all the time, but less and less.
+            self._next = 2 * self._picks
+        pick, gain = super().take()
+        self._picks += 1
+        return pick, gain
+
+    def lower(self, i: Indices, low: Floats) -> None:
+        """Take from all gains what rows `i` no longer give, served by `low` until now."""
+        if self._picks > 0:
+            super().lower(i, low)
+            return
+        # Rows that the first pick does not serve have a coverage of 0 still, and lose nothing.
+        n = self.source.size
+        # In sixteen parts at least: within one, both halves are computed.
+        for part in spans(n, n, min(PRODUCT, max(n, n * n // 16))):
+            s = self.source.between(part, slice(part.start, n))
+            self._lower_both(s, self.m[part.start :], self.w[part.start :], self.g[part.start :])
+
+    def _lower_both(self, s: Floats, high: Floats, w: Floats, g: Floats) -> None:
+        """Take from gains what rows served by none before no longer give.
+
+        Entries s (M, N) are those of the first M rows; what they say of the other rows and the
+        first M candidates is taken as well.
+        """
+        count, limit = len(s), high.astype(s.dtype)
+        for piece in spans(*s.shape):
+            rows = s[piece]
+            rest = np.minimum(rows[:, count:], limit[count:]).astype(np.float64, copy=False)
+            g[piece] -= rest @ w[count:]
+            np.minimum(rows, limit[piece, None], out=rows)
+            g -= w[piece] @ rows.astype(np.float64, copy=False)
+
+    def _turn(self) -> None:
+        """Turn the lists round, once every row has one and few candidates are left on them."""
+        # Only here, and late: SciPy takes longer to load than small choices take.
+        from scipy.sparse import csr_array
+
+        n, room = self.near.shape
+        open_rows = np.flatnonzero(self.count < 0)
+        if len(open_rows) > n // TURN:
+            return
+        # They lose nothing: what they give is known. But they may be listed.
+        self.compute(open_rows, self.m[open_rows])
+        if (self.count < 0).any():
+            return
+        limit = (self.m - 2.0 * self.source.reach).astype(self.level.dtype)
+        alive = (np.arange(room) < self.count[:, None]) & (self.level > limit[:, None])
+        counts = np.count_nonzero(alive, axis=1)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        if starts[-1] > n * room // 4:
+            return
+        near, level = self.near[alive], self.level[alive]
+        columns = csr_array((level, near, starts), shape=(n, n)).tocsc()
+        self._columns = columns.indptr, columns.indices
+        # The gains anew from the lists alone: what is off in rows that serve nobody is gone.
+        w = np.repeat(self.w, counts)
+        gains = w * np.maximum(level - np.repeat(self.m, counts), 0.0)
+        picked = np.isneginf(self.g)
+        self.g[:] = np.bincount(near, gains, minlength=n)
+        self.g[picked] = -math.inf
+        self._terms = int(np.diff(columns.indptr).max())
+        self._largest = float(self.g.max())
+        self._reach = self.source.reach * float(np.bincount(near, w, minlength=n).max())
+
+    def _look(self, candidates: Indices) -> Floats:
+        """The exact gains of candidates, from what they are listed for where that is known."""
+        if self._columns is None:
+            return super()._look(candidates)
+        gains = np.empty(len(candidates))
+        for place, candidate in enumerate(candidates):
+            i, s = self._listed(int(candidate))
+            gains[place] = float(np.maximum(s - self.m[i], 0.0) @ self.w[i])
+        return gains
+
+    def _improved(self, pick: int) -> tuple[Indices, Floats]:
+        """The rows that a pick serves better, ascending, and how well."""
+        if self._columns is None:
+            return super()._improved(pick)
+        i, s = self._listed(pick)
+        better = s > self.m[i]
+        return i[better], s[better]
+
+    def _listed(self, candidate: int) -> tuple[Indices, Floats]:
+        """The rows (M,) that list a candidate, ascending, and its entries there."""
+        assert self._columns is not None
+        starts, rows = self._columns
+        i = rows[starts[candidate] : starts[candidate + 1]]
+        return i, self.source.entries(i, candidate)
