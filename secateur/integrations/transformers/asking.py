@@ -11,7 +11,11 @@ from typing import Any
 
 from secateur.integrations.encoded import Tensor
 from secateur.integrations.observing import Watch, heads, rotate
-from secateur.integrations.transformers.internals import read_of_earlier, reuses
+from secateur.integrations.transformers.internals import (
+    device_of,
+    read_of_earlier,
+    reuses,
+)
 
 
 class Scorer:
@@ -83,8 +87,10 @@ class Scorer:
         return seen
 
     def ask(self, states: Tensor, angles: Any) -> Tensor:
-        """Queries (B, H, T, d) that it makes of any states (B, T, C)."""
-        return self._turned("q", self.attention.q_proj(states), angles)
+        """Queries (B, H, T, d) that it makes of any states (B, T, C), on their device."""
+        device = device_of(self.layer.input_layernorm)
+        made = self.attention.q_proj(states.to(device))
+        return self._turned("q", made, tuple(x.to(device) for x in angles)).to(states.device)
 
     def clear(self) -> None:
         """Forget what was noted."""
@@ -100,9 +106,7 @@ def _entering(layer: Any, hidden: Tensor, angles: Any) -> tuple[Tensor, Any]:
 
     It may live on another device, where only its own call would bring them.
     """
-    device = layer.input_layernorm.weight.device
-    if device.type == "meta":  # its modules fetch their weights by themselves
-        return layer.input_layernorm(hidden), angles
+    device = device_of(layer.input_layernorm)
     return layer.input_layernorm(hidden.to(device)), tuple(x.to(device) for x in angles)
 
 

@@ -39,6 +39,7 @@ from secateur.integrations.transformers.internals import (
     cache_name,
     cached_length,
     compiled_part,
+    device_of,
     naming_the_cache,
     naming_the_embeds,
 )
@@ -485,7 +486,7 @@ def _pruned(
 ) -> Prompt:
     """Encode, choose, shorten."""
     encoded = reader.read(inputs, wants, requests_of(method), method)
-    watch = Stopwatch(reader.model.get_input_embeddings().weight.device)
+    watch = Stopwatch(device_of(reader.model.get_input_embeddings()))
     chosen = choose_each(method, encoded)
     watch.lap("choose")
     spent = {**encoded.milliseconds}

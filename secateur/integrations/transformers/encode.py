@@ -17,7 +17,7 @@ from secateur.integrations.choosing import skips
 from secateur.integrations.encoded import TEXT, Encoded, Indices, Modality, Visual, split
 from secateur.integrations.pixels import Pixels
 from secateur.integrations.text import Flags, Guidance, TextEncoder
-from secateur.integrations.transformers.internals import check_release, compiled_part
+from secateur.integrations.transformers.internals import check_release, compiled_part, device_of
 from secateur.integrations.transformers.models import (
     Adapter,
     UnsupportedModelError,
@@ -70,7 +70,7 @@ class Reader:
         """For a model; the arguments are those of `encode`, and how a method reads texts."""
         family = family_of(model)
         check_release()
-        encoder = TextEncoder.of(text_encoder, reads, model.get_input_embeddings().weight.device)
+        encoder = TextEncoder.of(text_encoder, reads, device_of(model.get_input_embeddings()))
         if encoder is not None:
             encoder.check(family.tower(model), family.family.name)
         guidance = Guidance(model, family, processor, encoder, instruction)
@@ -100,7 +100,7 @@ class Reader:
                 f"{part} in it was compiled, where nothing can be observed or dropped; compile "
                 "the whole model, after attaching",
             )
-        watch = Stopwatch(self.model.get_input_embeddings().weight.device)
+        watch = Stopwatch(device_of(self.model.get_input_embeddings()))
         visuals: list[Visual] = []
         skipping = method is not None and skips(method, self.family.family)
         if has_visuals(inputs) and method is not None and skipping:

@@ -355,6 +355,16 @@ def window_of(config: Any) -> int | None:
     return window if any("sliding" in kind for kind in kinds) else None
 
 
+def device_of(module: Any) -> torch.device:
+    """Where a module with weights computes.
+
+    Offloaded weights are nowhere ("meta") until accelerate brings them: `_hf_hook` and its
+    `execution_device` are accelerate's (1.15).
+    """
+    device: torch.device = module.weight.device
+    return torch.device(module._hf_hook.execution_device) if device.type == "meta" else device
+
+
 def window_index(grids: Tensor, tower: Any) -> Tensor:
     """The order in which Qwen2.5-VL's tower runs its merged tokens (5.17 to 5.24)."""
     from transformers.vision_utils import get_vision_window_index

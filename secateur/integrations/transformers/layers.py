@@ -331,16 +331,19 @@ class Cutter:
             visual = self._visual(row)
             if len(visual) == 0:
                 continue
-            real = torch.from_numpy(self.mask[row]).to(seen["hidden"].device)
+            device = seen["hidden"].device  # what entered the layer may come from another one
+            real = torch.from_numpy(self.mask[row]).to(device)
             if not bool(torch.isfinite(seen["hidden"][row][real]).all()):
                 raise ValueError(
                     f"what left layer {after} of the language model holds NaN or infinity, so that "
                     "no token can be chosen; half precision may have overflowed: load the model "
                     "in bfloat16 or float32"
                 )
-            angles = tuple(x[row if len(x) > 1 else 0] for x in seen["rotary"])
+            angles = tuple(x[row if len(x) > 1 else 0].to(device) for x in seen["rotary"])
             own: dict[str, Any] = {
-                name: x[row] for name, x in seen.items() if name != "rotary" and name in looks
+                name: x[row].to(device)
+                for name, x in seen.items()
+                if name != "rotary" and name in looks
             }
             if "rotary" in looks:
                 own["rotary"] = angles

@@ -36,6 +36,7 @@ from secateur.integrations.observing import (
     rotate,
     watching,
 )
+from secateur.integrations.transformers.internals import device_of
 from secateur.integrations.transformers.models import Adapter, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Mistral3(Adapter):
         observed = self._observed(seen, patches, merge, requests)
         behind = torch.from_numpy(with_marks(placeholder) & ~placeholder).to(ids.device)
         embedding = model.get_input_embeddings()
-        marks = embedding(ids[behind].to(embedding.weight.device)).to(out[0])
+        marks = embedding(ids[behind].to(device_of(embedding))).to(out[0])
         found, row = [], 0
         for number, (features, grid) in enumerate(zip(out, grids, strict=True)):
             own = marks[row : row + grid[0]]

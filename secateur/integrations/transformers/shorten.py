@@ -16,6 +16,7 @@ from secateur.integrations.encoded import Encoded, Indices, Positions, Tensor, V
 from secateur.integrations.report import Report, scores_of
 from secateur.integrations.text import Flags
 from secateur.integrations.transformers.encode import Stopwatch
+from secateur.integrations.transformers.internals import device_of
 from secateur.integrations.transformers.models import Adapter, family_of
 
 
@@ -112,10 +113,10 @@ def shorten(
     family = family_of(model)
     ids = inputs["input_ids"]
     embedding = model.get_input_embeddings()
-    watch = Stopwatch(embedding.weight.device)
+    watch = Stopwatch(device_of(embedding))
     marks = _Marks.of(encoded, chosen, tuple(ids.shape))
     columns, right = _layout(marks.keep, encoded.real)
-    gather = torch.from_numpy(columns).to(embedding.weight.device)
+    gather = torch.from_numpy(columns).to(device_of(embedding))
     safe, padding = gather.clamp(min=0), gather < 0
 
     embeds = _embedded(embedding, ids, encoded, chosen)
@@ -229,7 +230,7 @@ class _Marks:
 
 def _embedded(embedding: Any, ids: Tensor, encoded: Encoded, chosen: Sequence[Chosen]) -> Tensor:
     """Embeddings (B, T, D) of the unpruned prompts, features in their places."""
-    embeds = embedding(ids.to(embedding.weight.device))
+    embeds = embedding(ids.to(device_of(embedding)))
     for name in dict.fromkeys(each.modality for each in encoded.visuals):
         features = []
         where = torch.zeros(ids.shape, dtype=torch.bool)
