@@ -284,8 +284,9 @@ def _shapes(row: Mapping[str, Numbers]) -> Any:
 
 def _lists(values: Any, counts: Numbers) -> pa.Array:
     """Lists of so many of the values each, one after the other."""
-    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values))
+    # Refused by Arrow, and not wrapped round, where there are more than it can count.
+    ends = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    return pa.ListArray.from_arrays(ends, pa.array(values))
 
 
 def _block(column: pa.ChunkedArray) -> Numbers | None:
