@@ -23,6 +23,7 @@ from secateur.core.arrays import to_numpy
 from secateur.core.extras import extra
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
+from secateur.integrations.cells import array, block, holds_numbers, lists
 from secateur.integrations.shards import (
     BAD,
     RECORD,
@@ -122,7 +123,7 @@ class Pruner:
                 )
         for name in self.inputs():
             column = self.column(name)
-            if column in schema.names and not _holds_numbers(schema.field(column).type):
+            if column in schema.names and not holds_numbers(schema.field(column).type):
                 raise ValueError(
                     f"{name}: expected nested lists of numbers or tensors in the column "
                     f"{column!r}, which holds {schema.field(column).type}"
@@ -163,7 +164,7 @@ class Pruner:
             for name in self.inputs()
             if self.column(name) in table.column_names
         }
-        blocks = {name: _block(column) for name, column in columns.items()}
+        blocks = {name: block(column) for name, column in columns.items()}
         whole = {name: x for name, x in blocks.items() if x is not None and _one_grid(name, x)}
         if table.num_rows and len(whole) == len(columns):
             return [_Alike(list(range(table.num_rows)), whole)]
@@ -171,7 +172,7 @@ class Pruner:
         places: dict[Any, list[int]] = {}
         for place in range(table.num_rows):
             try:
-                row = {name: _array(column[place]) for name, column in columns.items()}
+                row = {name: array(column[place]) for name, column in columns.items()}
                 grid = row.get("grid")
                 if grid is not None and grid.shape != (2,):
                     raise ValueError(f"grid: expected (h, w), got {grid.tolist()!r}")
@@ -223,13 +224,13 @@ class Pruner:
         selection = self.method.select(tokens)
         kept, count = to_numpy(selection.sorted()), to_numpy(selection.count)
         there = np.arange(kept.shape[-1]) < count[:, None]
-        columns = {"kept": _lists(kept[there], count)}
+        columns = {"kept": lists(kept[there], count)}
         if selection.gains is not None:
             # Gains belong to the picks in order; `kept` is ascending, and so are they.
             picked = np.where(there, to_numpy(selection.indices), selection.size)
             order = np.argsort(picked, axis=-1, kind="stable")
             gains = np.take_along_axis(to_numpy(selection.gains), order, axis=-1)
-            columns["gains"] = _lists(gains[there].astype(np.float64, copy=False), count)
+            columns["gains"] = lists(gains[there].astype(np.float64, copy=False), count)
         if selection.guarantee is not None:
             shares = np.broadcast_to(to_numpy(selection.guarantee), count.shape)
             columns["guarantee"] = pa.array(shares.astype(np.float64, copy=False))
@@ -237,7 +238,7 @@ class Pruner:
             features = to_numpy(selection.gather(tokens.features)).astype(np.float32, copy=False)
             vectors = features[there]
             widths = np.full(len(vectors), vectors.shape[-1])
-            columns["kept_features"] = _lists(_lists(vectors.reshape(-1), widths), count)
+            columns["kept_features"] = lists(lists(vectors.reshape(-1), widths), count)
         schema = self._schema()
         return pa.table(
             {
@@ -279,83 +280,6 @@ def _shapes(row: Mapping[str, Numbers]) -> Any:
     return tuple(
         (name, tuple(x.tolist()) if name == "grid" else (x.shape, str(x.dtype)))
         for name, x in sorted(row.items())
-    )
-
-
-def _lists(values: Any, counts: Numbers) -> pa.Array:
-    """Lists of so many of the values each, one after the other."""
-    # Refused by Arrow, and not wrapped round, where there are more than it can count.
-    ends = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    return pa.ListArray.from_arrays(ends, pa.array(values))
-
-
-def _block(column: pa.ChunkedArray) -> Numbers | None:
-    """A whole column (B, ...), where nothing is missing and all cells have one shape, else None."""
-    level = column.combine_chunks()
-    if isinstance(level, pa.ChunkedArray):
-        level = level.chunk(0) if level.num_chunks == 1 else pa.concat_arrays(level.chunks)
-    if level.null_count:
-        return None
-    if isinstance(level, pa.FixedShapeTensorArray):
-        tensors: Numbers = level.to_numpy_ndarray()
-        return tensors
-    if not _is_list(level.type):
-        return None
-    shape = [len(level)]
-    while _is_list(level.type):
-        length = _length(level)
-        if not length:
-            return None
-        shape.append(length)
-        level = level.flatten()
-    if level.null_count or isinstance(level, pa.ExtensionArray):
-        return None
-    x: Numbers = level.to_numpy(zero_copy_only=False).reshape(shape)
-    return x
-
-
-def _length(lists: pa.Array) -> int | None:
-    """How long every one of the lists is; None where they differ or one is missing."""
-    lengths = pa.compute.unique(pa.compute.list_value_length(lists)).to_pylist()
-    return lengths[0] if len(lengths) == 1 else None
-
-
-def _array(value: pa.Scalar) -> Numbers | None:
-    """The array in a cell: a tensor, or nested lists of one shape. None where the cell is null."""
-    if not value.is_valid:
-        return None
-    if isinstance(value, pa.ExtensionScalar):
-        return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value.as_py())
-    if not hasattr(value, "values"):
-        return np.asarray(value.as_py())
-    level, shape = value.values, [len(value.values)]
-    if not len(level):
-        raise ValueError("the list is empty")
-    while _is_list(level.type):
-        length = _length(level)
-        if length is None:
-            raise ValueError("rows of unlike length within one image")
-        shape.append(length)
-        level = level.flatten()
-    if level.null_count:
-        raise ValueError("a number is missing")
-    x: Numbers = level.to_numpy(zero_copy_only=False).reshape(shape)
-    return x
-
-
-def _holds_numbers(kind: pa.DataType) -> bool:
-    """Whether a column can hold an array; of one of nulls alone, the rows say what is missing."""
-    while _is_list(kind):
-        kind = kind.value_type
-    if isinstance(kind, pa.BaseExtensionType):
-        return True
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return bool(number or pa.types.is_boolean(kind) or pa.types.is_null(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
 
 

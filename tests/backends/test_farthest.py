@@ -102,7 +102,7 @@ def test_what_is_no_number_is_refused(name, start, monkeypatch):
 @pytest.mark.parametrize("start", [None, 3])
 @pytest.mark.parametrize("room", [1, 5000])
 def test_images_together_get_what_each_gets_alone(start, room, monkeypatch):
-    monkeypatch.setattr(driver, "PRODUCT", room)
+    monkeypatch.setattr(farthest, "PRODUCT", room)
     x = np.random.default_rng(0).integers(-2, 3, (2, 4, 40, 6)).astype(np.float32)
     budgets = np.asarray([[1, 40, 7, 0], [12, 12, 3, 2]])
     with sc.backend("numpy"):

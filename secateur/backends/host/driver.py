@@ -14,19 +14,11 @@ from typing import Any, cast
 import numpy as np
 
 from secateur.backends.host.cosines import CosinesServed
-from secateur.backends.host.farthest import (
-    CosineDistances,
-    GivenDistances,
-    doubting,
-    farthest,
-    together,
-    worth_doubting,
-)
+from secateur.backends.host.farthest import GivenDistances, farthest, of_features
 from secateur.backends.host.greedy import (
     BLOCK,
     COSINE_ROUNDING,
     EPSILON,
-    PRODUCT,
     Cosine,
     Dense,
     Entries,
@@ -41,11 +33,7 @@ from secateur.backends.host.greedy import (
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import determinant_factors, likeness_factors
 from secateur.backends.lending import (
-    answer,
-    budgets,
     eigenvalues,
-    flat,
-    in_parts,
     over_batch,
     product,
     weights_at,
@@ -277,32 +265,7 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
     features: Any = f.features
-    matrix = small_enough(features)
-    if matrix and not worth_doubting(features, int(np.min(k))):
-        room = max(1, PRODUCT // features.shape[-2] ** 2)
-        return in_parts(features, None, k, room, lambda x, _, k: _farthest_together(x, k, start))
-
-    def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
-        x = features[at]
-        if worth_doubting(x, budget):
-            found = doubting(x, unit, budget, start, matrix=matrix)
-        else:
-            found = farthest(CosineDistances(unit(x.astype(np.float64, copy=False))), budget, start)
-        return *found, math.inf
-
-    return over_batch(features.shape[:-2], k, solve)
-
-
-def _farthest_together(features: Floats, k: Any, start: int | None) -> Picks:
-    """The same of as many images as there is room for the matrices of."""
-    x = flat(features, 2)
-    each, longest = budgets(k, (len(x),))
-    picks, gains = together(unit(x.astype(np.float64, copy=False)), longest, start)
-    # A pick's gain is its distance to those before it.
-    behind = np.arange(longest) >= each[:, None]
-    value = np.where(behind, math.inf, gains)[:, 1:].min(axis=1, initial=math.inf)
-    picks[behind], gains[behind] = -1, 0.0
-    return answer(features.shape[:-2], picks, gains, value)
+    return of_features(features, k, start, unit, matrix=small_enough(features))
 
 
 Scan = Callable[[Floats, Indices, int, float, float], Indices]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from secateur.backends.host.greedy import EPSILON, PRODUCT, Floats, Indices, shifted, spans
-from secateur.backends.lending import product
+from secateur.backends.lending import answer, budgets, flat, in_parts, over_batch, product
+from secateur.core.maximize import Picks
+
+Unit = Callable[[Floats], Floats]
+"""Scales vectors (..., D) to length one."""
 
 
 class Distances(Protocol):
@@ -293,3 +297,32 @@ def smallest_between(distances: Distances, picks: Indices) -> float:
     d = distances.among(picks)
     np.fill_diagonal(d, math.inf)
     return float(np.fmin.reduce(d, axis=None))
+
+
+def of_features(features: Floats, k: Any, start: int | None, unit: Unit, *, matrix: bool) -> Picks:
+    """Farthest-first of features (..., N, D), with a `matrix` of cosines or without."""
+    if matrix and not worth_doubting(features, int(np.min(k))):
+        room = max(1, PRODUCT // features.shape[-2] ** 2)
+        return in_parts(features, None, k, room, lambda x, _, k: _each(x, k, start, unit))
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
+        x = features[at]
+        if worth_doubting(x, budget):
+            found = doubting(x, unit, budget, start, matrix=matrix)
+        else:
+            found = farthest(CosineDistances(unit(x.astype(np.float64, copy=False))), budget, start)
+        return *found, math.inf
+
+    return over_batch(features.shape[:-2], k, solve)
+
+
+def _each(features: Floats, k: Any, start: int | None, unit: Unit) -> Picks:
+    """The same of as many images as there is room for the matrices of."""
+    x = flat(features, 2)
+    each, longest = budgets(k, (len(x),))
+    picks, gains = together(unit(x.astype(np.float64, copy=False)), longest, start)
+    # A pick's gain is its distance to those before it.
+    behind = np.arange(longest) >= each[:, None]
+    value = np.where(behind, math.inf, gains)[:, 1:].min(axis=1, initial=math.inf)
+    picks[behind], gains[behind] = -1, 0.0
+    return answer(features.shape[:-2], picks, gains, value)
