@@ -136,6 +136,9 @@ _pool: ContextVar[Pool] = ContextVar("pool", default=NUMPY)
 
 SMALL = 1 << 27
 """Multiplications up to which a product is left to one thread: 576 tokens of 384 channels."""
+LINKED = 1 << 32
+"""The same for eigenvalues, of some 1,600 tokens. Threads meet at each of thousands of steps there:
+alone on the machine two take a fifth less, beside other work a hundred times as long."""
 
 
 @contextmanager
@@ -151,7 +154,7 @@ def worked_on_by(pool: Pool) -> Iterator[None]:
 def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
     """x @ y, by one thread or by all of one pool, in `out` where there is one."""
     rows = x.size // x.shape[-1] if x.ndim > 1 else 1
-    if _alone(rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1)):
+    if _alone(rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1), SMALL):
         with _one:
             small: Floats = np.matmul(x, y, out=out)
         return small
@@ -164,17 +167,17 @@ def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
 
 def eigenvalues(x: Floats) -> Floats:
     """Eigenvalues (..., N), ascending, of symmetric matrices (..., N, N); as `product`."""
-    if _alone(x.size * x.shape[-1]):
+    if _alone(x.size * x.shape[-1], LINKED):
         with _one:
             small: Floats = np.linalg.eigvalsh(x)
         return small
     return _pool.get().eigenvalues(x)
 
 
-def _alone(work: int) -> bool:
+def _alone(work: int, small: int) -> bool:
     """Whether the calling thread does so many multiplications by itself."""
     threads = _pool.get().threads
-    return _one.possible and (work <= SMALL or (threads is not None and threads() == 1))
+    return _one.possible and (work <= small or (threads is not None and threads() == 1))
 
 
 class _OneThread:
