@@ -207,6 +207,8 @@ fail, since there is none: no operation below waits for the device, however many
 Inputs are checked beforehand, which waits once, unless `check_finite=False`, as in attached models.
 
 - *Kernels*: launches of one call, with ours in Triton. Those of greedy make all picks in one.
+  Of images of more than 1,024 tokens one program makes them here; on a device several share an
+  image, for one kernel more.
 - *In whole-tensor steps*: where Triton is missing or its kernels are not trusted.
 - *MB*: what kernels are given and give, each once; what is read again comes from the cache.
 - *GFLOP*: of matrix products; those from features are in float64, by which ties are settled. Of

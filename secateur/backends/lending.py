@@ -138,7 +138,7 @@ SMALL = 1 << 27
 """Multiplications up to which a product is left to one thread: 576 tokens of 384 channels."""
 LINKED = 1 << 32
 """The same for eigenvalues, of some 1,600 tokens. Threads meet at each of thousands of steps there:
-alone on the machine two take a fifth less, beside other work a hundred times as long."""
+that gains little, and beside other work a call waits for seconds."""
 
 
 @contextmanager

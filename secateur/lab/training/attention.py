@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,3 +73,21 @@ def attend_fast(model: Any, device: Any) -> None:
     """Choose the attention that trains fastest on a device."""
     if device.type == "cpu" and has_bfloat16(device):
         model.set_attn_implementation(PLAIN)
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Let the CPU add gradients in one order, so that a run can be repeated to the last bit.
+
+    In single precision its threads would add what indexing gives back as they come.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)

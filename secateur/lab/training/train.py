@@ -30,7 +30,7 @@ from secateur.lab.answers import evaluate
 from secateur.lab.model import LAYERS, WIDTH, build_model, build_processor
 from secateur.lab.objects import BOARD, KINDS
 from secateur.lab.packaged import TEXT, WEIGHTS, save
-from secateur.lab.training.attention import attend_fast, mixed
+from secateur.lab.training.attention import attend_fast, in_order, mixed
 from secateur.lab.training.batches import NOT_ASKED, PRESENT, PROBES, Batch, batch, pixels
 from secateur.lab.training.contrast import TextSettings, train_text
 from secateur.lab.training.growing import grow
@@ -297,6 +297,7 @@ def train(
     return run
 
 
+@in_order()
 def _learn(
     run: Run,
     counter: Any,

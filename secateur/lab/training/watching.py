@@ -26,7 +26,7 @@ from secateur.lab.clip import FRAMES, clips
 from secateur.lab.model import WIDTH
 from secateur.lab.objects import COLOURS
 from secateur.lab.packaged import WATCHER, load, save_watcher
-from secateur.lab.training.attention import attend_fast, mixed
+from secateur.lab.training.attention import attend_fast, in_order, mixed
 from secateur.lab.training.batches import NAMES, NOT_ASKED, pixels
 from secateur.lab.training.filming import CHANGES, EVENTS, TAUGHT, Film, film, stills
 from secateur.lab.training.journal import Journal
@@ -201,6 +201,7 @@ def losses_of(run: Run, target: Film, thrifty: bool) -> tuple[dict[str, Any], Re
     return named | run.notes(found.states, target), found
 
 
+@in_order()
 def train(out: Path, settings: Settings, *, resume: bool = False, save_every: int = 100) -> Run:
     """Train, and keep ``checkpoint.pt`` and ``train.log`` in `out`."""
     out.mkdir(parents=True, exist_ok=True)
