@@ -5,7 +5,9 @@ for more, and two pools spin against each other on the same cores. So a small pr
 the calling thread alone, where `threadpoolctl` is installed to say so to the BLAS behind NumPy:
 it is done before a second thread would be awake, and nobody waits for one that another process
 keeps from running. A large product is taken by the pool of the library whose memory it is, if
-that has a second thread: alone, NumPy's product is the faster one.
+that has a second thread: alone, NumPy's product is the faster one. A whole choice among few tokens
+is the calling thread's too, its large products aside: between them are hundreds of small steps of
+the array library, and PyTorch's threads meet at each of them.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -139,6 +142,9 @@ SMALL = 1 << 27
 LINKED = 1 << 32
 """The same for eigenvalues, of some 1,600 tokens. Threads meet at each of thousands of steps there:
 that gains little, and beside other work a call waits for seconds."""
+WHOLE = 1 << 30
+"""The same for a choice as a whole, as products of all its tokens: 1,000 tokens of 1,024 channels.
+What it does beside its large products is one thread's for some ten milliseconds."""
 
 
 @contextmanager
@@ -154,11 +160,11 @@ def worked_on_by(pool: Pool) -> Iterator[None]:
 def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
     """x @ y, by one thread or by all of one pool, in `out` where there is one."""
     rows = x.size // x.shape[-1] if x.ndim > 1 else 1
-    if _alone(rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1), SMALL):
-        with _one:
-            small: Floats = np.matmul(x, y, out=out)
-        return small
-    large = _pool.get().product(x, y)
+    with _taken_by(rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1), SMALL) as pool:
+        if pool is NUMPY:
+            found: Floats = np.matmul(x, y, out=out)
+            return found
+        large = pool.product(x, y)
     if out is None:
         return large
     out[...] = large
@@ -167,60 +173,120 @@ def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
 
 def eigenvalues(x: Floats) -> Floats:
     """Eigenvalues (..., N), ascending, of symmetric matrices (..., N, N); as `product`."""
-    if _alone(x.size * x.shape[-1], LINKED):
+    with _taken_by(x.size * x.shape[-1], LINKED) as pool:
+        return pool.eigenvalues(x)
+
+
+def alone(work: int) -> AbstractContextManager[None]:
+    """Around a choice whose tokens' products take so many multiplications: one thread's if few."""
+    return _one if work <= WHOLE and _one.possible else nullcontext()
+
+
+@contextmanager
+def _taken_by(work: int, small: int) -> Iterator[Pool]:
+    """Who does so many multiplications: NumPy on the calling thread, up to `small` of them."""
+    if not _one.possible:
+        yield _pool.get()
+    elif work <= small:
         with _one:
-            small: Floats = np.linalg.eigvalsh(x)
-        return small
-    return _pool.get().eigenvalues(x)
-
-
-def _alone(work: int, small: int) -> bool:
-    """Whether the calling thread does so many multiplications by itself."""
-    threads = _pool.get().threads
-    return _one.possible and (work <= small or (threads is not None and threads() == 1))
+            yield NUMPY
+    else:
+        with _one.left():
+            pool = _pool.get()
+            if pool.threads is not None and pool.threads() == 1:
+                with _one:
+                    yield NUMPY
+            else:
+                yield pool
 
 
 class _OneThread:
-    """The BLAS behind NumPy on one thread, as long as anybody is within.
+    """One thread, as long as anybody is within: of the BLAS behind NumPy, and of OpenMP.
 
-    The setting is the process's, so those within are counted: the first one changes it and the
-    last one restores it. A large product that another thread starts meanwhile is only slower.
+    BLAS is set for the whole process, so the threads within are counted: the first one changes it
+    and the last one restores it. A large product that another one starts meanwhile is only slower.
+    OpenMP, whose threads are PyTorch's, is set for the calling thread and no other.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._within = 0
-        self._before: list[int] = []
+        self._before: list[tuple[Any, int]] = []
+        self._mine = _Mine()
 
     @functools.cached_property
-    def _libraries(self) -> list[Any] | None:
-        """Those with a second thread; None where that cannot be told."""
-        if importlib.util.find_spec("threadpoolctl") is None:
-            return None
-        from threadpoolctl import ThreadpoolController
-
-        found = ThreadpoolController().select(user_api="blas").lib_controllers
-        return [each for each in found if each.num_threads > 1]
-
-    @property
     def possible(self) -> bool:
         """Whether there is a way to say so."""
-        return self._libraries is not None
+        return importlib.util.find_spec("threadpoolctl") is not None
 
     def __enter__(self) -> None:
+        mine = self._mine
+        mine.depth += 1
+        if mine.depth > 1:
+            return
+        loaded = sys.modules
+        blas, openmp = _libraries("torch" in loaded, "scipy.linalg" in loaded)
+        mine.before = [(each, _set(each, 1)) for each in openmp]
         with self._lock:
             self._within += 1
             if self._within == 1:
-                self._before = [each.num_threads for each in self._libraries or ()]
-                for each in self._libraries or ():
-                    each.set_num_threads(1)
+                self._before = [(each, _set(each, 1)) for each in blas]
 
     def __exit__(self, *_: object) -> None:
+        mine = self._mine
+        mine.depth -= 1
+        if mine.depth > 0:
+            return
         with self._lock:
             self._within -= 1
             if self._within == 0:
-                for each, threads in zip(self._libraries or (), self._before, strict=True):
+                for each, threads in self._before:
                     each.set_num_threads(threads)
+        for each, threads in mine.before:
+            each.set_num_threads(threads)
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """All threads again within the block, whether or not the caller is within."""
+        mine = self._mine
+        depth, mine.depth = mine.depth, min(mine.depth, 1)
+        if depth:
+            self.__exit__()
+        try:
+            yield
+        finally:
+            if depth:
+                self.__enter__()
+            mine.depth = depth
+
+
+class _Mine(threading.local):
+    """How deep the calling thread is within, and what its OpenMP was set to before."""
+
+    depth = 0
+    before: Sequence[tuple[Any, int]] = ()
+
+
+@functools.cache
+def _libraries(*loaded: bool) -> tuple[list[Any], list[Any]]:
+    """Those that do linear algebra and those that run OpenMP's threads, looked for once.
+
+    And again when one of the packages has been `loaded` that bring their own.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    found = ThreadpoolController()
+    return (
+        found.select(user_api="blas").lib_controllers,
+        found.select(user_api="openmp").lib_controllers,
+    )
+
+
+def _set(library: Any, threads: int) -> int:
+    """How many threads it had."""
+    before: int = library.num_threads
+    library.set_num_threads(threads)
+    return before
 
 
 _one = _OneThread()

@@ -23,7 +23,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -64,7 +64,9 @@ def register_driver(name: str, module: str, library: str) -> None:
     named like an operation and takes what that takes (``*args`` and ``**kwargs`` may stand for
     the rest); a module that offers anything else is refused when it is loaded. One that loads
     much later on may have a function `wake`, left out of its `__all__`, which is called where
-    the driver is chosen by name.
+    the driver is chosen by name. Left out of it, too, is a function `alone`: it takes how many
+    multiplications the product of a choice's tokens with each other has, and gives the context
+    that the whole choice is made in.
     """
     _modules[name] = module
     known = _drivers.get(library, ())
@@ -171,8 +173,7 @@ def candidates(x: Array, choice: str | None = None) -> tuple[ModuleType, ...]:
     name = _choice.get() if choice is None else _known_backend(choice)
     if name == "reference":
         return ()
-    owner = "scipy" if is_sparse(x) else library(x)
-    own = _drivers.get("numpy" if owner == "scipy" else owner, ())
+    owner, own = _serving(x)
     if name == "auto":
         found = (_load(each) for each in own)
         return tuple(each for each in found if each is not None)
@@ -188,8 +189,26 @@ def candidates(x: Array, choice: str | None = None) -> tuple[ModuleType, ...]:
     return (module,)
 
 
+def _serving(x: Array) -> tuple[str, tuple[str, ...]]:
+    """The library of `x` and the drivers that serve it."""
+    owner = "scipy" if is_sparse(x) else library(x)
+    return owner, _drivers.get("numpy" if owner == "scipy" else owner, ())
+
+
 def _nothing() -> None:
     """What a driver does that has nothing to load."""
+
+
+def whole(x: Array, work: int) -> AbstractContextManager[None]:
+    """Around a choice about `x`, whose product of everything with everything is so much `work`.
+
+    Whose threads do the many small steps of it, the first driver of `x` decides that has a say.
+    """
+    for name in () if _choice.get() == "reference" else _serving(x)[1]:
+        alone = getattr(_load(name), "alone", None)
+        if alone is not None:
+            return cast("AbstractContextManager[None]", alone(work))
+    return nullcontext()
 
 
 def eager(function: F) -> F:

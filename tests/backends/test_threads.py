@@ -57,25 +57,95 @@ class _Library:
         self.num_threads = count
 
 
-def test_one_thread_is_for_those_within_and_restored_by_the_last() -> None:
-    one, library = lending._OneThread(), _Library()
-    one.__dict__["_libraries"] = [library]
+class _PerThread(threading.local):
+    """As OpenMP, which every thread sets for itself."""
+
+    num_threads = 2
+
+    def set_num_threads(self, count: int) -> None:
+        self.num_threads = count
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> tuple[_Library, _PerThread]:
+    blas, openmp = _Library(), _PerThread()
+    monkeypatch.setattr(lending, "_libraries", lambda *loaded: ([blas], [openmp]))
+    return blas, openmp
+
+
+def test_one_thread_is_for_those_within_and_restored_by_the_last(
+    libraries: tuple[_Library, _PerThread],
+) -> None:
+    one, (blas, openmp) = lending._OneThread(), libraries
     inside, leave = threading.Event(), threading.Event()
+    found: list[int] = []
 
     def other() -> None:
         with one:
             inside.set()
             leave.wait(10)
+        found.append(openmp.num_threads)
 
     with one:
         worker = threading.Thread(target=other)
         worker.start()
         inside.wait(10)
-        assert library.num_threads == 1
-    assert library.num_threads == 1
+        with one:
+            assert (blas.num_threads, openmp.num_threads) == (1, 1)
+        assert (blas.num_threads, openmp.num_threads) == (1, 1)
+    # The other is within still: what is the process's stays, what is this thread's is restored.
+    assert (blas.num_threads, openmp.num_threads) == (1, 2)
     leave.set()
     worker.join()
-    assert library.num_threads == 2
+    assert (blas.num_threads, found) == (2, [2])
+
+
+def test_large_products_of_a_choice_on_one_thread_are_taken_by_all(
+    libraries: tuple[_Library, _PerThread],
+) -> None:
+    one, (blas, openmp) = lending._OneThread(), libraries
+    with one, one:
+        with one.left():
+            assert (blas.num_threads, openmp.num_threads) == (2, 2)
+            with one:
+                assert (blas.num_threads, openmp.num_threads) == (1, 1)
+            assert (blas.num_threads, openmp.num_threads) == (2, 2)
+        assert (blas.num_threads, openmp.num_threads) == (1, 1)
+    with one.left():
+        assert (blas.num_threads, openmp.num_threads) == (2, 2)
+    assert (blas.num_threads, openmp.num_threads) == (2, 2)
+
+
+def test_a_choice_among_few_tokens_is_one_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's threads would meet at each of its hundreds of steps, late beside other work."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("threadpoolctl")
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    kind = sc.methods()["fps"]
+    plain = kind.choose
+
+    def choose(self: sc.Method, tokens: sc.Tokens, k: int) -> sc.Selection:
+        seen.append(torch.get_num_threads())
+        return plain(self, tokens, k)
+
+    monkeypatch.setattr(kind, "choose", choose)
+    method, x = kind(keep=4), torch.randn(40, 12)
+    torch.set_num_threads(2)
+    try:
+        method.select(sc.Tokens(features=x))
+        assert (seen.pop(), torch.get_num_threads()) == (1, 2)
+        with pytest.raises(ValueError, match="NaN"):
+            method.select(sc.Tokens(features=x * torch.nan))
+        assert torch.get_num_threads() == 2
+        with sc.backend("reference"):
+            method.select(sc.Tokens(features=x))
+        assert seen.pop() == 2
+        monkeypatch.setattr(lending, "WHOLE", 0)
+        method.select(sc.Tokens(features=x))
+        assert (seen.pop(), torch.get_num_threads()) == (2, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compiled(kernels: ModuleType) -> dict[str, int]:

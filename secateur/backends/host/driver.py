@@ -32,6 +32,7 @@ from secateur.backends.host.greedy import (
 )
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import determinant_factors, likeness_factors
+from secateur.backends.lending import alone as alone
 from secateur.backends.lending import (
     eigenvalues,
     over_batch,

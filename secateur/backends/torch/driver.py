@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from secateur.backends.lending import Pool, handed, in_parts, worked_on_by
+from secateur.backends.lending import alone as alone
 from secateur.backends.torch import greedy
 from secateur.core import (
     arrays,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, Self, overload
 
@@ -21,7 +21,7 @@ from secateur.core.arrays import (
     to_numpy,
 )
 from secateur.core.dispatch import backend as backend_choice
-from secateur.core.dispatch import eager
+from secateur.core.dispatch import eager, whole
 from secateur.core.frames import allocate_in_time, joined
 from secateur.core.inputs import INPUTS, Request, Tokens
 from secateur.core.parameters import check_types, typed
@@ -244,16 +244,17 @@ class Method(ABC):
         """
         one = isinstance(tokens, Tokens)
         images = [tokens] if isinstance(tokens, Tokens) else list(tokens)
-        for place, each in enumerate(images):
+        for each in images:
             if not isinstance(each, Tokens):
                 raise ValueError(f"tokens: expected Tokens, got {type(each).__name__}")
             each.require(type(self).__name__, *sorted(self.needs))
-            self._check(each, check_finite)
-            images[place] = each.without_gradients()
-        with nullcontext() if backend is None else backend_choice(backend):
+        with nullcontext() if backend is None else backend_choice(backend), _worked_on(images):
+            for place, each in enumerate(images):
+                self._check(each, check_finite)
+                images[place] = each.without_gradients()
             chosen = self._choose_in_time(images)
-        if check_finite:
-            self._refuse_lost(chosen)
+            if check_finite:
+                self._refuse_lost(chosen)
         return chosen[0] if one else chosen
 
     def _refuse_lost(self, chosen: Sequence[Selection]) -> None:
@@ -367,6 +368,12 @@ class Method(ABC):
                 f"it has {', '.join(sorted(parameters))}"
             )
         return kind(**{key: _rich(item) for key, item in stored.items() if key != "method"})
+
+
+def _worked_on(images: Sequence[Tokens]) -> AbstractContextManager[None]:
+    """Around a choice from these."""
+    work = sum(math.prod(shape_of(each.sample)) * each.size for each in images)
+    return whole(images[0].sample, work) if images else nullcontext()
 
 
 def _plain(x: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import ClassVar
 
 from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
 from secateur.core.arrays import Array, resolve_keep, to_numpy
+from secateur.core.dispatch import whole
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
 from secateur.core.selection import Selection
@@ -124,7 +126,9 @@ class InsideMethod(Method, Cuts):
             keys=keys,
             entered=hidden,
         )
-        return self.decide(cut, sight).kept
+        asked = math.prod(queries.shape) // max(int(queries.shape[-2]), 1) * len(text)
+        with whole(queries, asked * len(visual)):
+            return self.decide(cut, sight).kept
 
 
 def entered(method: Method, layout: Layout) -> int:
