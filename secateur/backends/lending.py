@@ -2,18 +2,17 @@
 
 One pool of threads works on lent memory. Threads that have just worked spin for a while, waiting
 for more, and two pools spin against each other on the same cores. So a small product is taken by
-the calling thread alone, where `threadpoolctl` is installed to say so to the BLAS behind NumPy:
-it is done before a second thread would be awake, and nobody waits for one that another process
-keeps from running. A large product is taken by the pool of the library whose memory it is, if
-that has a second thread: alone, NumPy's product is the faster one. A whole choice among few tokens
-is the calling thread's too, its large products aside: between them are hundreds of small steps of
-the array library, and PyTorch's threads meet at each of them.
+the calling thread alone, as threadpoolctl tells the BLAS behind NumPy: it is done before a second
+thread would be awake, and nobody waits for one that another process keeps from running. A large
+product is taken by the pool of the library whose memory it is, if that has a second thread: alone,
+NumPy's product is the faster one. A whole choice among few tokens is the calling thread's too, its
+large products aside: between them are hundreds of small steps of the array library, and PyTorch's
+threads meet at each of them.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import sys
 import threading
@@ -24,6 +23,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from secateur.core.arrays import Array, device, each_row, like, namespace
 from secateur.core.maximize import Picks
@@ -179,15 +179,13 @@ def eigenvalues(x: Floats) -> Floats:
 
 def alone(work: int) -> AbstractContextManager[None]:
     """Around a choice whose tokens' products take so many multiplications: one thread's if few."""
-    return _one if work <= WHOLE and _one.possible else nullcontext()
+    return _one if work <= WHOLE else nullcontext()
 
 
 @contextmanager
 def _taken_by(work: int, small: int) -> Iterator[Pool]:
     """Who does so many multiplications: NumPy on the calling thread, up to `small` of them."""
-    if not _one.possible:
-        yield _pool.get()
-    elif work <= small:
+    if work <= small:
         with _one:
             yield NUMPY
     else:
@@ -213,11 +211,6 @@ class _OneThread:
         self._within = 0
         self._before: list[tuple[Any, int]] = []
         self._mine = _Mine()
-
-    @functools.cached_property
-    def possible(self) -> bool:
-        """Whether there is a way to say so."""
-        return importlib.util.find_spec("threadpoolctl") is not None
 
     def __enter__(self) -> None:
         mine = self._mine
@@ -273,8 +266,6 @@ def _libraries(*loaded: bool) -> tuple[list[Any], list[Any]]:
 
     And again when one of the packages has been `loaded` that bring their own.
     """
-    from threadpoolctl import ThreadpoolController
-
     found = ThreadpoolController()
     return (
         found.select(user_api="blas").lib_controllers,

@@ -28,11 +28,10 @@ def test_large_products_on_tensors_are_taken_by_the_library_that_lent_them(
     threads = 2
     monkeypatch.setattr(driver, "POOL", pool)
     monkeypatch.setattr(lending, "SMALL", 0)
-    if lending._one.possible:
-        # Threads that meet at every step of it wait for each other beside other work.
-        sc.effective_rank(torch.from_numpy(np.random.default_rng(0).random((576, 600))).float())
-        assert "eigenvalues" not in taken
-        taken.clear()
+    # Threads that meet at every step of it wait for each other beside other work.
+    sc.effective_rank(torch.from_numpy(np.random.default_rng(0).random((576, 600))).float())
+    assert "eigenvalues" not in taken
+    taken.clear()
     monkeypatch.setattr(lending, "LINKED", 0)
     x = np.random.default_rng(0).standard_normal((40, 12))
     wanted = sc.maximize(sc.Dispersion.from_features(x), 9).indices
@@ -42,12 +41,11 @@ def test_large_products_on_tensors_are_taken_by_the_library_that_lent_them(
     assert "product" in taken
     sc.effective_rank(torch.from_numpy(x).float())
     assert "eigenvalues" in taken
-    if lending._one.possible:
-        threads = 1  # a pool of the calling thread alone, which NumPy's product leaves alone too
-        taken.clear()
-        sc.maximize(sc.Dispersion.from_features(torch.from_numpy(x)), 9)
-        sc.effective_rank(torch.from_numpy(x).float())
-        assert taken == []
+    threads = 1  # a pool of the calling thread alone, which NumPy's product leaves alone too
+    taken.clear()
+    sc.maximize(sc.Dispersion.from_features(torch.from_numpy(x)), 9)
+    sc.effective_rank(torch.from_numpy(x).float())
+    assert taken == []
 
 
 class _Library:
@@ -119,7 +117,6 @@ def test_large_products_of_a_choice_on_one_thread_are_taken_by_all(
 def test_a_choice_among_few_tokens_is_one_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's threads would meet at each of its hundreds of steps, late beside other work."""
     torch = pytest.importorskip("torch")
-    pytest.importorskip("threadpoolctl")
     before = torch.get_num_threads()
     seen: list[int] = []
     kind = sc.methods()["fps"]
