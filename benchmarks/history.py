@@ -1,0 +1,212 @@
+"""Follow speed from commit to commit: ``python benchmarks/history.py [--steps 24] [--write]``.
+
+Times the usual cases of `against.py` on commits since 0.1 that changed the library, each beside one
+that stays the same, the newest when the first was measured, in a pair of processes that take turns:
+processor time on one thread, so that other work on the machine weighs little. First `--steps`
+commits spread evenly; then, wherever a case changed by more than `--change` between neighbours,
+those in between, until the commit that did it is known. What is measured is kept in
+`build/history.json`: a run that was stopped goes on, and a longer one adds. `--write` makes the
+page and the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+from against import ROOT, USUAL, Worker, compared
+from machine import DOCS, described
+
+FIRST = "7bea2d5"
+"""The last commit of 0.1 before the next version was begun."""
+STORE = ROOT / "build" / "history.json"
+PICTURE = DOCS / "history.svg"
+
+INTRODUCTION = """# From commit to commit
+
+Printed by `python benchmarks/history.py --write`: {cases} cases of the suite on {measured} of the
+{all} commits since 0.1 that changed the library, each beside {beside} in two processes that took
+turns, processor time on one thread, the median of {rounds} pairs. Of commits between two that
+differ by more than {percent:g} % those were measured that lie between, until the one was found
+that did it. Numbers above 1 were slower than {beside}.
+
+{machine}
+
+![How long each case took, as a share of what it takes now](history.svg)
+
+"""
+
+
+def git(*words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def commits() -> list[str]:
+    """Those that changed the library, the oldest first."""
+    later = git("log", "--reverse", "--format=%h", "--abbrev=8", f"{FIRST}..HEAD", "--", "secateur")
+    return [git("rev-parse", "--short=8", FIRST), *later.split()]
+
+
+@contextmanager
+def checked_out(*wanted: str) -> Iterator[list[Path]]:
+    """Trees of some commits."""
+    with tempfile.TemporaryDirectory() as folder:
+        trees = [Path(folder) / str(place) for place in range(len(wanted))]
+        for tree, commit in zip(trees, wanted, strict=True):
+            git("worktree", "add", "--quiet", "--detach", str(tree), commit)
+        try:
+            yield trees
+        finally:
+            for tree in trees:
+                git("worktree", "remove", "--force", str(tree))
+
+
+def measured(commit: str, beside: str, rounds: int) -> dict[str, float | None]:
+    """How long each case takes there, as a multiple of what it takes beside; None: not there."""
+    with checked_out(beside, commit) as trees:
+        workers = [Worker(tree) for tree in trees]
+        try:
+            found: dict[str, float | None] = {}
+            for case in USUAL:
+                seen = compared(case, workers[0], workers[1], rounds)
+                found[case] = None if seen is None else 1 / seen[2]
+            return found
+        finally:
+            for each in workers:
+                each.process.kill()
+                each.process.wait()
+
+
+def spread(line: list[str], steps: int) -> list[str]:
+    """So many of a line, the first and the last among them."""
+    steps = max(2, min(steps, len(line)))
+    return [line[round(i * (len(line) - 1) / (steps - 1))] for i in range(steps)]
+
+
+Known = dict[str, dict[str, float | None]]
+
+
+def changed(known: Known, before: str, after: str, change: float) -> list[tuple[str, float]]:
+    """Cases that took so much longer or shorter after than before, and how many times as long."""
+    pairs = ((case, known[before].get(case), known[after].get(case)) for case in USUAL)
+    ratios = [(case, new / old) for case, old, new in pairs if old and new]
+    return [(case, x) for case, x in ratios if max(x, 1 / x) > 1 + change]
+
+
+def doubtful(line: list[str], known: Known, change: float) -> str | None:
+    """A commit not measured, half-way between two neighbours of whom one differs."""
+    places = [i for i, commit in enumerate(line) if commit in known]
+    for low, high in itertools.pairwise(places):
+        if high - low > 1 and changed(known, line[low], line[high], change):
+            return line[(low + high) // 2]
+    return None
+
+
+def lasting(line: list[str], known: Known, change: float) -> list[tuple[str, str, float]]:
+    """Commits measured that changed a case, beside the one measured before."""
+    seen = [commit for commit in line if commit in known]
+    return [
+        (after, case, ratio)
+        for before, after in itertools.pairwise(seen)
+        for case, ratio in changed(known, before, after, change)
+    ]
+
+
+def short(case: str) -> str:
+    """A case as a reader may have it named."""
+    kind, name = case.split("(", 1)[0].split(".")[-2:]
+    given = case.split("(", 1)[1].removesuffix(")").removesuffix(",")
+    return f"{kind}.{name.removeprefix('time_')}({given})"
+
+
+def draw(line: list[str], known: Known) -> None:
+    """Every case over the commits measured, as a share of now."""
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "history"
+    seen = [(place, commit) for place, commit in enumerate(line) if commit in known]
+    rows = -(-len(USUAL) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(9, 1.5 * rows), sharex=True, sharey=True)
+    for axis, case in zip(axes.flat, USUAL, strict=False):
+        points = [(place, known[commit].get(case)) for place, commit in seen]
+        there = [(x, y) for x, y in points if y]
+        axis.plot(*zip(*there, strict=True), marker=".", linewidth=1, color="#2f6f4f")
+        axis.axhline(1, linewidth=0.6, color="#999999")
+        axis.set_title(short(case), fontsize=7)
+        axis.set_yscale("log")
+        axis.tick_params(labelsize=7)
+    axes.flat[0].set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+    axes.flat[0].minorticks_off()
+    for axis in axes[-1]:
+        axis.set_xlabel("commits since 0.1", fontsize=7)
+    figure.tight_layout()
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def page(line: list[str], known: Known, beside: str, rounds: int, change: float) -> str:
+    """The page."""
+    count = sum(commit in known for commit in line)
+    text = INTRODUCTION.format(
+        cases=len(USUAL),
+        measured=count,
+        all=len(line),
+        beside=beside,
+        rounds=rounds,
+        percent=100 * change,
+        machine=described("numpy", "torch", "numba"),
+    )
+    text += "| case | 0.1 | slowest | fastest |\n| --- | ---: | ---: | ---: |\n"
+    for case in USUAL:
+        seen = [x for commit in line if commit in known and (x := known[commit].get(case))]
+        first = known[line[0]].get(case)
+        began = f"{first:.2f}" if first else "not there"
+        text += f"| `{short(case)}` | {began} | {max(seen):.2f} | {min(seen):.2f} |\n"
+    text += f"\n## Commits that changed a case by more than {100 * change:g} %\n\n"
+    found = lasting(line, known, change)
+    if not found:
+        return text + "None.\n"
+    text += "| commit | case | ratio | what it says |\n| --- | --- | ---: | --- |\n"
+    for commit, case, ratio in found:
+        says = git("log", "-1", "--format=%s", commit).replace("|", "\\|")
+        text += f"| {commit} | `{short(case)}` | {ratio:.2f} | {says} |\n"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--change", type=float, default=0.25)
+    parser.add_argument("--write", action="store_true")
+    asked = parser.parse_args()
+    line = commits()
+    beside, known = line[-1], Known()
+    if STORE.exists():
+        beside, known = json.loads(STORE.read_text())
+    todo = [commit for commit in spread(line, asked.steps) if commit not in known]
+    while todo or (more := doubtful(line, known, asked.change)):
+        commit = todo.pop(0) if todo else more
+        print(f"{line.index(commit) + 1} of {len(line)}: {commit}", file=sys.stderr, flush=True)
+        known[commit] = measured(commit, beside, asked.rounds)
+        STORE.parent.mkdir(exist_ok=True)
+        STORE.write_text(json.dumps([beside, known]))
+    text = page(line, known, beside, asked.rounds, asked.change)
+    print(text)
+    if asked.write:
+        (DOCS / "history.md").write_text(text)
+        draw(line, known)
+
+
+if __name__ == "__main__":
+    main()
