@@ -66,18 +66,15 @@ def readme_models() -> str:
     from secateur.integrations.transformers.models import FAMILIES, adapter_of
     from secateur.integrations.vllm.models import ROWS
 
-    served = {row.served: row for row in ROWS.values()}
     rows = []
     for name in FAMILIES:
         family = adapter_of(name).family
-        rows.append(
-            [
-                family.name,
-                f"`{name}`",
-                " and ".join(f"{x}s" for x in family.modalities),
-                f"`{served[name].architecture}`" if name in served else "no",
-            ]
-        )
+        prunes = " and ".join(f"{x}s" for x in family.modalities)
+        served = [row for row in ROWS.values() if row.served == name]
+        rows += [[family.name, f"`{name}`", prunes, "no"]] if not served else []
+        for row in served:
+            tower = f" with a tower of {row.towers[0].title()}" if row.model_type else ""
+            rows.append([row.family.name, f"`{name}`{tower}", prunes, f"`{row.architecture}`"])
     return markdown("family | class of transformers | prunes | on vLLM", iter(rows))
 
 

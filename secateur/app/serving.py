@@ -49,7 +49,9 @@ def serve(
         saying(f"reading the configuration of {model}")
         with extra("vllm", "serve"):
             from secateur.integrations.vllm import SUPPORTED, overrides
-        kind = _model_type(model, revision)
+            from secateur.integrations.vllm.models import kind_of
+        model_type, tower = _types(model, revision)
+        kind = kind_of(model_type, tower) or model_type
         (chosen,) = suited_to(SUPPORTED.get(kind, ""), [chosen], setting)
         asked = overrides(chosen, kind)
         command = ["vllm", "serve", model, "--hf-overrides", json.dumps(asked)]
@@ -63,8 +65,8 @@ def serve(
         os.execv(program, command)
 
 
-def _model_type(model: str, revision: str | None) -> str:
-    """What the model's configuration says it is."""
+def _types(model: str, revision: str | None) -> tuple[str, str]:
+    """What the model's configuration says it is, and what its vision tower is."""
     if Path(model, "config.json").is_file():
         stored: Any = json.loads(Path(model, "config.json").read_text(encoding="utf-8"))
     else:
@@ -73,4 +75,5 @@ def _model_type(model: str, revision: str | None) -> str:
         stored, _ = PretrainedConfig.get_config_dict(model, revision=revision or "main")
     if not isinstance(stored, dict) or "model_type" not in stored:
         raise ValueError(f"{model}: its configuration has no model_type")
-    return str(stored["model_type"])
+    vision = stored.get("vision_config") or {}
+    return str(stored["model_type"]), str(vision.get("model_type", ""))

@@ -127,6 +127,18 @@ def test_serve_prints_what_it_runs_and_runs_it(tmp_path, monkeypatch):
     assert "pip install 'secateur[vllm]'" in refused(*words)
 
 
+@pytest.mark.parametrize(
+    ("tower", "served"), [("clip_vision_model", "Llava"), ("pixtral", "Pixtral")]
+)
+def test_serve_tells_pixtral_from_llava_by_its_tower(tmp_path, tower, served):
+    pytest.importorskip("torch")
+    stored = {"model_type": "llava", "vision_config": {"model_type": tower}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    printed = run("serve", str(tmp_path), "--dry-run").stdout
+    told = json.loads(printed.split("'")[1])
+    assert told["architectures"] == [f"Secateur{served}ForConditionalGeneration"]
+
+
 def test_serve_takes_what_the_authors_set_for_the_family_unless_told(tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))

@@ -16,6 +16,8 @@ import transformers
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from secateur.integrations.vllm.models import kind_of
+
 WORDS = (
     "a an the what is in on of how many color does this picture show count red green blue left "
     "right dog cat car tree sky man woman stop sign USER ASSISTANT : ? . , both and"
@@ -342,17 +344,42 @@ def mistral3():
         image_token_index=4,
         tie_word_embeddings=False,
     )
-    processor = transformers.PixtralProcessor(
-        image_processor=transformers.PixtralImageProcessor(size={"longest_edge": 96}),
+    return transformers.Mistral3ForConditionalGeneration(config), rows_processor(4, merge=2)
+
+
+def rows_processor(patch, merge):
+    return transformers.PixtralProcessor(
+        image_processor=transformers.PixtralImageProcessor(
+            size={"longest_edge": 96}, patch_size={"height": patch, "width": patch}
+        ),
         tokenizer=tokenizer(),
-        patch_size=4,
-        spatial_merge_size=2,
+        patch_size=patch,
+        spatial_merge_size=merge,
         image_token="<image>",
         image_break_token=QWEN[2],
         image_end_token=QWEN[3],
         chat_template=CHAT,
     )
-    return transformers.Mistral3ForConditionalGeneration(config), processor
+
+
+def pixtral():
+    vision = transformers.PixtralVisionConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=96,
+        patch_size=8,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=transformers.MistralConfig(**language(), sliding_window=None),
+        image_token_id=4,
+        image_token_index=4,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return transformers.LlavaForConditionalGeneration(config), rows_processor(8, merge=1)
 
 
 QWEN_IDS = {
@@ -520,6 +547,7 @@ MAKERS = {
     "gemma4": gemma4,
     "gemma4-both-ways": lambda: gemma4(both_ways=True),
     "mistral3": mistral3,
+    "pixtral": pixtral,
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
     "qwen2_5_vl": qwen2_5_vl,
@@ -543,6 +571,11 @@ TURNED = (transformers.Qwen3VLMoeForConditionalGeneration,)
 """Models whose experts' weights stand in checkpoints with rows and columns the other way."""
 
 
+def tower_of(model):
+    """The type of a model's vision tower."""
+    return model.config.vision_config.model_type
+
+
 class Checkpoint:
     """A folder that vLLM reads, and the same model and processor in transformers."""
 
@@ -551,7 +584,7 @@ class Checkpoint:
         torch.manual_seed(0)
         self.model, self.processor = MAKERS[name]()
         self.model.eval()
-        self.kind = self.model.config.model_type
+        self.kind = kind_of(self.model.config.model_type, tower_of(self.model))
         self.placed = self.kind.startswith(("qwen", "glm"))
         with torch.no_grad():
             for key, weight in self.model.named_parameters():
@@ -592,7 +625,8 @@ def published(folder: Path, model, processor) -> Path:
     weights = safetensors.torch.load_file(path)
     renamed = {}
     for name, weight in weights.items():
-        clip = "vision_tower." in name and not isinstance(model, UNNESTED)
+        plain = isinstance(model, UNNESTED) or tower_of(model) == "pixtral"
+        clip = "vision_tower." in name and not plain
         if clip and "vision_tower.vision_model." not in name:
             name = name.replace("vision_tower.", "vision_tower.vision_model.")
         if "mlp.experts." in name and isinstance(model, TURNED):

@@ -107,7 +107,7 @@ def test_settings_that_do_not_go_with_it(checkpoints, name, how, words):
     ("newlines", "words"),
     [("rows", "which rows keep a token is not known"), ("some", "expected one of rows, all, none")],
 )
-@pytest.mark.parametrize("name", ["llava_next", "mistral3"])
+@pytest.mark.parametrize("name", ["llava_next", "mistral3", "pixtral"])
 def test_newlines_that_cannot_be_counted(checkpoints, name, newlines, words):
     checkpoint = checkpoints(name)
     asked = overrides(sc.DivPrune(keep=9), checkpoint.kind, newlines=newlines)
@@ -198,8 +198,48 @@ def test_a_wrong_configuration_of_a_server(checkpoints):
 
 
 def test_families_nobody_serves():
-    with pytest.raises(ValueError, match="no plug-in for vLLM's 'pixtral' yet; there is one for"):
-        overrides(sc.TopK(), "pixtral")
+    with pytest.raises(ValueError, match="no plug-in for vLLM's 'paligemma' yet; there is one fo"):
+        overrides(sc.TopK(), "paligemma")
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "words"),
+    [
+        (
+            "pixtral",
+            "llava",
+            "serves llava, and this checkpoint is a pixtral; take SecateurPixtral",
+        ),
+        ("llava", "pixtral", "serves pixtral, and this checkpoint is a llava; take SecateurLlavaF"),
+    ],
+)
+def test_pixtral_and_llava_are_told_apart_by_their_towers(checkpoints, name, other, words):
+    folder = checkpoints(name).folder
+    made = configuration(folder, overrides(sc.TopK(keep=9), name))
+    assert made.model_config.hf_config.model_type == "llava"
+    with pytest.raises(ConfigurationError, match=words):
+        configuration(folder, overrides(sc.TopK(keep=9), other))
+    with pytest.raises(ConfigurationError, match=f"Secateur{name.title()}For"):
+        configuration(folder, {"secateur": sc.TopK(keep=9).to_dict()})
+
+
+def test_features_of_pixtral_are_all_patches(checkpoints):
+    asked = overrides(sc.TopK(keep=9), "pixtral") | {"vision_feature_select_strategy": "default"}
+    with pytest.raises(ConfigurationError, match="_strategy: the features must be all patches"):
+        configuration(checkpoints("pixtral").folder, asked)
+
+
+@pytest.mark.parametrize("kind", ["pixtral", "mistral3"])
+def test_what_mistral_publishes_in_its_own_format(tmp_path, kind):
+    vision = {"hidden_size": 64, "num_hidden_layers": 2, "image_size": 96, "patch_size": 8}
+    params = {"dim": 128, "n_layers": 2, "head_dim": 64, "hidden_dim": 160, "n_heads": 2}
+    params |= {"n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": 160, "max_seq_len": 512}
+    (tmp_path / "params.json").write_text(json.dumps({**params, "vision_encoder": vision}))
+    how = {"config_format": "mistral", "skip_tokenizer_init": True}
+    method = sc.TopK(keep=9)
+    for asked in (overrides(method, kind), {"secateur": method.to_dict()}):
+        with pytest.raises(ConfigurationError, match="Mistral's own format; take one with a conf"):
+            configuration(tmp_path, asked, **how)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gemma4-both-ways"])

@@ -39,10 +39,11 @@ FAMILIES = [
     *TILED,
     *GEMMA,
     "mistral3",
+    "pixtral",
     *QWEN,
     *GLM,
 ]
-NEWLINES = ("llava_next", "llava_onevision", "mistral3")
+NEWLINES = ("llava_next", "llava_onevision", "mistral3", "pixtral")
 VIDEOS = ("llava_onevision", *QWEN, *HYBRID)
 PLAIN = ("llava_onevision", "qwen2_vl")
 """Whose videos vLLM takes without what is told about them."""
@@ -286,9 +287,10 @@ def test_text_between_frames_comes_in_chunks(checkpoints):
     assert together == one_by_one == [each.expected(method) for each in requests]
 
 
-@pytest.mark.parametrize(
-    "name", ["llava_next", "llava_onevision", pytest.param("mistral3", marks=pytest.mark.families)]
-)
+ROWS = [pytest.param(name, marks=pytest.mark.families) for name in ("mistral3", "pixtral")]
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", *ROWS])
 @pytest.mark.parametrize(
     ("method", "newlines"),
     [(sc.UniformGrid(keep=7), None), (sc.DivPrune(keep=7), "all")],
@@ -331,7 +333,9 @@ CACHES = {
 }
 
 
-MORE = [pytest.param(name, marks=pytest.mark.families) for name in ("smolvlm", "mistral3")]
+MORE = [
+    pytest.param(name, marks=pytest.mark.families) for name in ("smolvlm", "mistral3", "pixtral")
+]
 
 
 @pytest.mark.parametrize(

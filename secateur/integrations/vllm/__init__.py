@@ -61,7 +61,8 @@ def overrides(
     method
         What chooses the tokens of every image.
     model_type
-        That of the model's configuration: one of `SUPPORTED`.
+        That of the model's configuration: one of `SUPPORTED`; ``"pixtral"`` for Pixtral 12B, which
+        shares ``"llava"`` with LLaVA and has another tower.
     newlines
         Which newline tokens of LLaVA-NeXT and LLaVA-OneVision stay: ``"all"``, ``"none"``, or
         ``"rows"``, those of rows that keep a token, with a method that picks by the grid alone.

@@ -21,7 +21,7 @@ from secateur.integrations.encoded import TEXT
 from secateur.integrations.families.newlines import SETTING, newlines_of
 from secateur.integrations.vllm import counters, identity
 from secateur.integrations.vllm.internals import CHECKED, READ, missing
-from secateur.integrations.vllm.models import ROWS
+from secateur.integrations.vllm.models import ROWS, kind_of
 
 KEY = "secateur"
 """The key of the configuration that holds the method."""
@@ -30,6 +30,15 @@ RATE = 2.0**-20
 """vLLM asks a model for the positions of kept tokens only if it has a video pruning rate.
 
 Every process sees this one, which nobody else would ask for, and nothing is pruned by it."""
+
+MISTRALS = "pixtral"
+"""The type of a configuration that vLLM makes of a checkpoint in Mistral's own format."""
+
+MISTRALS_OWN = "PixtralForConditionalGeneration"
+"""vLLM's class of those."""
+
+STRATEGY = "vision_feature_select_strategy"
+"""The setting of a configuration by which a class token is left out of the features."""
 
 OBSERVED = frozenset({"attention", "attention_shallow", "keys"})
 """Inputs that hooks on the tower collect."""
@@ -211,6 +220,7 @@ def enter() -> None:
     """Have vLLM ask `Checks`; what it asks others for stays."""
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
+    MODELS_CONFIG_MAP.setdefault(MISTRALS_OWN, Checks)
     for row in ROWS.values():
         checks = MODELS_CONFIG_MAP.get(row.served, Checks)
         if not issubclass(checks, Checks):
@@ -222,21 +232,25 @@ def refused(model_config: Any) -> str | None:
     """Why a model's configuration is not served; None where it is, or where nobody asks us."""
     config, architecture = model_config.hf_config, model_config.architecture
     asked = _asked(architecture)
+    if asked is None and getattr(config, KEY, None) is None:
+        return None
+    if config.model_type == MISTRALS:
+        return (
+            "this checkpoint is in Mistral's own format; take one with a config.json, such as "
+            "mistral-community/pixtral-12b, and --config-format hf"
+        )
     if asked is None:
-        if getattr(config, KEY, None) is None:
-            return None
-        row = ROWS.get(config.model_type)
-        ours = row.architecture if row is not None else "one of ours"
+        known = _known(config)
+        ours = ROWS[known].architecture if known is not None else "one of ours"
         return (
             f'hf_overrides have "{KEY}" and no architecture that reads it; add "architectures": '
             f'["{ours}"], as secateur.integrations.vllm.overrides() does'
         )
-    if config.model_type != asked:
-        known = ROWS.get(config.model_type)
-        better = f"; take {known.architecture}" if known is not None else ""
-        return (
-            f"{architecture} serves {asked}, and this checkpoint is a {config.model_type}{better}"
-        )
+    known = _known(config)
+    if known != asked:
+        better = f"; take {ROWS[known].architecture}" if known is not None else ""
+        told = known or config.model_type
+        return f"{architecture} serves {asked}, and this checkpoint is a {told}{better}"
     try:
         method = method_of(getattr(config, KEY, None), asked)
     except ValueError as error:
@@ -253,6 +267,8 @@ def refused(model_config: Any) -> str | None:
     towers, tower = ROWS[asked].towers, config.vision_config.model_type
     if towers and tower not in towers:
         return f"{asked} with a {tower} is not served; take one with a {' or '.join(towers)}"
+    if tower == "pixtral" and getattr(config, STRATEGY, "full") != "full":
+        return f"{STRATEGY}: the features must be all patches"
     multimodal = model_config.multimodal_config
     if multimodal is None:
         return f"{asked} without images; vLLM was told to serve text alone"
@@ -262,6 +278,12 @@ def refused(model_config: Any) -> str | None:
     if gone:
         return f"this vLLM lacks {', '.join(gone)}; take one of {', '.join(CHECKED)}"
     return None
+
+
+def _known(config: Any) -> str | None:
+    """The row of a configuration; None for those that nobody serves."""
+    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
+    return kind_of(config.model_type, tower)
 
 
 def _asked(architecture: str) -> str | None:

@@ -22,6 +22,9 @@ INTERNALS = {
         "LlavaProcessingInfo.get_num_image_tokens",
         "LlavaMultiModalProcessor._get_prompt_updates",
         "LlavaDummyInputsBuilder.get_dummy_mm_data",
+        "PixtralHFMultiModalProcessor._postprocess_hf_mm_data",
+        "PixtralHFProcessingInfo.get_image_size_with_most_features",
+        "PixtralHFProcessingInfo.get_vision_encoder_info",
     ),
     "model_executor.models.llava_next": (
         "LlavaNextForConditionalGeneration._process_image_input",

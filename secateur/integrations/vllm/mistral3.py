@@ -1,5 +1,7 @@
 """Mistral 3 (Mistral Small 3.1 and on) on vLLM: Pixtral's tower, whose 2 x 2 patches merge.
 
+Pixtral 12B, beside this, is the same without merging.
+
 Behind each row of an image the prompt has a mark. A pruned image has room for its kept tokens, for
 the breaks that `families.newlines` says stay, those of rows that keep a token only where the method
 picks by the grid, and for its end, which always does; the embeddings of marks come with theirs.
@@ -44,10 +46,15 @@ def patches_of(config: Any, image: Any) -> tuple[int, int]:
     return image.shape[-2] // patch, image.shape[-1] // patch
 
 
+def merge_of(config: Any) -> int:
+    """Patches along a side of a token."""
+    return int(getattr(config, "spatial_merge_size", 1))
+
+
 def grid_of(config: Any, image: Any) -> tuple[int, int]:
     """Rows and columns of tokens of an image (3, H, W)."""
     height, width = patches_of(config, image)
-    return height // config.spatial_merge_size, width // config.spatial_merge_size
+    return height // merge_of(config), width // merge_of(config)
 
 
 def breaks_left(config: Any, method: Method, size: int) -> Newlines:
@@ -56,25 +63,22 @@ def breaks_left(config: Any, method: Method, size: int) -> Newlines:
     return newlines_left(config, method, whole=whole)
 
 
-class Info(Sized, mistral3.Mistral3ProcessingInfo):
-    """Sizes of images, in kept tokens."""
-
-    kind = "mistral3"
-    unpruned = mistral3.Mistral3ProcessingInfo
+class InRows(Sized):
+    """Sizes of images in rows, in kept tokens and marks."""
 
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
         """Tokens before pruning, marks included, of an image as large as the processor allows."""
-        size = self.get_image_size_with_most_features()
-        columns, rows = self.get_vision_encoder_info().get_patch_grid_size(
+        size = self.stock.get_image_size_with_most_features()
+        columns, rows = self.stock.get_vision_encoder_info().get_patch_grid_size(
             image_width=size.width, image_height=size.height
         )
         return {"image": rows * (columns + 1)}
 
     def room(self, image: Any) -> int:
         """Kept tokens and marks of an image (3, H, W)."""
-        config = self.get_hf_config()
+        config: Any = self.get_hf_config()  # type: ignore[attr-defined]
         grid = grid_of(config, image)
         size = grid[0] * grid[1]
         if self.method.counted_from == "pixels":
@@ -98,8 +102,8 @@ class Info(Sized, mistral3.Mistral3ProcessingInfo):
         return {}
 
 
-class Processor(LaidOut, mistral3.Mistral3MultiModalProcessor):
-    """Makes room for what Mistral 3 keeps."""
+class RowsLaidOut(LaidOut):
+    """Makes room for what is kept of images in rows."""
 
     def layouts(
         self, mm_data: Mapping[str, Any], hf_processor_mm_kwargs: Any, made: Any
@@ -124,16 +128,13 @@ class Processor(LaidOut, mistral3.Mistral3MultiModalProcessor):
         return [PromptReplacement(modality="image", target=[token], replacement=replacement)]
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor, info=Info, dummy_inputs=mistral3.Mistral3DummyInputsBuilder
-)
-class SecateurMistral3ForConditionalGeneration(Pruned, mistral3.Mistral3ForConditionalGeneration):
-    """Mistral 3: one grid an image."""
+class Rows(Pruned):
+    """A model with Pixtral's tower: one grid an image, in rows with marks behind."""
 
-    kind = "mistral3"
+    vision_tower: Any
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.prepare(vllm_config)
 
     def loads(self, name: str, kwargs: Any) -> list[int]:
@@ -155,7 +156,7 @@ class SecateurMistral3ForConditionalGeneration(Pruned, mistral3.Mistral3ForCondi
         with watching() as watch:
             seen = self._watch(watch)
             # vLLM looks at no more of its own inputs than their type and their pixels.
-            features = self._process_image_input(inputs)
+            features = self._process_image_input(inputs)  # type: ignore[attr-defined]
         patches = [patches_of(self.config, image) for image in images]
         observed = self._observed(seen, patches)
         visuals = []
@@ -191,7 +192,7 @@ class SecateurMistral3ForConditionalGeneration(Pruned, mistral3.Mistral3ForCondi
         self, seen: Mapping[str, Any], patches: list[tuple[int, int]]
     ) -> dict[str, list[Tensor]]:
         """Attention (n,) and keys (n, C) of the tokens of each image."""
-        vision, merge = self.config.vision_config, self.config.spatial_merge_size
+        vision, merge = self.config.vision_config, merge_of(self.config)
         size = vision.hidden_size // vision.num_attention_heads
         grids = torch.tensor([(1, *each) for each in patches])
         found = {}
@@ -209,3 +210,23 @@ class SecateurMistral3ForConditionalGeneration(Pruned, mistral3.Mistral3ForCondi
             own = x.split([height * width for height, width in patches])
             found[name] = [merged(y, grid, merge) for y, grid in zip(own, patches, strict=True)]
         return found
+
+
+class Info(InRows, mistral3.Mistral3ProcessingInfo):
+    """For Mistral 3."""
+
+    kind = "mistral3"
+    unpruned = mistral3.Mistral3ProcessingInfo
+
+
+class Processor(RowsLaidOut, mistral3.Mistral3MultiModalProcessor):
+    """Makes room for what Mistral 3 keeps."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=Info, dummy_inputs=mistral3.Mistral3DummyInputsBuilder
+)
+class SecateurMistral3ForConditionalGeneration(Rows, mistral3.Mistral3ForConditionalGeneration):
+    """Mistral 3: 2 x 2 patches merge into a token."""
+
+    kind = "mistral3"

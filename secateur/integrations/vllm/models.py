@@ -34,6 +34,11 @@ class Row:
         Whether images are cut into crops that share a budget.
     towers
         The types of vision towers that are known, where the architecture may have others.
+    model_type
+        The type of the model's configuration, where it is that of another row too: their towers
+        tell them apart.
+    ours
+        What our architecture is called after, where `served` is another row's too.
     """
 
     served: str
@@ -43,11 +48,13 @@ class Row:
     placed: bool = False
     cropped: bool = False
     towers: tuple[str, ...] = ()
+    model_type: str = ""
+    ours: str = ""
 
     @property
     def architecture(self) -> str:
         """What to write as "architectures" in the model's configuration."""
-        return f"Secateur{self.served}"
+        return f"Secateur{self.ours or self.served}"
 
 
 _MODELS = "model_executor.models."
@@ -144,6 +151,15 @@ ROWS: dict[str, Row] = {
         (f"{_MODELS}mistral3",),
         towers=("pixtral",),
     ),
+    "pixtral": Row(
+        "LlavaForConditionalGeneration",
+        _hooked(MISTRAL3),
+        "pixtral",
+        (f"{_MODELS}llava",),
+        towers=("pixtral",),
+        model_type="llava",
+        ours="PixtralForConditionalGeneration",
+    ),
     "qwen2_vl": Row(
         "Qwen2VLForConditionalGeneration",
         _hooked(QWEN2_VL),
@@ -202,5 +218,21 @@ ROWS: dict[str, Row] = {
     ),
 }
 
-SUPPORTED = {model_type: row.served for model_type, row in ROWS.items()}
-"""The classes that are served, by the type of a model: vLLM and transformers call them alike."""
+SUPPORTED = {kind: row.ours or row.served for kind, row in ROWS.items()}
+"""The classes that are served, by the type of a model: vLLM and transformers call them alike.
+
+But for Pixtral's, which is LLaVA's there.
+"""
+
+
+def kind_of(model_type: str, tower: str) -> str | None:
+    """The row of a configuration's type and of its vision tower's; None where nobody has it.
+
+    A tower that none of a type's rows know is left to the first of them, to be refused there.
+
+    >>> kind_of("llava", "clip_vision_model"), kind_of("llava", "pixtral")
+    ('llava', 'pixtral')
+    """
+    found = [kind for kind, row in ROWS.items() if (row.model_type or kind) == model_type]
+    known = (kind for kind in found if tower in ROWS[kind].towers)
+    return next(known, next(iter(found), None))
