@@ -253,23 +253,49 @@ def _dense(rng: np.random.Generator, objects: Sequence[Object]) -> Iterable[Ques
     if not shapes:
         return
     thing = _pick(rng, shapes)
-    row = [other for other in shapes if other.row == thing.row]
-    ordinal = ORDINALS[row.index(thing)]
-    side = _pick(rng, (("below",), ("above", "below"), ("above",))[thing.row])
-    beyond = [
+    side = _pick(rng, sides(thing))
+    there = beyond(objects, thing, side)
+    wanted = _pick(rng, there).name if there and rng.random() < 0.6 else _pick(rng, SHAPES)
+    yield search(objects, thing, side, wanted)
+
+
+def sides(thing: Object) -> tuple[str, ...]:
+    """Where something may lie from `thing`, up or down its column."""
+    return (("below",), ("above", "below"), ("above",))[thing.row]
+
+
+def beyond(objects: Iterable[Object], thing: Object, side: str) -> list[Object]:
+    """Return the shapes that lie ``"above"`` or ``"below"`` a thing, in its column."""
+    return [
         other
-        for other in shapes
+        for other in _shapes(objects)
         if other.column == thing.column
         and (other.row < thing.row if side == "above" else other.row > thing.row)
     ]
-    wanted = _pick(rng, beyond).name if beyond and rng.random() < 0.6 else _pick(rng, SHAPES)
-    found = [other for other in beyond if other.name == wanted]
+
+
+def search(objects: Sequence[Object], thing: Object, side: str, wanted: str) -> Question:
+    """Ask for the colour of a shape named by its row, and whether a shape lies on a side of it.
+
+    Parameters
+    ----------
+    objects
+        The scene's, in reading order.
+    thing
+        The shape among them.
+    side
+        One of its `sides`.
+    wanted
+        One of `SHAPES`.
+    """
+    row = [other for other in _shapes(objects) if other.row == thing.row]
+    found = [other for other in beyond(objects, thing, side) if other.name == wanted]
     text = (
-        f"what colour is the {ordinal} shape in the {ROWS[thing.row]} row, "
+        f"what colour is the {ORDINALS[row.index(thing)]} shape in the {ROWS[thing.row]} row, "
         f"and is a {wanted} {side} it?"
     )
     answer = f"{thing.attribute}, {'yes' if found else 'no'}"
-    yield Question(text, answer, "dense", _patches(thing, *found))
+    return Question(text, answer, "dense", _patches(thing, *found))
 
 
 def _caption(rng: np.random.Generator, objects: Sequence[Object]) -> Iterable[Question]:

@@ -1,5 +1,6 @@
 """The lab's model: its words, its eyes, and that many questions at once are one at a time."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import torch
 
 from secateur.lab import scenes
 from secateur.lab.model import build_clip, build_model, build_processor, build_text_tokenizer
-from secateur.lab.objects import KINDS
+from secateur.lab.objects import KINDS, SHAPES
 from secateur.lab.training.attention import PLAIN
 from secateur.lab.training.batches import batch, pixels
-from secateur.lab.training.reading import read, score
+from secateur.lab.training.growing import grow
+from secateur.lab.training.reading import read, read_visuals, score
+from secateur.lab.training.searches import searches
 from secateur.lab.training.train import see
 
 
@@ -115,7 +118,7 @@ def test_pointing_is_at_what_an_answer_speaks_of():
 
 def test_words_are_told_where_what_they_name_lies(processor):
     """Every kind of relation and dense question, against the scene's own objects."""
-    target = batch(seed=7, step=0, size=8, room=200, focus=0.8)
+    target = batch(seed=7, step=0, size=8, room=240, focus=0.8)
     yes_or_no = neighbours = dense = 0
     for row, scene in enumerate(scenes(8, seed=7)):
         at = {(thing.row, thing.column): thing.phrase for thing in scene.objects}
@@ -151,12 +154,82 @@ def test_words_are_told_where_what_they_name_lies(processor):
                 assert said == at.get(divmod(*second, 3), "nothing")
                 neighbours += 1
             elif kind == "dense":
-                assert first == named
-                assert at[divmod(*first, 3)].split()[0] == said.split(",")[0]
+                assert first == 2 * named
+                assert at[divmod(*named, 3)].split()[0] == said.split(",")[0]
                 dense += 1
             else:
                 assert first == second == []
     assert min(yes_or_no, neighbours, dense) > 10
+
+
+def test_words_are_told_what_lies_beside_what_they_name(processor):
+    """At "it" and before a dense yes or no the column's places, before a neighbour its own."""
+    target = batch(seed=7, step=0, size=8, room=200, focus=0.8)
+    neighbours = dense = 0
+    for row, scene in enumerate(scenes(8, seed=7)):
+        shapes = {(t.row, t.column): t.name for t in scene.objects if not t.is_label}
+        for turn in range(int(target.turns[row].max()) + 1):
+            mine = target.turns[row] == turn
+            aside, holds = target.aside[row][mine], target.holds[row][mine]
+            words = processor.tokenizer.convert_ids_to_tokens(target.tokens[row][mine])
+            at = aside.any(dim=-1).nonzero().flatten().tolist()
+            assert not holds[[i for i in range(len(words)) if i not in at]].any()
+            for token in at:
+                places = [divmod(p, 3) for p in aside[token].nonzero().flatten().tolist()]
+                held = {SHAPES[i] for i in holds[token].nonzero().flatten().tolist()}
+                assert held == {shapes[place] for place in places if place in shapes}
+            if "it" not in words:
+                assert [words[token] for token in at] == ["?"] * len(at)
+                told = target.heard[row][mine][at, 2]
+                assert [divmod(place, 3) for place in told.tolist()] == (places if at else [])
+                neighbours += len(at)
+                continue
+            assert [words[token] for token in at] == ["it", ","]
+            wanted, side = words[words.index("it") - 2], words[words.index("it") - 1]
+            down, right = divmod(int(target.heard[row][mine][at[0], 1]), 3)
+            rows = range(down) if side == "above" else range(down + 1, 3)
+            assert places == [(other, right) for other in rows]
+            assert (wanted in held) == (words[-1] == "yes")
+            dense += 1
+    assert min(neighbours, dense) > 10
+
+
+def test_late_one_head_looks_beside_what_is_named():
+    """The other pointing heads look at what an answer speaks of, the last at the places aside."""
+    target = batch(seed=7, step=0, size=2, room=80, focus=0.8)
+    deep = grow(build_model(seed=3), [2, 2]).eval()
+    with torch.no_grad():
+        features = see(deep, target.images)[0]
+        before = read(deep, features, target).pointing
+        searched = target.aside.any(dim=-1, keepdim=True)
+        beside = torch.where(searched, target.aside, target.looks)
+        visuals = deep.model.multi_modal_projector(features)
+        early = read_visuals(deep, visuals, target, {1: target.looks, 2: target.looks}).pointing
+        late = read_visuals(deep, visuals, target, {4: beside}).pointing
+    torch.testing.assert_close(before, early + late)
+
+
+def test_few_searches_to_learn_from_can_be_guessed():
+    """Yes is said as often as not, also of what lies somewhere in the scene."""
+    answers, anywhere = [], []
+    for number, scene in enumerate(scenes(60, seed=7)):
+        asked = searches(np.random.default_rng(number), scene.objects, 14)
+        assert len({question.text for question in asked}) == len(asked) <= 14
+        for question in asked:
+            wanted = question.text.split()[-3]
+            answers.append(question.answer.endswith("yes"))
+            anywhere.append(any(thing.name == wanted for thing in scene.objects))
+            assert anywhere[-1] or not answers[-1]
+    assert 0.35 < np.mean(answers) < 0.5
+    assert np.mean(np.array(answers) == np.array(anywhere)) < 0.65
+
+
+def test_held_out_questions_stay_what_they_are():
+    """Whatever is asked more of in training: every accuracy in print is of these."""
+    digest = hashlib.sha256()
+    for scene in scenes(40, seed=1):
+        digest.update(repr(scene.questions).encode())
+    assert digest.hexdigest() == "ed223806ae021c6006ee0750ff987c05ee0d2dca70195104b7204b266f366520"
 
 
 def test_a_focus_asks_more_of_what_is_hard():

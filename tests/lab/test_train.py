@@ -58,7 +58,9 @@ def test_gradients_are_added_in_one_order():
         with in_order():
             first = gradient()
             assert all(torch.equal(gradient(), first) for _ in range(20))
+            assert not torch.utils.deterministic.fill_uninitialized_memory
         assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory
     finally:
         torch.set_num_threads(threads)
 
@@ -108,18 +110,38 @@ def test_a_grown_model_answers_as_before_and_all_its_layers_learn(tmp_path):
 def test_words_that_tell_where_what_they_name_lies_have_no_loss():
     heard = torch.full((1, 3, 3), -100)
     heard[0, 1] = torch.tensor([4, 7, -100])
+    nowhere = torch.zeros(1, 3, 9, dtype=torch.bool), torch.zeros(1, 3, 7, dtype=torch.bool)
     probes = Probes()
     with torch.no_grad():
         for probe in probes.heard:
             probe.weight.copy_(30 * torch.eye(9, 128))
     states = [torch.zeros(1, 3, 128) for _ in range(7)]
-    states[3][0, 1, 4] = states[5][0, 1, 7] = 0.1
-    assert probes.hear(states, heard) < 1e-6
+    states[3][0, 1, 4] = states[4][0, 1, 7] = 0.1
+    assert probes.hear(states, heard, *nowhere) < 1e-6
     states[3][0, 0, 5] = 1  # names nothing
-    assert probes.hear(states, heard) < 1e-6
+    assert probes.hear(states, heard, *nowhere) < 1e-6
     states[3][0, 1, 5] = 1
-    assert probes.hear(states, heard) > 1
-    assert probes.hear(states, torch.full((1, 3, 3), -100)) == 0
+    assert probes.hear(states, heard, *nowhere) > 1
+    assert probes.hear(states, torch.full((1, 3, 3), -100), *nowhere) == 0
+
+
+def test_words_that_tell_what_lies_beside_a_thing_have_no_loss():
+    nothing = torch.full((1, 3, 3), -100)
+    aside, holds = torch.zeros(1, 3, 9, dtype=torch.bool), torch.zeros(1, 3, 7, dtype=torch.bool)
+    aside[0, 1, [2, 5]] = holds[0, 1, 6] = True
+    probes = Probes()
+    with torch.no_grad():
+        for probe in (probes.aside, probes.holds):
+            probe.weight.copy_(60 * torch.eye(len(probe.weight), 128))
+            probe.bias.fill_(-30)
+    states = [torch.zeros(1, 3, 128) for _ in range(7)]
+    states[4][0, 1, [2, 5]] = states[5][0, 1, 6] = 0.1
+    assert probes.hear(states, nothing, aside, holds) < 1e-6
+    states[5][0, 1, 6] = 0
+    assert probes.hear(states, nothing, aside, holds) > 1
+    states[5][0, 1, 6] = 0.1
+    states[4][0, 1, 5] = 0
+    assert probes.hear(states, nothing, aside, holds) > 1
 
 
 def test_muon_in_batches_is_muon():

@@ -25,6 +25,7 @@ from secateur.lab.objects import (
 )
 from secateur.lab.questions import ORDINALS, ask
 from secateur.lab.scene import GRID, PATCH, Scene, draw
+from secateur.lab.training.searches import searches
 
 PATCHES = GRID * GRID
 NOT_ASKED = -100
@@ -89,8 +90,14 @@ class Batch(Asked):
     ----------
     heard
         int64, shape ``(B, T, 3)``: the place of the object whose name ends at a token; at the
-        token before a yes or no the places of both objects, or of one; at the end of a question
-        for a neighbour the neighbour's, last; else -100.
+        token before a yes or no the places of both objects, or of one, and of it at "it" too; at
+        the end of a question for a neighbour the neighbour's, last; else -100.
+    aside
+        bool, shape ``(B, T, 9)``: the places on a side of something where to look for an answer:
+        the neighbour's at the end of a question for it; at "it", and at the token before a dense
+        question's yes or no, those of the column.
+    holds
+        bool, shape ``(B, T, 7)``: the shapes at these places.
     patches
         For each of `PROBES` int64, shape ``(B, 144)``.
     present
@@ -98,6 +105,8 @@ class Batch(Asked):
     """
 
     heard: Any
+    aside: Any
+    holds: Any
     patches: dict[str, Any]
     present: Any
 
@@ -119,7 +128,8 @@ def batch(seed: int, step: int, size: int, room: int, focus: float = 0.0) -> Bat
     One question that runs over the whole scene comes first, then others in a random order as far
     as there is room; every picture encoded so teaches a dozen answers. With `focus` that share of
     the others is of relation and dense questions, more than two of each, as often the whole scene
-    is not asked for, and words that name an object look at it.
+    is not asked for, words that name an object look at it, and dense questions are those of
+    `searches`.
     """
     import torch
 
@@ -132,12 +142,14 @@ def batch(seed: int, step: int, size: int, room: int, focus: float = 0.0) -> Bat
         turns=padded([row[1] for row in packed], -1),
         offsets=padded([row[2] for row in packed], 0),
         targets=padded([row[3] for row in packed], NOT_ASKED),
-        looks=_unpacked([row[5] for row in packed]),
+        looks=_unpacked([row[5] for row in packed], BOARD * BOARD),
         cover=torch.from_numpy(np.stack([_cover(scene) for scene in drawn])),
         kinds=padded([row[4] for row in packed], -1),
         heard=torch.stack(
             [padded([row[6 + part] for row in packed], NOT_ASKED) for part in range(3)], dim=-1
         ),
+        aside=_unpacked([row[9] for row in packed], BOARD * BOARD),
+        holds=_unpacked([row[10] for row in packed], len(SHAPES)),
         patches={
             name: torch.from_numpy(np.stack([labels[name] for labels in map(_labels, drawn)]))
             for name in PROBES
@@ -153,7 +165,7 @@ def _pack(rng: np.random.Generator, scene: Scene, room: int, focus: float) -> tu
     targets: list[int] = []
     kinds: list[int] = []
     looks: list[int] = []
-    heard: tuple[list[int], ...] = ([], [], [])
+    heard: tuple[list[int], ...] = ([], [], [], [], [])
     for question in _chosen(rng, scene, focus):
         asked = encode(question.text)
         told = (*encode(question.answer), SPECIAL.index(EOS))
@@ -186,10 +198,10 @@ def _chosen(rng: np.random.Generator, scene: Scene, focus: float) -> list[Questi
         chosen = []
     more: dict[str, Question] = {}
     for _ in range(8):
-        for kind in ("relation", "relation", "dense"):
-            for question in ask(rng, scene.objects, kind):
-                more.setdefault(question.text, question)
-    hard = [list(more.values())[int(i)] for i in rng.permutation(len(more))]
+        for question in ask(rng, scene.objects, "relation"):
+            more.setdefault(question.text, question)
+    asked = [*more.values(), *searches(rng, scene.objects, 14)]
+    hard = [asked[int(i)] for i in rng.permutation(len(asked))]
     parts = [q for q in parts if q.kind not in ("relation", "dense")]
     while hard or parts:
         take = hard if hard and (not parts or rng.random() < focus) else parts
@@ -198,8 +210,9 @@ def _chosen(rng: np.random.Generator, scene: Scene, focus: float) -> list[Questi
 
 
 def _heard(scene: Scene, question: Question, length: int) -> tuple[list[int], ...]:
-    """Return `Batch.heard` of a question and its answer, a column a list."""
+    """Return `Batch.heard`, `aside` and `holds` of a question and its answer, a column a list."""
     named, first, second = ([NOT_ASKED] * length for _ in range(3))
+    aside, holds = ([0] * length for _ in range(2))
     words = re.findall(r"\w+|[^\w\s]", question.text)
     places: list[int] = []
     for index, pair in enumerate(pairwise(words)):
@@ -213,13 +226,27 @@ def _heard(scene: Scene, question: Question, length: int) -> tuple[list[int], ..
     elif question.kind == "relation":
         way = next(way for name, way in _WAYS.items() if name in words)
         first[last], second[last] = places[0], places[0] + way
+        aside[last] = 1 << second[last]
+        holds[last] = _held(scene.objects, aside[last])
     elif question.kind == "dense":
         row = ROWS.index(words[words.index("row") - 1])
         shapes = [thing for thing in scene.objects if thing.row == row and not thing.is_label]
-        place = _place(shapes[ORDINALS.index(words[words.index("shape") - 1])])
-        named[words.index("row")] = place
-        first[last + 2] = place
-    return named, first, second
+        thing = shapes[ORDINALS.index(words[words.index("shape") - 1])]
+        named[words.index("row")] = _place(thing)
+        it = words.index("it")
+        rows = range(row) if words[it - 1] == "above" else range(row + 1, BOARD)
+        for token in (it, last + 2):
+            first[token] = _place(thing)
+            aside[token] = sum(1 << other * BOARD + thing.column for other in rows)
+            holds[token] = _held(scene.objects, aside[token])
+    return named, first, second, aside, holds
+
+
+def _held(objects: Sequence[Object], places: int) -> int:
+    """Return the shapes at some places, both a bit each."""
+    shapes = [thing for thing in objects if not thing.is_label]
+    held = {SHAPES.index(thing.name) for thing in shapes if places >> _place(thing) & 1}
+    return sum(1 << shape for shape in held)
 
 
 def _place(thing: Object) -> int:
@@ -253,11 +280,11 @@ def _cover(scene: Scene) -> NDArray[np.bool_]:
     return cover
 
 
-def _unpacked(rows: Sequence[Sequence[int]]) -> Any:
-    """Bits as booleans, (B, T, 9)."""
+def _unpacked(rows: Sequence[Sequence[int]], bits: int) -> Any:
+    """Bits as booleans, (B, T, bits)."""
     import torch
 
-    return (padded(rows, 0)[..., None] >> torch.arange(BOARD * BOARD)) % 2 == 1
+    return (padded(rows, 0)[..., None] >> torch.arange(bits)) % 2 == 1
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Any:

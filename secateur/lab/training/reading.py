@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from secateur.lab.training.batches import NOT_ASKED, Asked, prompt_start
+from secateur.lab.training.batches import NOT_ASKED, Asked, Batch, prompt_start
 
 POINTING = (1, 2)
 """Layers of the language model whose first head is taught to look at what is asked."""
 LATE = -2
-"""One more such layer, counted from the end, where what is asked for lies beside what is named."""
+"""One more such layer, counted from the end, which looks beside what is named if that is asked."""
 
 
 @contextmanager
@@ -64,21 +64,26 @@ class Read:
     states: list[Any]
 
 
-def read(model: Any, features: Any, target: Asked) -> Read:
+def read(model: Any, features: Any, target: Batch) -> Read:
     """Read every question for the features of a tower's patches."""
-    layers = len(model.model.language_model.layers)
-    pointing = sorted({*POINTING, layers + LATE})
+    late = len(model.model.language_model.layers) + LATE
+    pointing = dict.fromkeys(POINTING, target.looks)
+    if late not in pointing:
+        searched = target.aside.any(dim=-1, keepdim=True)
+        pointing[late] = torch.where(searched, target.aside, target.looks)
     return read_visuals(model, model.model.multi_modal_projector(features), target, pointing)
 
 
 def read_visuals(
-    model: Any, visuals: Any, target: Asked, pointing: Sequence[int] = POINTING
+    model: Any, visuals: Any, target: Asked, pointing: Mapping[int, Any] | None = None
 ) -> Read:
     """Read visual tokens ``(B, N, D)`` as the language model takes them, and every question.
 
     Every question sees the visual tokens and itself, at the positions it would have were it the
-    only one.
+    only one. In the layers of `pointing` one head is taught to look at the places given, those of
+    `target` in the layers `POINTING` by default.
     """
+    pointing = dict.fromkeys(POINTING, target.looks) if pointing is None else pointing
     size, words = target.tokens.shape
     before = 1 + visuals.shape[1]
     language = model.model.language_model
@@ -95,7 +100,7 @@ def read_visuals(
     same = turns[:, :, None] == turns[:, None, :]
     mask = causal & (same | (turns[:, None, :] == -2))
     bias = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(~mask, -1e4)
-    with _watched(language.layers, pointing) as pairs:
+    with _watched(language.layers, [*pointing]) as pairs:
         out = language(
             inputs_embeds=embeds,
             attention_mask=bias[:, None],
@@ -106,11 +111,11 @@ def read_visuals(
     states = out.last_hidden_state[:, before:]
     asked = target.targets != NOT_ASKED
     cos, sin = language.rotary_emb(embeds, positions)
-    speaks = target.looks.any(dim=-1)
-    row, _ = speaks.nonzero(as_tuple=True)
-    region = (target.looks[speaks][:, :, None] & target.cover[row]).any(dim=1)
     loss = visuals.new_zeros(())
-    for queries, keys in pairs:
+    for looks, (queries, keys) in zip(pointing.values(), pairs, strict=True):
+        speaks = looks.any(dim=-1)
+        row, _ = speaks.nonzero(as_tuple=True)
+        region = (looks[speaks][:, :, None] & target.cover[row]).any(dim=1)
         query = _rotated(queries, cos, sin)[:, before:][speaks]
         key = _rotated(keys, cos, sin)[:, 1:before][row]
         share = torch.einsum("md,mpd->mp", query, key).float() / math.sqrt(query.shape[-1])

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from secateur.lab.answers import evaluate
 from secateur.lab.model import LAYERS, WIDTH, build_model, build_processor
-from secateur.lab.objects import BOARD, KINDS
+from secateur.lab.objects import BOARD, KINDS, SHAPES
 from secateur.lab.packaged import TEXT, WEIGHTS, save
 from secateur.lab.training.attention import attend_fast, in_order, mixed
 from secateur.lab.training.batches import NOT_ASKED, PRESENT, PROBES, Batch, batch, pixels
@@ -38,8 +38,10 @@ from secateur.lab.training.journal import Journal
 from secateur.lab.training.muon import BatchedMuon
 from secateur.lab.training.reading import read, score
 
-HEARD = (3, -2, -2)
+HEARD = (3, -3, -3)
 """Which state of the language model, the words' own the first, tells each part of `Batch.heard`."""
+ASIDE, HOLDS = -3, -2
+"""Which of them tells where to look beside a thing, and which, after a look, what is there."""
 COPIED = 2
 """The layer of the language model of which a copy is put in when it grows."""
 
@@ -97,6 +99,8 @@ class Probes(nn.Module):  # type: ignore[misc]
         self.patches = nn.ModuleDict({name: nn.Linear(WIDTH, n) for name, n in PROBES.items()})
         self.present = nn.Linear(WIDTH, PRESENT)
         self.heard = nn.ModuleList(nn.Linear(WIDTH, BOARD * BOARD) for _ in HEARD)
+        self.aside = nn.Linear(WIDTH, BOARD * BOARD)
+        self.holds = nn.Linear(WIDTH, len(SHAPES))
 
     def forward(self, patches: Any, pooled: Any, target: Batch) -> tuple[Any, Any]:
         """Return the loss of what patches show, and of what the class token says is there."""
@@ -111,14 +115,26 @@ class Probes(nn.Module):  # type: ignore[misc]
         )
         return shown, there
 
-    def hear(self, words: Sequence[Any], heard: Any) -> Any:
-        """Return the loss of where words say that what they name lies, 0 where none does."""
+    def hear(self, words: Sequence[Any], heard: Any, aside: Any, holds: Any) -> Any:
+        """Return the loss of where words say that what they name lies, and what lies beside it.
+
+        0 where no word says so.
+        """
         loss = torch.zeros((), device=heard.device)
         for part, (layer, probe) in enumerate(zip(HEARD, self.heard, strict=True)):
             named = heard[..., part] != NOT_ASKED
             if named.any():
                 said = probe(functional.rms_norm(words[layer][named], (WIDTH,)))
                 loss = loss + functional.cross_entropy(said.float(), heard[..., part][named])
+        searched = aside.any(dim=-1)
+        if searched.any():
+            for layer, probe, there in (
+                (ASIDE, self.aside, aside),
+                (HOLDS, self.holds, holds),
+            ):
+                said = probe(functional.rms_norm(words[layer][searched], (WIDTH,))).float()
+                missed = functional.binary_cross_entropy_with_logits(said, there[searched].float())
+                loss = loss + there.shape[-1] * missed
         return loss
 
 
@@ -338,7 +354,7 @@ def _learn(
                 loss = loss + told + settings.point_weight * found.pointing
                 losses |= {"answers": told.item(), "pointing": found.pointing.item()}
                 if settings.hear_weight:
-                    hearing = probes.hear(found.words, target.heard)
+                    hearing = probes.hear(found.words, target.heard, target.aside, target.holds)
                     loss = loss + settings.hear_weight * hearing
                     losses["hearing"] = hearing.item()
                 counts = score(found.logits, target, KINDS)

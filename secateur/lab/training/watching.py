@@ -195,7 +195,8 @@ def _writes(name: str) -> bool:
 
 def losses_of(run: Run, target: Film, thrifty: bool) -> tuple[dict[str, Any], Read]:
     """The losses of a batch by name, and what was read."""
-    found = read_visuals(run.model, seen(run.model, target, thrifty), target, POINTING)
+    pointing = dict.fromkeys(POINTING, target.looks)
+    found = read_visuals(run.model, seen(run.model, target, thrifty), target, pointing)
     told = functional.cross_entropy(found.logits, found.wanted)
     named = {"answers": told, "pointing": found.pointing}
     return named | run.notes(found.states, target), found
