@@ -137,8 +137,8 @@ class Pool(NamedTuple):
 NUMPY = Pool(np.matmul, np.linalg.eigvalsh)
 _pool: ContextVar[Pool] = ContextVar("pool", default=NUMPY)
 
-SMALL = 1 << 27
-"""Multiplications up to which a product is left to one thread: 576 tokens of 384 channels."""
+SMALL = 1 << 29
+"""Multiplications up to which a product is left to one thread: 576 tokens of 1,024 channels."""
 LINKED = 1 << 32
 """The same for eigenvalues, of some 1,600 tokens. Threads meet at each of thousands of steps there:
 that gains little, and beside other work a call waits for seconds."""

@@ -166,7 +166,7 @@ def _solve(
     if algorithm == "naive":
         return by_row(f, budget, naive)
     if algorithm == "incremental":
-        return by_row(f, budget, incremental)
+        return gain_by_gain(f, budget)
     if algorithm == "lazy":
         if not f.submodular:
             raise ValueError(
@@ -184,6 +184,12 @@ def _solve(
     raise ValueError(
         f"algorithm: expected one of auto, naive, lazy, incremental, stochastic; got {algorithm!r}"
     )
+
+
+@operation
+def gain_by_gain(f: Objective, k: Any) -> Picks:
+    """Greedy of any objective on the gains that its tracker keeps, an image at a time."""
+    return by_row(f, k, incremental)
 
 
 @solves(FacilityLocation, "matrix")

@@ -166,3 +166,23 @@ def test_warming_up_leaves_nothing_to_compile() -> None:
         sc.warm_up("abacus")
     with pytest.raises(ValueError, match="shapes: expected"):
         sc.warm_up("numpy", [(0, 4)])
+
+
+@pytest.mark.parametrize("name", ["SalientCoverage", "MarginalRelevance"])
+def test_gains_of_tensors_are_kept_on_lent_memory(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pick takes a dozen steps on N numbers, each of which costs PyTorch several times more."""
+    torch = pytest.importorskip("torch")
+    kind = getattr(sc, name)
+    seen: list[type] = []
+    plain = kind.tracker
+    monkeypatch.setattr(kind, "tracker", lambda f: seen.append(type(f.sample)) or plain(f))
+    dice = np.random.default_rng(3)
+    matrix, salient = dice.random((2, 90, 90)).astype(np.float32), dice.random((2, 90))
+    wanted = sc.maximize(kind(matrix, salient), [7, 30])
+    found = sc.maximize(kind(torch.from_numpy(matrix), torch.from_numpy(salient)), [7, 30])
+    assert set(seen) == {np.ndarray}
+    assert isinstance(found.indices, torch.Tensor)
+    assert found.indices.tolist() == wanted.indices.tolist()
+    assert found.gains.tolist() == wanted.gains.tolist()

@@ -35,7 +35,15 @@ from secateur.core import (
 )
 from secateur.core.dispatch import Operation, backend
 from secateur.core.maximize import Picks
-from secateur.core.objectives import ByRow, Dispersion, FacilityLocation, LogDeterminant
+from secateur.core.objectives import (
+    ByRow,
+    Dispersion,
+    FacilityLocation,
+    LogDeterminant,
+    MarginalRelevance,
+    Objective,
+    SalientCoverage,
+)
 
 __all__ = [
     "attention_received",
@@ -48,6 +56,7 @@ __all__ = [
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
+    "gain_by_gain",
     "likeness_factors",
     "patch_entropy",
     "singular_values",
@@ -294,6 +303,13 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
         return picks
 
     return in_parts(features, None, k, _room(features), solve)
+
+
+def gain_by_gain(f: Objective, k: Any) -> Picks:
+    """Greedy on a tracker's gains; of objectives on the host, whose arrays are all known."""
+    if type(f) not in (MarginalRelevance, SalientCoverage) or _cuda(f.sample):
+        return cast(Picks, NotImplemented)
+    return cast(Picks, _on_host(maximize.gain_by_gain, f, k))
 
 
 def threshold_scan(

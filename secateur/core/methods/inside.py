@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.core.acts import Cut, Cuts, Layout, Sight, Stay
-from secateur.core.arrays import Array, resolve_keep, to_numpy
+from secateur.core.arrays import Array, resolve_keep, shape_of, to_numpy
 from secateur.core.dispatch import whole
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import Method
@@ -126,8 +126,8 @@ class InsideMethod(Method, Cuts):
             keys=keys,
             entered=hidden,
         )
-        asked = math.prod(queries.shape) // max(int(queries.shape[-2]), 1) * len(text)
-        with whole(queries, asked * len(visual)):
+        heads, _, width = shape_of(queries)
+        with whole(queries, heads * width * math.prod((*shape_of(text), *shape_of(visual)))):
             return self.decide(cut, sight).kept
 
 
