@@ -500,14 +500,16 @@ def qwen3_5_moe():
 
 
 GLM = ["<|begin_of_video|>", "<|video|>", "<|end_of_video|>"]
+GLM_IMAGE = ["<|begin_of_image|>", "<|end_of_image|>"]
 
 
 def glm4v(kind="Glm4v", **mixture):
     own = qwen_tokenizer()
-    own.add_special_tokens({"additional_special_tokens": [*QWEN, *PADS, *GLM]})
+    own.add_special_tokens({"additional_special_tokens": [*QWEN, *PADS, *GLM, *GLM_IMAGE]})
     own.video_token = GLM[1]
     start, video, end = own.convert_tokens_to_ids(GLM)
-    marks = {"image_start_token_id": 8, "image_end_token_id": 9, "image_token_id": 10}
+    first, last = own.convert_tokens_to_ids(GLM_IMAGE)
+    marks = {"image_start_token_id": first, "image_end_token_id": last, "image_token_id": 10}
     marks |= {"video_start_token_id": start, "video_end_token_id": end, "video_token_id": video}
     text = {
         **qwen_text(mrope_section=[4, 6, 6], partial_rotary_factor=0.5),
@@ -607,7 +609,10 @@ class Checkpoint:
             self.processor.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
 
     def prompt(self, words: str = "what is in the picture ?", images: int = 1, videos: int = 0):
-        if self.placed:
+        if self.kind.startswith("glm"):
+            marks = f"{GLM_IMAGE[0]} {PADS[0]} {GLM_IMAGE[1]} " * images
+            marks += f"{' '.join(GLM)} " * videos
+        elif self.placed:
             marks = f"{QWEN[2]} {PADS[0]} {QWEN[3]} " * images
             marks += f"{QWEN[2]} {PADS[1]} {QWEN[3]} " * videos
         elif self.kind == "gemma3":

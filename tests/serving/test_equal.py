@@ -44,7 +44,7 @@ FAMILIES = [
     *GLM,
 ]
 NEWLINES = ("llava_next", "llava_onevision", "mistral3", "pixtral")
-VIDEOS = ("llava_onevision", *QWEN, *HYBRID)
+VIDEOS = ("llava_onevision", *QWEN, *GLM, *HYBRID)
 PLAIN = ("llava_onevision", "qwen2_vl")
 """Whose videos vLLM takes without what is told about them."""
 USUAL = {
@@ -256,11 +256,14 @@ def test_keeping_all_is_stock_vllm(checkpoints, name):
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
-def test_a_budget_over_a_whole_video(checkpoints, name):
+SHARED = [(name, sc.EVS(keep=0.3)) for name in ("llava_onevision", *QWEN, *GLM)]
+SHARED += [(name, sc.VidCom2(keep=0.3, exact=True)) for name in ("qwen3_vl", "glm4v")]
+
+
+@pytest.mark.parametrize(("name", "method"), SHARED, ids=lambda x: getattr(x, "name", x))
+def test_a_budget_over_a_whole_video(checkpoints, name, method):
     checkpoint = checkpoints(name)
-    # What changes between frames decides how many each keeps; their sum is known.
-    method = sc.EVS(keep=0.3)
+    # What the frames show decides how many each keeps; their sum is known.
     request = Request(checkpoint, videos=1)
     with engine(
         checkpoint.folder, method, checkpoint.kind, limit_mm_per_prompt=limits(checkpoint)
@@ -270,8 +273,9 @@ def test_a_budget_over_a_whole_video(checkpoints, name):
     assert got == [request.expected(method)]
 
 
-def test_text_between_frames_comes_in_chunks(checkpoints):
-    checkpoint = checkpoints("qwen3_vl")
+@pytest.mark.parametrize("name", ["qwen3_vl", "glm4v"])
+def test_text_between_frames_comes_in_chunks(checkpoints, name):
+    checkpoint = checkpoints(name)
     method = sc.EVS(keep=0.6)
     words = ("what is in the picture ?", "how many red dog ?", "what is in the picture ?")
     requests = [Request(checkpoint, videos=1, words=each) for each in words]

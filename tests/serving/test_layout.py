@@ -13,6 +13,7 @@ import secateur as sc
 from secateur.integrations.vllm import overrides
 from secateur.integrations.vllm.gemma3 import SecateurGemma3ForConditionalGeneration
 from secateur.integrations.vllm.gemma4 import SecateurGemma4ForConditionalGeneration
+from secateur.integrations.vllm.layout import shortened
 from secateur.integrations.vllm.smolvlm import SecateurSmolVLMForConditionalGeneration
 
 CROPS = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16}
@@ -68,3 +69,9 @@ def test_no_graph_runs_the_tower_around_us(monkeypatch, ours, theirs):
     told = EncoderCudaGraphConfig(modalities=["image"], buffer_keys=[], out_hidden_size=8)
     monkeypatch.setattr(theirs, "get_encoder_cudagraph_config", lambda self: told)
     assert ours.__new__(ours).get_encoder_cudagraph_config().modalities == []
+
+
+def test_runs_of_a_token_are_shortened_each():
+    prompt = [7, 1, 1, 1, 8, 5, 7, 1, 1, 1, 8, 6, 7, 1, 1, 1, 8]
+    assert shortened(prompt, 1, [2, 0, 3]) == [7, 1, 1, 8, 5, 7, 8, 6, 7, 1, 1, 1, 8]
+    assert shortened(prompt, 1, [3, 3, 3]) == prompt

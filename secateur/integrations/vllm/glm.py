@@ -1,13 +1,22 @@
-"""GLM-4.1V to 4.6V on vLLM: Qwen2-VL's patches and M-RoPE. Images only."""
+"""GLM-4.1V to 4.6V on vLLM: Qwen2-VL's patches and M-RoPE, frames of a video as images in marks.
+
+Behind each frame its second is told. The text of a video travels with it: where a method shares a
+budget over frames, how many each keeps is known only once the video is encoded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from vllm.model_executor.models import glm4_1v
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
-from secateur.integrations.vllm.qwen import Positioned
+from secateur.integrations.vllm.layout import LAYOUT, shortened
+from secateur.integrations.vllm.qwen import Stamped
 from secateur.integrations.vllm.qwen_room import Info, Unbroken
 
 
@@ -17,9 +26,22 @@ class InfoGlm(Info, glm4_1v.Glm4vProcessingInfo):
     kind = "glm4v"
     unpruned = glm4_1v.Glm4vProcessingInfo
 
-    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Images."""
-        return {"image": None}
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        """Tokens before pruning, of the longest video that a prompt takes with its text."""
+        size = self.stock.get_image_size_with_most_features()
+        frames = self.stock.get_num_frames_with_most_features(seq_len, mm_counts)
+        _, tokens = self.stock._get_vision_info(
+            image_width=size.width,
+            image_height=size.height,
+            num_frames=frames,
+            max_image_pixels=self.stock._get_video_max_pixels(),
+        )
+        second = self.get_tokenizer().encode(f"{frames}.0 seconds", add_special_tokens=False)
+        # A frame of two pictures stands between two marks.
+        tokens += 2 + (frames + 1) // 2 * (2 + len(second))
+        return {"image": self.stock.get_max_image_tokens(), "video": tokens}
 
 
 class InfoGlmMoe(InfoGlm):
@@ -31,11 +53,53 @@ class InfoGlmMoe(InfoGlm):
 class Processor(Unbroken, glm4_1v.Glm4vMultiModalProcessor):
     """Makes room for what GLM-4V keeps."""
 
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        output = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        if "pixel_values_videos" in output:
+            written = self.info._construct_video_placeholder
+            output[LAYOUT] = [
+                torch.tensor(written(*mm_items["video"][number], grid))
+                for number, grid in enumerate(output["video_grid_thw"])
+            ]
+        return output
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
+        known = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))
+        if LAYOUT in hf_inputs:
+            known[LAYOUT] = MultiModalFieldConfig.batched("video", keep_on_cpu=True)
+        return known
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        given = mm_items, hf_processor_mm_kwargs, out_mm_kwargs
+        image, _ = super()._get_prompt_updates(*given)
+        _, stock = glm4_1v.Glm4vMultiModalProcessor._get_prompt_updates(self, *given)
+        token = self.info.get_hf_config().image_token_id
+
+        def replacement(place: int) -> Any:
+            item = out_mm_kwargs["video"][place]
+            if LAYOUT not in item:
+                # What a user encoded is as long as it is.
+                return stock.replacement(place)
+            told, kept = item[LAYOUT].data.tolist(), self.info.kept("video", item)
+            frames = int(item["video_grid_thw"].data[0])
+            if len(kept) < frames:
+                # Room for the kept tokens of all frames and the text between, all of it embedded.
+                text = len(shortened(told, token, [0] * frames)) - 2
+                told = [told[0], *[token] * (sum(kept) + text), told[-1]]
+            else:
+                told = shortened(told, token, kept)
+            return PromptUpdateDetails.select_token_id(told, token)
+
+        video = PromptReplacement(modality="video", target=stock.target, replacement=replacement)
+        return [image, video]
+
 
 @MULTIMODAL_REGISTRY.register_processor(
     Processor, info=InfoGlm, dummy_inputs=glm4_1v.Glm4vDummyInputsBuilder
 )
-class SecateurGlm4vForConditionalGeneration(Positioned, glm4_1v.Glm4vForConditionalGeneration):
+class SecateurGlm4vForConditionalGeneration(Stamped, glm4_1v.Glm4vForConditionalGeneration):
     """GLM-4.1V: full attention in every layer of the tower."""
 
     kind = "glm4v"
@@ -43,9 +107,21 @@ class SecateurGlm4vForConditionalGeneration(Positioned, glm4_1v.Glm4vForConditio
     supports_multimodal_pruning = True
     supported_video_pruning_methods = ("evs",)
 
-    def full_attention(self) -> Sequence[int]:
-        """All of them."""
-        return range(len(self.visual.blocks))
+    def inputs_of(self, kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """With the text of each video, which vLLM's own class leaves out."""
+        found = super().inputs_of(kwargs)
+        for modality, inputs in found:
+            if modality == "video":
+                setattr(inputs, LAYOUT, kwargs.get(LAYOUT))
+        return found
+
+    def frame_marks(self) -> tuple[int, int]:
+        """Those of images."""
+        return self.config.image_token_id, self.config.image_end_token_id
+
+    def written(self, inputs: Any, number: int, counts: Sequence[int]) -> Sequence[int]:
+        """Seconds stand behind frames; the marks of the video stand in the prompt."""
+        return shortened(inputs[LAYOUT][number].tolist()[1:-1], self.config.image_token_id, counts)
 
 
 @MULTIMODAL_REGISTRY.register_processor(

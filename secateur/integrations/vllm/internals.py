@@ -91,11 +91,16 @@ INTERNALS = {
     "model_executor.models.glm4_1v": (
         "Glm4vForConditionalGeneration._parse_and_validate_multimodal_inputs",
         "Glm4vForConditionalGeneration._process_image_input",
+        "Glm4vForConditionalGeneration._process_video_input",
         "Glm4vForConditionalGeneration.get_mrope_input_positions",
         "Glm4vMoeForConditionalGeneration",
         "Glm4vDummyInputsBuilder",
         "Glm4vMultiModalProcessor._get_prompt_updates",
+        "Glm4vProcessingInfo._construct_video_placeholder",
+        "Glm4vProcessingInfo._get_video_max_pixels",
+        "Glm4vProcessingInfo._get_vision_info",
         "Glm4vProcessingInfo.get_max_image_tokens",
+        "Glm4vProcessingInfo.get_num_frames_with_most_features",
         "Glm4vProcessingInfo.get_num_image_tokens",
     ),
     "model_executor.models.qwen2_vl": (

@@ -16,7 +16,23 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from secateur.integrations.vllm.requests import Instructed
 
 LAYOUT = "secateur_layout"
-"""The tokens of an image in an unpruned prompt, marks included."""
+"""The tokens of an image in an unpruned prompt, marks included; of a video, its text included."""
+
+
+def shortened(ids: Sequence[int], token: int, counts: Sequence[int]) -> list[int]:
+    """A prompt of runs of a token, with so many of it in each.
+
+    >>> shortened([7, 1, 1, 1, 8, 7, 1, 1, 1, 8], 1, [2, 0])
+    [7, 1, 1, 8, 7, 8]
+    """
+    left, found, before = iter(counts), [], -1
+    for each in ids:
+        if each != token:
+            found.append(each)
+        elif before != token:
+            found += [token] * next(left)
+        before = each
+    return found
 
 
 class LaidOut(Instructed):

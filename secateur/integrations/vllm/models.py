@@ -71,11 +71,6 @@ def _hooked(family: Family) -> Family:
     )
 
 
-def _still(family: Family) -> Family:
-    """As `_hooked`, without videos."""
-    return replace(_hooked(family), modalities=("image",))
-
-
 def _unseen(family: Family) -> Family:
     """As `_hooked`, without the pixels, by which ERASE counts and PixelPrune drops.
 
@@ -204,14 +199,14 @@ ROWS: dict[str, Row] = {
     ),
     "glm4v": Row(
         "Glm4vForConditionalGeneration",
-        _still(GLM_4V),
+        _hooked(GLM_4V),
         "glm",
         (f"{_MODELS}glm4_1v",),
         placed=True,
     ),
     "glm4v_moe": Row(
         "Glm4vMoeForConditionalGeneration",
-        _still(GLM_4V),
+        _hooked(GLM_4V),
         "glm",
         (f"{_MODELS}glm4_1v",),
         placed=True,

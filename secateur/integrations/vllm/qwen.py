@@ -307,6 +307,71 @@ def _digits(where: Any) -> Any:
     return torch.from_numpy(np.concatenate(np.divmod(where, DIGIT), axis=1))
 
 
+class Stamped(Positioned):
+    """A model that reads when a frame was before or behind the frame; each begins anew in time."""
+
+    def full_attention(self) -> Sequence[int]:
+        """All of them."""
+        return range(len(self.visual.blocks))
+
+    def time(self, frame: Any, rate: float) -> Any:
+        """Timestamps tell the time; every frame begins anew."""
+        return frame * 0
+
+    def frame_marks(self) -> tuple[int, int]:
+        """What stands for each token of a frame in a prompt, and what ends the frame."""
+        return self.config.video_token_id, self.config.vision_end_token_id
+
+    def written(self, inputs: Any, number: int, counts: Sequence[int]) -> Sequence[int]:
+        """The prompt of a video whose frames keep so many tokens each."""
+        raise NotImplementedError
+
+    def with_text(
+        self, inputs: Any, visual: Visual, number: int, index: Any, rows: Any, where: Any
+    ) -> tuple[Any, Any]:
+        """With timestamps and marks, which stand apart from the frames they tell."""
+        (h, w), frames = visual.parts[0].grid, len(visual.parts)
+        if frames == 1:  # how many it keeps is known, and its text is written out
+            return rows, where
+        counts = np.bincount(index // (h * w), minlength=frames).tolist()
+        told = self.written(inputs, number, counts)
+        ids = torch.tensor(told, device=rows.device)
+        words = self.language_model.embed_input_ids(ids).detach()
+        token, end = self.frame_marks()
+        own = ids == token
+        full = rows.new_zeros((len(told), rows.shape[1]))
+        full[:, : words.shape[1]] = words.to(rows)
+        full[own] = rows
+        # A frame ends with its mark; its tokens take the room of all, however many are left.
+        ends = np.asarray(told) == end
+        frame = np.cumsum(ends) - ends
+        text = ~own.cpu().numpy()
+        before = np.cumsum(text) - text + max(h, w) * (frame + ends)
+        places = np.repeat(before[:, None], 3, axis=1)
+        places[~text] += where
+        return full, places
+
+    def runs(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> Any:
+        """As for images; frames of a video stand apart."""
+        merge = self.visual.spatial_merge_size
+        for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
+            offset, length = feature.mm_position.offset, feature.mm_position.length
+            frames, tall, wide = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+            extent = max(tall // merge, wide // merge)
+            if feature.modality == "image":
+                yield offset, length, extent
+                continue
+            own = np.asarray(input_tokens[offset : offset + length]) == self.frame_marks()[0]
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], own.astype(np.int8), [0]])))
+            for first, stop in edges.reshape(-1, 2):
+                room = extent
+                if len(edges) < 2 * frames:
+                    # Text between frames is among these, and all but the kept tokens counts one.
+                    kept = self.method.budget(frames * tall * wide // merge**2, frames)
+                    room = int(stop - first) - kept + frames * extent
+                yield offset + int(first), int(stop - first), room
+
+
 @MULTIMODAL_REGISTRY.register_processor(Processor2, info=Info2, dummy_inputs=Dummies2)
 class SecateurQwen2VLForConditionalGeneration(Positioned, qwen2_vl.Qwen2VLForConditionalGeneration):
     """Qwen2-VL: full attention in every layer of the tower."""
@@ -366,62 +431,16 @@ class SecateurQwen2_5_VLForConditionalGeneration(  # noqa: N801
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor3, info=Info3, dummy_inputs=Dummies3)
-class SecateurQwen3VLForConditionalGeneration(Positioned, qwen3_vl.Qwen3VLForConditionalGeneration):
+class SecateurQwen3VLForConditionalGeneration(Stamped, qwen3_vl.Qwen3VLForConditionalGeneration):
     """Qwen3-VL."""
 
     kind = "qwen3_vl"
 
-    def full_attention(self) -> Sequence[int]:
-        """All of them."""
-        return range(len(self.visual.blocks))
-
-    def time(self, frame: Any, rate: float) -> Any:
-        """Timestamps tell the time; every frame begins anew."""
-        return frame * 0
-
-    def with_text(
-        self, inputs: Any, visual: Visual, number: int, index: Any, rows: Any, where: Any
-    ) -> tuple[Any, Any]:
-        """With timestamps and marks, which stand apart from the frames they tell."""
-        (h, w), frames = visual.parts[0].grid, len(visual.parts)
-        if frames == 1:  # how many it keeps is known, and its text is written out
-            return rows, where
-        counts = np.bincount(index // (h * w), minlength=frames).tolist()
-        told = between(counts, inputs.timestamps[number], self._tokenizer, self.config).full
-        ids = torch.tensor(told, device=rows.device)
-        words = self.language_model.embed_input_ids(ids).detach()
-        own = ids == self.config.video_token_id
-        full = rows.new_zeros((len(told), rows.shape[1]))
-        full[:, : words.shape[1]] = words.to(rows)
-        full[own] = rows
-        # A frame ends with its mark; its tokens take the room of all, however many are left.
-        ends = np.asarray(told) == self.config.vision_end_token_id
-        frame = np.cumsum(ends) - ends
-        text = ~own.cpu().numpy()
-        before = np.cumsum(text) - text + max(h, w) * (frame + ends)
-        places = np.repeat(before[:, None], 3, axis=1)
-        places[~text] += where
-        return full, places
-
-    def runs(self, input_tokens: Sequence[int], mm_features: Sequence[Any]) -> Any:
-        """As for images; frames of a video stand apart."""
-        merge = self.visual.spatial_merge_size
-        for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
-            offset, length = feature.mm_position.offset, feature.mm_position.length
-            frames, tall, wide = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
-            extent = max(tall // merge, wide // merge)
-            if feature.modality == "image":
-                yield offset, length, extent
-                continue
-            own = np.asarray(input_tokens[offset : offset + length]) == self.config.video_token_id
-            if own.all():
-                # Text between frames is among these, and all but the kept tokens counts one.
-                kept = self.method.budget(frames * tall * wide // merge**2, frames)
-                yield offset, length, length - kept + frames * extent
-                continue
-            edges = np.flatnonzero(np.diff(np.concatenate([[0], own.astype(np.int8), [0]])))
-            for first, stop in edges.reshape(-1, 2):
-                yield offset + int(first), int(stop - first), extent
+    def written(self, inputs: Any, number: int, counts: Sequence[int]) -> Sequence[int]:
+        """Timestamps stand before frames."""
+        times = inputs.timestamps[number]
+        told: Sequence[int] = between(counts, times, self._tokenizer, self.config).full
+        return told
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor3, info=Info3Moe, dummy_inputs=Dummies3)
