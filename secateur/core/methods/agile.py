@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +30,25 @@ Count = Literal["fixed", "adaptive", "balanced"]
 FINENESS = 1000
 """Into how many parts `AgilePruner.fitting` divides the threshold."""
 
+FILLS = 0.1
+"""What attention alone may fill up of what is kept before it is said."""
+
+LOOKS = 32
+"""How many calls of one setting are looked at: on a device, each look waits for the scan."""
+
+_looked: dict[tuple[Any, ...], int] = {}
+_is_fitting: ContextVar[bool] = ContextVar("is_fitting", default=False)
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Say nothing of thresholds that are tried."""
+    before = _is_fitting.set(True)
+    try:
+        yield
+    finally:
+        _is_fitting.reset(before)
+
 
 @dataclass(frozen=True)
 class AgilePruner(Method):
@@ -40,7 +62,8 @@ class AgilePruner(Method):
         c = \operatorname{erank}(X) / \overline{\operatorname{erank}}
 
     until k are kept. If the tokens run out first, the removed ones of highest attention fill
-    up, and ``info["filled"]`` says how many.
+    up, and ``info["filled"]`` says how many. Where that is more than a tenth of what a call
+    keeps, a warning says so once, with the largest `tau_max` that fills up less; see `fitting`.
 
     Parameters
     ----------
@@ -140,13 +163,18 @@ class AgilePruner(Method):
 
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The scan with each image's own threshold; see `Method.choose`."""
-        return self._scan_each([tokens], [k])[0]
+        chosen = self._scan_each([tokens], [k])
+        replace(self, keep=k)._tell([tokens], chosen)
+        return chosen[0]
 
     def choose_each(self, images: Sequence[Tokens]) -> list[Selection]:
         """As `choose`; balanced counts are balanced over all images of the call."""
-        return self._scan_each(images, [self.budget(each.size, each.times) for each in images])
+        budgets = [self.budget(each.size, each.times) for each in images]
+        chosen = self._scan_each(images, budgets)
+        self._tell(images, chosen)
+        return chosen
 
-    def fitting(self, images: Sequence[Tokens], share: float = 0.1) -> AgilePruner:
+    def fitting(self, images: Sequence[Tokens], share: float = FILLS) -> AgilePruner:
         """The same with the largest `tau_max` at which attention fills up little.
 
         Where the threshold outgrows the distances between an encoder's tokens, the scan runs out
@@ -178,18 +206,38 @@ class AgilePruner(Method):
         require_share("share", share)
 
         def fills(tau_max: float) -> bool:
-            chosen = replace(self, tau_max=tau_max).select(list(images))
-            filled = sum(float(np.sum(to_numpy(each.info["filled"]))) for each in chosen)
-            kept = sum(float(np.sum(to_numpy(each.count))) for each in chosen)
+            filled, kept = _filled(replace(self, tau_max=tau_max).select(list(images)))
             return filled > share * kept
 
-        if not images or not fills(self.tau_max):
-            return self
-        low, high = 0, FINENESS
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if fills(self.tau_max * middle / FINENESS) else (middle, high)
+        with _fitting():
+            if not images or not fills(self.tau_max):
+                return self
+            low, high = 0, FINENESS
+            while high - low > 1:
+                middle = (low + high) // 2
+                much = fills(self.tau_max * middle / FINENESS)
+                low, high = (low, middle) if much else (middle, high)
         return replace(self, tau_max=self.tau_max * low / FINENESS)
+
+    def _tell(self, images: Sequence[Tokens], chosen: Sequence[Selection]) -> None:
+        """Warn once where attention alone fills up much, and offer what does not."""
+        setting = (self.keep, self.tau_max, self.step, self.measure)
+        looks = _looked.get(setting, 0)
+        if looks >= LOOKS or _is_fitting.get():
+            return
+        _looked[setting] = looks + 1
+        filled, kept = _filled(chosen)
+        if filled <= FILLS * kept:
+            return
+        _looked[setting] = LOOKS
+        fitting = self.fitting(images).tau_max
+        warnings.warn(
+            f"AgilePruner: attention alone filled up {filled:.0f} of {kept:.0f} tokens, as "
+            f"tau_max={self.tau_max:.4g} drives all others away; of what lets it fill up at most "
+            f"a tenth of these, tau_max={fitting:.4g} is the largest (AgilePruner.fitting finds "
+            "it for images of yours)",
+            stacklevel=2,
+        )
 
     def weigh(self, tokens: Tokens) -> Array:
         """The attention; see `Method.weigh`."""
@@ -238,3 +286,9 @@ class AgilePruner(Method):
             flat = np.floor(wanted + 0.5).astype(np.int64)
         ends = np.cumsum([s.size for s in shares])[:-1]
         return [part.reshape(s.shape) for part, s in zip(np.split(flat, ends), shares, strict=True)]
+
+
+def _filled(chosen: Sequence[Selection]) -> tuple[float, float]:
+    """How many tokens attention filled up, and how many were kept."""
+    filled = sum(float(np.sum(to_numpy(each.info["filled"]))) for each in chosen)
+    return filled, sum(float(np.sum(to_numpy(each.count))) for each in chosen)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import secateur as sc
+from secateur.core.methods import agile
 
 
 def by_hand(tokens, k, step, tau_max):
@@ -81,6 +84,44 @@ def test_the_largest_threshold_that_fits(image):
     assert method.fitting([]) == method
     with pytest.raises(ValueError, match="share: expected a share"):
         method.fitting(images, share=2.0)
+
+
+def test_much_that_is_filled_up_is_said_once(image, monkeypatch):
+    """The threshold that the warning offers does what it says."""
+    monkeypatch.setattr(agile, "_looked", {})
+    images = [image(seed=seed) for seed in range(4)]
+    method = sc.AgilePruner(keep=20, mean_erank=4.0, tau_max=0.9, step=0.2)
+    with pytest.warns(UserWarning, match="attention alone filled up") as said:
+        chosen = method.select(images)
+    assert len(said) == 1
+    told = str(said[0].message)
+    assert f"{sum(int(each.info['filled']) for each in chosen)} of 80 tokens" in told
+    offered = float(re.search(r"tau_max=([\d.]+) is the largest", told).group(1))
+    assert offered == pytest.approx(method.fitting(images).tau_max, abs=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.select(images)
+        replace(method, tau_max=method.fitting(images).tau_max).select(images)
+        replace(method, keep=10, tau_max=0.0).select(images)
+
+
+def test_little_that_is_filled_up_is_not_said(image, monkeypatch):
+    monkeypatch.setattr(agile, "_looked", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sc.AgilePruner(keep=8, mean_erank=4.0).select(image())
+        assert sc.AgilePruner(mean_erank=4.0).select([]) == []
+
+
+def test_not_every_call_is_looked_at(image, monkeypatch):
+    """On a device a look waits for the scan."""
+    monkeypatch.setattr(agile, "_looked", {})
+    method = sc.AgilePruner(keep=10, mean_erank=1.0)
+    for _ in range(agile.LOOKS):
+        method.select(image())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.select(image().with_(features=np.ones((36, 4))))
 
 
 def test_without_a_threshold_it_is_top_k(image):
