@@ -44,8 +44,8 @@ FAMILIES = [
     *GLM,
 ]
 NEWLINES = ("llava_next", "llava_onevision", "mistral3", "pixtral")
-VIDEOS = ("llava_onevision", *QWEN, *GLM, *HYBRID)
-PLAIN = ("llava_onevision", "qwen2_vl")
+VIDEOS = ("llava_onevision", "internvl", *QWEN, *GLM, *HYBRID)
+PLAIN = ("llava_onevision", "internvl", "qwen2_vl")
 """Whose videos vLLM takes without what is told about them."""
 USUAL = {
     "idefics3": (),
@@ -271,6 +271,19 @@ def test_a_budget_over_a_whole_video(checkpoints, name, method):
         got = written(llm, [request])
         del llm
     assert got == [request.expected(method)]
+
+
+def test_frames_that_are_images_share_no_budget(checkpoints):
+    checkpoint = checkpoints("internvl")
+    request, image = Request(checkpoint, videos=1), Request(checkpoint, SIZES[:1])
+    with engine(checkpoint.folder, sc.EVS(keep=0.3), checkpoint.kind) as llm:
+        with pytest.raises(
+            ValueError, match="secateur: EVS shares a budget over the frames of a v"
+        ):
+            written(llm, [request])
+        got = written(llm, [image])
+        del llm
+    assert got == [image.expected(sc.EVS(keep=0.3))]
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "glm4v"])

@@ -46,6 +46,7 @@ INTERNALS = {
         "InternS1DummyInputsBuilder",
         "InternS1MultiModalProcessor._get_prompt_updates",
         "InternS1ProcessingInfo.get_max_image_tokens",
+        "InternS1ProcessingInfo.get_num_frames_with_most_features",
         "InternS1ProcessingInfo.get_supported_mm_limits",
     ),
     "model_executor.models.idefics3": (
@@ -157,6 +158,7 @@ INTERNALS = {
         "BaseMultiModalProcessor.get_dummy_inputs",
         "BaseProcessingInfo.get_mm_max_tokens_per_item",
         "BaseProcessingInfo.model_id",
+        "BaseProcessingInfo.validate_num_items",
         "PromptReplacement",
         "PromptUpdateDetails.select_token_id",
     ),

@@ -1,13 +1,14 @@
 """InternVL on vLLM, in checkpoints as transformers has them: tiles that share a budget.
 
-vLLM's class for those is InternS1's. Images only: vLLM stands the frames of a video between words
-of its own.
+vLLM's class for those is InternS1's. The frames of a video are images of one tile between words, in
+transformers too: each keeps its own tokens, so methods that share a budget over frames get none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,12 @@ from secateur.integrations.observing import (
     watching,
 )
 from secateur.integrations.vllm.counting import Sized
+from secateur.integrations.vllm.layout import shortened
 from secateur.integrations.vllm.pruning import Pruned
 from secateur.integrations.vllm.requests import Instructed
+
+TILES = {"pixel_values": "image_num_patches", "pixel_values_videos": "video_num_patches"}
+"""What tells how many tiles an image, or frames a video, has among these pixels."""
 
 
 class Info(Sized, interns1.InternS1ProcessingInfo):
@@ -37,8 +42,25 @@ class Info(Sized, interns1.InternS1ProcessingInfo):
     unpruned = interns1.InternS1ProcessingInfo
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Images."""
-        return {"image": None}
+        """Images, and videos where each frame is chosen from by itself."""
+        return {"image": None, "video": None} if self.method.over == "frame" else {"image": None}
+
+    def validate_num_items(self, modality: str, num_items: int) -> None:
+        """Say why there are no videos."""
+        if modality not in self.get_supported_mm_limits():
+            raise ValueError(
+                f"secateur: {type(self.method).__name__} shares a budget over the frames of a "
+                'video, and those of InternVL are images each; take a method with over="frame"'
+            )
+        super().validate_num_items(modality, num_items)
+
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        """As of images, and of a video with as many frames as a prompt takes."""
+        frames = self.stock.get_num_frames_with_most_features(seq_len, mm_counts)
+        size = self.get_hf_processor().image_seq_length
+        return {**super().get_mm_max_tokens_per_item(seq_len, mm_counts), "video": frames * size}
 
     def kept(self, tiles: int, size: int) -> int:
         """Kept tokens of an image of so many tiles of `size` tokens."""
@@ -54,20 +76,29 @@ class Processor(Instructed, interns1.InternS1MultiModalProcessor):
         self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
     ) -> Sequence[Any]:
         stock = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        (image,) = (each for each in stock if each.modality == "image")
+        image, video = stock
         processor = self.info.get_hf_processor()
-        token = processor.image_token_id
+        token, size = processor.image_token_id, processor.image_seq_length
 
         def replacement(place: int) -> Any:
             item = out_mm_kwargs["image"][place]
             if "image_num_patches" not in item:
                 # What a user encoded is as long as it is.
                 return image.replacement(place)
-            kept = self.info.kept(int(item["image_num_patches"].data), processor.image_seq_length)
+            kept = self.info.kept(int(item["image_num_patches"].data), size)
             ids = [processor.start_image_token_id, *[token] * kept, processor.end_image_token_id]
             return PromptUpdateDetails.select_token_id(ids, token)
 
-        return [PromptReplacement(modality="image", target=image.target, replacement=replacement)]
+        def frames(place: int) -> Any:
+            told = video.replacement(place).full
+            (mark,) = video.target
+            counts = [self.info.method.budget(size)] * told.count(processor.start_image_token_id)
+            return PromptUpdateDetails.select_token_id(shortened(told, mark, counts), mark)
+
+        return [
+            PromptReplacement(modality="image", target=image.target, replacement=replacement),
+            PromptReplacement(modality="video", target=video.target, replacement=frames),
+        ]
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -83,12 +114,12 @@ class SecateurInternVLForConditionalGeneration(Pruned, interns1.InternS1ForCondi
         self.prepare(vllm_config)
 
     def loads(self, name: str, kwargs: Any) -> list[int]:
-        """What the projector makes of an image's tiles."""
-        return [int(tiles) * self.num_image_token for tiles in kwargs["image_num_patches"]]
+        """What the projector makes of an image's tiles or a video's frames."""
+        return [int(tiles) * self.num_image_token for tiles in kwargs[TILES[name]]]
 
     def flat(self, name: str, kwargs: Any) -> Mapping[str, Sequence[int]]:
         """Tiles of all images follow one another."""
-        return {name: np.cumsum([0, *map(int, kwargs["image_num_patches"])]).tolist()}
+        return {name: np.cumsum([0, *map(int, kwargs[TILES[name]])]).tolist()}
 
     def given(self, modality: str, inputs: Any) -> list[Any]:
         """Embeddings that came with the request."""
@@ -99,7 +130,10 @@ class SecateurInternVLForConditionalGeneration(Pruned, interns1.InternS1ForCondi
         with self.watched() as observed:
             features = self.extract_feature(inputs["pixel_values"])
         counts = [int(tiles) for tiles in inputs["num_patches"]]
-        return tiles_visuals(features, counts, observed)
+        visuals = tiles_visuals(features, counts, observed)
+        if modality == "video":
+            return [replace(each, modality="video", crops=0) for each in visuals]
+        return visuals
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, Any]]:
