@@ -66,7 +66,9 @@ def register_driver(name: str, module: str, library: str) -> None:
     much later on may have a function `wake`, left out of its `__all__`, which is called where
     the driver is chosen by name. Left out of it, too, is a function `alone`: it takes how many
     multiplications the product of a choice's tokens with each other has, and gives the context
-    that the whole choice is made in.
+    that the whole choice is made in. So are `lends(x)`, `lend(x)` and `take_back(x)`: whether
+    and as what another library's array the memory of `x` can be worked on, and the way back;
+    our methods then choose there.
     """
     _modules[name] = module
     known = _drivers.get(library, ())
@@ -209,6 +211,16 @@ def whole(x: Array, work: int) -> AbstractContextManager[None]:
         if alone is not None:
             return cast("AbstractContextManager[None]", alone(work))
     return nullcontext()
+
+
+def lender(x: Array) -> ModuleType | None:
+    """The driver that lends arrays such as `x` to another library for a whole choice, if one does.
+
+    None where the user chose who computes.
+    """
+    if _choice.get() != "auto":
+        return None
+    return next((each for each in candidates(x) if hasattr(each, "lend")), None)
 
 
 def eager(function: F) -> F:

@@ -6,7 +6,8 @@ that model's family. Checks, slices of a batch, error messages and documents rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -445,6 +446,21 @@ class Tokens:
                 xp = compat.array_namespace(x)
                 changes[name] = xp.reshape(x, (*batch, times, self.size // times, *rest))
         return self.with_(**changes)
+
+    def over(self, change: Callable[[Any], Any]) -> Tokens:
+        """The same, each of its arrays put through `change`: to another library or device."""
+        one = copy(self)
+        for name, x in self.arrays():
+            several = isinstance(x, (list, tuple))
+            object.__setattr__(one, name, [*map(change, x)] if several else change(x))
+        return one
+
+    def arrays(self) -> Iterator[tuple[str, Any]]:
+        """Names and values of the inputs that are arrays, or several texts of them."""
+        for name, row in INPUTS.items():
+            x = getattr(self, name)
+            if x is not None and row.axis != "fact":
+                yield name, x
 
     def without_gradients(self) -> Tokens:
         """The same numbers without their history: a choice of tokens has no derivative."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -281,6 +281,19 @@ class Selection:
         kept = xp.astype(self.mask(), self.indices.dtype)
         shape = (*self.batch_shape, frames, self.size // frames)
         return xp.sum(xp.reshape(kept, shape), axis=-1)
+
+    def over(self, change: Callable[[Any], Any]) -> Selection:
+        """The same, each of its arrays put through `change`: to another library or device."""
+        changes: dict[str, Any] = {
+            each.name: change(x)
+            for each in fields(self)
+            if each.name not in ("size", "shares", "info")
+            and (x := getattr(self, each.name)) is not None
+        }
+        if self.shares is not None:
+            changes["shares"] = Shares(*map(change, self.shares))
+        told = {name: change(x) if hasattr(x, "shape") else x for name, x in self.info.items()}
+        return replace(self, **changes, info=told)
 
     def row(self, *position: int) -> Selection:
         """One row of a batch, without padding."""

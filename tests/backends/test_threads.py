@@ -186,3 +186,38 @@ def test_gains_of_tensors_are_kept_on_lent_memory(
     assert isinstance(found.indices, torch.Tensor)
     assert found.indices.tolist() == wanted.indices.tolist()
     assert found.gains.tolist() == wanted.gains.tolist()
+
+
+def test_our_methods_choose_from_tensors_on_lent_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another one wrote may call his library by its name, half precision has no NumPy."""
+    torch = pytest.importorskip("torch")
+    kind, seen = sc.methods()["topk"], []
+
+    def choose(self: sc.Method, tokens: sc.Tokens, k: int) -> sc.Selection:
+        seen.append(type(tokens.attention))
+        return sc.Selection.of(
+            tokens.attention.argsort()[:k], tokens.size, scores=tokens.attention[::-1]
+            if isinstance(tokens.attention, np.ndarray) else tokens.attention,
+            info={"told": tokens.attention.max(), "name": "topk"},
+        )  # fmt: skip
+
+    monkeypatch.setattr(kind, "choose", choose)
+    attention = torch.rand(20)
+    given = sc.Tokens(features=torch.randn(20, 4), attention=attention)
+    found = kind(keep=3).select(given)
+    assert seen.pop() is np.ndarray
+    assert found.indices.tolist() == attention.argsort()[:3].tolist()
+    assert found.scores.tolist() == attention.flip(0).tolist()
+    assert isinstance(found.info["told"], torch.Tensor)
+    assert found.info["name"] == "topk"
+
+    class Theirs(kind):  # type: ignore[misc, valid-type]
+        pass
+
+    half = given.with_(features=given.features.half(), attention=attention.half())
+    for method, tokens in ((Theirs(keep=3), given), (kind(keep=3), half)):
+        method.select(tokens)
+        assert seen.pop() is torch.Tensor
+    with sc.backend("torch"):
+        kind(keep=3).select(given)
+    assert seen.pop() is torch.Tensor

@@ -21,8 +21,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from secateur.backends import lending
 from secateur.backends.lending import Pool, handed, in_parts, worked_on_by
-from secateur.backends.lending import alone as alone
 from secateur.backends.torch import greedy
 from secateur.core import (
     arrays,
@@ -73,6 +73,7 @@ MATRIX = 1 << 31
 """Bytes of the float64 matrices that may be built from features on a CUDA device at once."""
 BLOCK = 1 << 24
 """Attention weights held at once."""
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def _by_pool(step: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -95,6 +96,31 @@ def _on_host(operation: Operation[..., Any], *args: Any, **kwargs: Any) -> Any:
     return _to_device(answer, getattr(args[0], "sample", args[0]).device)
 
 
+@contextmanager
+def alone(work: int) -> Iterator[None]:
+    """Around a choice from tensors; see `lending.alone`."""
+    with worked_on_by(POOL), lending.alone(work):
+        yield
+
+
+def lends(x: Any) -> bool:
+    """Whether a tensor's memory can be worked on as NumPy's array of the same numbers."""
+    return type(x) is torch.Tensor and x.device.type == "cpu" and x.dtype not in _HALF
+
+
+def lend(x: Tensor) -> np.ndarray[Any, Any]:
+    """The memory of a tensor as NumPy's array."""
+    return cast("np.ndarray[Any, Any]", x.detach().resolve_neg().numpy())
+
+
+def take_back(x: Any) -> Tensor:
+    """What was found there, as a tensor."""
+    found = np.asarray(x)
+    if not found.flags.writeable or min(found.strides, default=0) < 0:
+        found = found.copy()
+    return torch.from_numpy(found)
+
+
 def _to_host(x: Any) -> Any:
     if isinstance(x, ByRow):
         return x.with_arrays(_to_host)
@@ -115,7 +141,7 @@ def _to_device(x: Any, device: torch.device) -> Any:
 def _plain(x: Tensor) -> Tensor:
     """Without its history of gradients; half precision widened."""
     x = x.detach()
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in _HALF else x
 
 
 def _derived(*tensors: Any) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -34,20 +33,10 @@ FILLS = 0.1
 """What attention alone may fill up of what is kept before it is said."""
 
 LOOKS = 32
-"""How many calls of one setting are looked at: on a device, each look waits for the scan."""
+"""How many calls of a process are looked at: on a device, each look waits for the scan."""
 
-_looked: dict[tuple[Any, ...], int] = {}
-_is_fitting: ContextVar[bool] = ContextVar("is_fitting", default=False)
-
-
-@contextmanager
-def _fitting() -> Iterator[None]:
-    """Say nothing of thresholds that are tried."""
-    before = _is_fitting.set(True)
-    try:
-        yield
-    finally:
-        _is_fitting.reset(before)
+_looks_left = LOOKS
+_fitting: ContextVar[bool] = ContextVar("fitting", default=False)
 
 
 @dataclass(frozen=True)
@@ -164,7 +153,7 @@ class AgilePruner(Method):
     def choose(self, tokens: Tokens, k: int) -> Selection:
         """The scan with each image's own threshold; see `Method.choose`."""
         chosen = self._scan_each([tokens], [k])
-        replace(self, keep=k)._tell([tokens], chosen)
+        self._tell([tokens], chosen)
         return chosen[0]
 
     def choose_each(self, images: Sequence[Tokens]) -> list[Selection]:
@@ -204,38 +193,50 @@ class AgilePruner(Method):
         (2, 0.0308)
         """
         require_share("share", share)
+        token = _fitting.set(True)
+        try:
+            chosen = self.select(list(images))
+        finally:
+            _fitting.reset(token)
+        if _filled(chosen) <= share:
+            return self
+        return replace(self, tau_max=self._largest(images, chosen, share))
+
+    def _largest(
+        self, images: Sequence[Tokens], chosen: Sequence[Selection], share: float
+    ) -> float:
+        """The threshold of `fitting`, of images from whom too much was filled up."""
 
         def fills(tau_max: float) -> bool:
-            filled, kept = _filled(replace(self, tau_max=tau_max).select(list(images)))
-            return filled > share * kept
+            method = replace(self, tau_max=tau_max)
+            scans = [
+                method._scan(each, to_numpy(one.count), to_numpy(one.info["relative_complexity"]))
+                for each, one in zip(images, chosen, strict=True)
+            ]
+            return _filled(scans) > share
 
-        with _fitting():
-            if not images or not fills(self.tau_max):
-                return self
-            low, high = 0, FINENESS
-            while high - low > 1:
-                middle = (low + high) // 2
-                much = fills(self.tau_max * middle / FINENESS)
-                low, high = (low, middle) if much else (middle, high)
-        return replace(self, tau_max=self.tau_max * low / FINENESS)
+        low, high = 0, FINENESS
+        while high - low > 1:
+            middle = (low + high) // 2
+            much = fills(self.tau_max * middle / FINENESS)
+            low, high = (low, middle) if much else (middle, high)
+        return self.tau_max * low / FINENESS
 
     def _tell(self, images: Sequence[Tokens], chosen: Sequence[Selection]) -> None:
         """Warn once where attention alone fills up much, and offer what does not."""
-        setting = (self.keep, self.tau_max, self.step, self.measure)
-        looks = _looked.get(setting, 0)
-        if looks >= LOOKS or _is_fitting.get():
+        global _looks_left
+        if _looks_left <= 0 or _fitting.get():
             return
-        _looked[setting] = looks + 1
-        filled, kept = _filled(chosen)
-        if filled <= FILLS * kept:
+        _looks_left -= 1
+        filled = _filled(chosen)
+        if filled <= FILLS:
             return
-        _looked[setting] = LOOKS
-        fitting = self.fitting(images).tau_max
+        _looks_left = 0
         warnings.warn(
-            f"AgilePruner: attention alone filled up {filled:.0f} of {kept:.0f} tokens, as "
+            f"AgilePruner: attention alone filled up {100 * filled:.0f} % of what was kept, as "
             f"tau_max={self.tau_max:.4g} drives all others away; of what lets it fill up at most "
-            f"a tenth of these, tau_max={fitting:.4g} is the largest (AgilePruner.fitting finds "
-            "it for images of yours)",
+            f"a tenth here, tau_max={self._largest(images, chosen, FILLS):.4g} is the largest "
+            "(AgilePruner.fitting finds it for images of yours)",
             stacklevel=2,
         )
 
@@ -288,7 +289,7 @@ class AgilePruner(Method):
         return [part.reshape(s.shape) for part, s in zip(np.split(flat, ends), shares, strict=True)]
 
 
-def _filled(chosen: Sequence[Selection]) -> tuple[float, float]:
-    """How many tokens attention filled up, and how many were kept."""
+def _filled(chosen: Sequence[Selection]) -> float:
+    """What share of the kept tokens attention filled up."""
     filled = sum(float(np.sum(to_numpy(each.info["filled"]))) for each in chosen)
-    return filled, sum(float(np.sum(to_numpy(each.count))) for each in chosen)
+    return filled / max(1.0, sum(float(np.sum(to_numpy(each.count))) for each in chosen))

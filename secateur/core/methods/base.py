@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, dataclass, field, fields
+from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, Self, overload
 
 import numpy as np
@@ -21,7 +22,7 @@ from secateur.core.arrays import (
     to_numpy,
 )
 from secateur.core.dispatch import backend as backend_choice
-from secateur.core.dispatch import eager, whole
+from secateur.core.dispatch import eager, lender, whole
 from secateur.core.frames import allocate_in_time, joined
 from secateur.core.inputs import INPUTS, Request, Tokens
 from secateur.core.parameters import check_types, typed
@@ -252,10 +253,29 @@ class Method(ABC):
             for place, each in enumerate(images):
                 self._check(each, check_finite)
                 images[place] = each.without_gradients()
+            driver = self._lender(images)
+            if driver is not None:
+                images = [each.over(driver.lend) for each in images]
             chosen = self._choose_in_time(images)
             if check_finite:
                 self._refuse_lost(chosen)
+            if driver is not None:
+                chosen = [each.over(driver.take_back) for each in chosen]
         return chosen[0] if one else chosen
+
+    def _lender(self, images: Sequence[Tokens]) -> ModuleType | None:
+        """The driver that lends all arrays of these to another library, where we may do that.
+
+        Another one's method may call his library by its name.
+        """
+        if not images or not type(self).__module__.startswith("secateur.core."):
+            return None
+        driver = lender(images[0].sample)
+        if driver is None:
+            return None
+        given = (x for each in images for _, x in each.arrays())
+        listed = (x if isinstance(x, (list, tuple)) else [x] for x in given)
+        return driver if all(driver.lends(x) for each in listed for x in each) else None
 
     def _refuse_lost(self, chosen: Sequence[Selection]) -> None:
         """Refuse scores that overflowed, though every number that they are made of is finite."""

@@ -88,14 +88,14 @@ def test_the_largest_threshold_that_fits(image):
 
 def test_much_that_is_filled_up_is_said_once(image, monkeypatch):
     """The threshold that the warning offers does what it says."""
-    monkeypatch.setattr(agile, "_looked", {})
+    monkeypatch.setattr(agile, "_looks_left", agile.LOOKS)
     images = [image(seed=seed) for seed in range(4)]
     method = sc.AgilePruner(keep=20, mean_erank=4.0, tau_max=0.9, step=0.2)
     with pytest.warns(UserWarning, match="attention alone filled up") as said:
         chosen = method.select(images)
     assert len(said) == 1
     told = str(said[0].message)
-    assert f"{sum(int(each.info['filled']) for each in chosen)} of 80 tokens" in told
+    assert f"{100 * sum(int(each.info['filled']) for each in chosen) / 80:.0f} % of what" in told
     offered = float(re.search(r"tau_max=([\d.]+) is the largest", told).group(1))
     assert offered == pytest.approx(method.fitting(images).tau_max, abs=1e-4)
     with warnings.catch_warnings():
@@ -105,8 +105,18 @@ def test_much_that_is_filled_up_is_said_once(image, monkeypatch):
         replace(method, keep=10, tau_max=0.0).select(images)
 
 
+def test_what_is_offered_asks_no_running_mean(image, monkeypatch):
+    """Who is warned chooses the same afterwards as who is not."""
+    monkeypatch.setattr(agile, "_looks_left", agile.LOOKS)
+    running = sc.RunningCalibration()
+    method = sc.AgilePruner(keep=20, mean_erank=running, tau_max=0.9, step=0.2)
+    with pytest.warns(UserWarning, match="attention alone filled up"):
+        method.select(image(seed=1))
+    assert running.so_far.images == 1
+
+
 def test_little_that_is_filled_up_is_not_said(image, monkeypatch):
-    monkeypatch.setattr(agile, "_looked", {})
+    monkeypatch.setattr(agile, "_looks_left", agile.LOOKS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sc.AgilePruner(keep=8, mean_erank=4.0).select(image())
@@ -115,7 +125,7 @@ def test_little_that_is_filled_up_is_not_said(image, monkeypatch):
 
 def test_not_every_call_is_looked_at(image, monkeypatch):
     """On a device a look waits for the scan."""
-    monkeypatch.setattr(agile, "_looked", {})
+    monkeypatch.setattr(agile, "_looks_left", agile.LOOKS)
     method = sc.AgilePruner(keep=10, mean_erank=1.0)
     for _ in range(agile.LOOKS):
         method.select(image())
