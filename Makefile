@@ -2,7 +2,8 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 ASV_ARGS ?=
-JOBS ?= 2
+# As many tests at a time as there are cores, up to four: each may take 1.3 GB.
+JOBS ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 SECONDS ?= 120
 SEED ?=
 
@@ -32,7 +33,7 @@ SHELL := bash
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
-	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on, JOBS=2 at a time)"
+	@echo "make test      run the tests             (PYTEST_ARGS=... is passed on, JOBS=$(JOBS) at a time)"
 	@echo "make speed     time ten operations beside the parent commit"
 	@echo "make test-all  run the slow tests too, and every test on JAX arrays"
 	@echo "make test-serving  test the vLLM plug-in, in an environment of its own (3.5 GB)"
