@@ -18,6 +18,7 @@ from secateur.core.inputs import INPUTS, REQUESTS, Request
 from secateur.core.methods import Method, Row, own, table
 
 DIFFERENCES = ROOT / "docs" / "methods" / "differences.md"
+SETTINGS = ROOT / "docs" / "evidence" / "settings.md"
 
 COUNTED = {
     "size": "from the size of the image: known before anything is encoded",
@@ -151,6 +152,9 @@ def differences() -> dict[str, list[list[str]]]:
 
 def _evidence(row: Row) -> str:
     told = f"Checked against {row.parity}."
+    if f"## {row.title}" in SETTINGS.read_text("utf-8").splitlines():
+        page = f"../evidence/settings.md#{row.title.lower()}"
+        told += f" [What its settings do]({page}) on features of models that others trained."
 
     def kind(run: tuple[str, ...]) -> tuple[str, ...]:
         """Model, what is compared, whether it is equal."""

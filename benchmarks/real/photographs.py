@@ -1,5 +1,7 @@
 """Photographs through a transformer that others trained: ``python benchmarks/real/photographs.py``.
 
+At 518 pixels, 1,369 tokens, every fifth of them: ``python benchmarks/real/photographs.py 518 5``.
+
 What of 576 tokens at 336 pixels methods keep, measured by what none of them optimises: how well all
 patches are least squares of the kept ones, and how well a linear probe, learnt on other photographs
 and random choices, tells the pooled output from the kept ones. Photographs are those in the
@@ -22,7 +24,7 @@ import numpy as np
 import packages
 import torch
 from PIL import Image
-from transformer import Transformer, pixels
+from transformer import PATCH, Transformer, pixels
 
 import secateur as sc
 
@@ -75,31 +77,36 @@ def files() -> list[Path]:
     return found
 
 
-def _jpeg(path: Path) -> int:
+def of_side(name: str, side: int) -> str:
+    """A name in the cache; pictures of the usual side have none of their own."""
+    return name if side == SIDE else f"{name}-{side}"
+
+
+def _jpeg(path: Path, side: int) -> int:
     square = np.uint8(
-        np.clip(pixels(Image.open(path), SIDE).numpy().transpose(1, 2, 0), -2, 2) * 60
+        np.clip(pixels(Image.open(path), side).numpy().transpose(1, 2, 0), -2, 2) * 60
     )
     kept = io.BytesIO()
     Image.fromarray(square + 128).save(kept, "JPEG", quality=85)
     return kept.tell()
 
 
-def photographs() -> list[Photograph]:
-    """All of them, encoded once."""
-    path = packages.CACHE / "photographs.npz"
-    listed = files()
+def photographs(side: int = SIDE, every: int = 1) -> list[Photograph]:
+    """All of them, or every so many, encoded once."""
+    path = packages.CACHE / f"{of_side('photographs', side)}.npz"
+    listed = files()[::every]
     names = [each.stem for each in listed]
     if not path.exists() or json.loads(str(np.load(path)["names"])) != names:
         encoder, kept = Transformer(packages.transformer()), []
         for place, each in enumerate(listed):
-            seen = encoder(pixels(Image.open(each), SIDE))
+            seen = encoder(pixels(Image.open(each), side))
             weights = torch.stack(seen.attention)
             parts = (seen.features[-2], seen.keys[-2], weights, seen.output, seen.pooled)
             kept.append([part.numpy() for part in parts])
             if place % 10 == 9:
                 print(f"encoded {place + 1} of {len(listed)} photographs", flush=True)
         stacked = {f"part{i}": np.stack(part) for i, part in enumerate(zip(*kept, strict=True))}
-        sizes = np.array([_jpeg(each) for each in listed])
+        sizes = np.array([_jpeg(each, side) for each in listed])
         np.savez(path, names=json.dumps(names), sizes=sizes, **stacked)
     stored = np.load(path)
     features, keys, weights, output, pooled = (np.float64(stored[f"part{i}"]) for i in range(5))
@@ -111,7 +118,7 @@ def photographs() -> list[Photograph]:
             keys=keys[place],
             attention=attention[-2],
             attention_shallow=attention[2],
-            grid=GRID,
+            grid=(side // PATCH, side // PATCH),
         )
         entropies = [float(sc.attention_entropy(each)) for each in attention]
         size = int(stored["sizes"][place])
@@ -173,7 +180,7 @@ class Probe:
         dice = np.random.default_rng(seed)
         means, pooled = [], []
         for each in seen:
-            for count in (16, 32, 64, 128, 256, 576):
+            for count in (16, 32, 64, 128, 256, len(each.last)):
                 for _ in range(4):
                     places = dice.permutation(len(each.last))[:count]
                     means.append(each.last[places].mean(0))
@@ -190,12 +197,12 @@ class Probe:
         return float(((guess - each.pooled) ** 2).sum()), float(((self.y - each.pooled) ** 2).sum())
 
 
-def measure(found: list[Photograph]) -> dict[str, Any]:
+def measure(found: list[Photograph], side: int = SIDE) -> dict[str, Any]:
     """Everything that is reported, one entry a photograph."""
     rows: dict[str, dict[str, Any]] = {}
     fitting = []
     for half in (0, 1):
-        path = packages.CACHE / f"photographs-{half}-of-{len(found)}.json"
+        path = packages.CACHE / f"{of_side('photographs', side)}-{half}-of-{len(found)}.json"
         if not path.exists():
             told = _measured(found[half::2], found[1 - half :: 2])
             path.write_text(json.dumps(told))
@@ -275,11 +282,13 @@ def fillings(found: list[Photograph]) -> dict[str, list[float]]:
 def main() -> None:
     """Measure, and keep what was found."""
     torch.set_num_threads(1)
+    side, every = (int(x) for x in (sys.argv[1:] or (SIDE, 1)))
     try:
-        found = photographs()
+        found = photographs(side, every)
     except packages.MissingError as error:
         sys.exit(f"benchmarks/real: {error}")
-    (packages.CACHE / "photographs.json").write_text(json.dumps(measure(found)))
+    path = packages.CACHE / f"{of_side('photographs', side)}.json"
+    path.write_text(json.dumps(measure(found, side)))
     print(f"{len(found)} photographs measured")
 
 

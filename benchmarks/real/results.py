@@ -129,19 +129,29 @@ _OF = (_eranks, _entropies)
 def _kept(script: str) -> dict[str, Any]:
     path = packages.CACHE / f"{script}.json"
     if not path.exists():
-        raise packages.MissingError(f"{path} is missing: run benchmarks/real/{script}.py")
+        run = script.replace("-", ".py ") if "-" in script else f"{script}.py"
+        raise packages.MissingError(f"{path} is missing: run benchmarks/real/{run}")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
-def photographs() -> dict[str, Any]:
-    """What ``photographs.py`` kept."""
-    return _kept("photographs")
+def photographs(name: str = "photographs") -> dict[str, Any]:
+    """What ``photographs.py`` kept, of the usual side or, as ``photographs-518``, of another."""
+    return _kept(name)
 
 
 def views() -> dict[str, Any]:
     """What ``views.py`` kept."""
     return _kept("views")
+
+
+def settings(part: str) -> dict[str, Any]:
+    """What a part of ``settings.py`` kept."""
+    path = packages.CACHE / f"settings-{part}.json"
+    if not path.exists():
+        raise packages.MissingError(f"{path} is missing: run benchmarks/real/settings.py {part}")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def halves() -> dict[str, Any]:
