@@ -159,6 +159,9 @@ def test_decoding_equals_recomputing_without_a_cache(case, model, by_norm, calls
         if call.get("visual_pos_masks") is not None:
             masks = call["visual_pos_masks"]
             call["visual_pos_masks"] = torch.cat([masks, masks.new_zeros(1, step)], dim=1)
+        if call.get("per_layer_inputs") is not None:
+            told = [each["per_layer_inputs"] for each in (start, *seen[1 : step + 1])]
+            call["per_layer_inputs"] = torch.cat(told, dim=1)
         call["attention_mask"] = hand_mask(model, inputs, att.last.positions, step)
         hidden = decoder(**call).last_hidden_state[:, -1]
         equal(model.lm_head(hidden), out.logits[step])
