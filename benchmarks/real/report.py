@@ -264,11 +264,13 @@ def larger_photographs() -> str:
         f"{k}: {' and '.join(f'{half[k]:.3f}' for half in told['fitting'])}"
         for k in ("32", "64", "128")
     ]
+    entropy = f"{entropies[:, -2].mean():.2f} nats of {np.log(1369):.2f} at most"
     return f"""
 ## At 518 pixels
 
 {len(each)} of the photographs at 518 pixels, 1,369 tokens, of which as many are kept as above: a
-smaller share.
+smaller share. The probe learns on half of so few photographs that it says little here; covers,
+certificates and fill-ups are much as above.
 
 {cover_table(told, names, each)}
 
@@ -282,8 +284,7 @@ a tenth: {"; ".join(fits)}.
 Effective rank {before} in the block before the last, {behind} behind the last norm; its
 correlation with the bytes of the JPEG {plain(results.ranked(eranks, sizes))}, with the entropy of
 the class token's attention in the block before the last
-{plain(results.ranked(eranks, entropies[:, -2]))}. That entropy is {entropies[:, -2].mean():.2f}
-nats of {np.log(1369):.2f} at most.
+{plain(results.ranked(eranks, entropies[:, -2]))}. That entropy is {entropy}.
 """
 
 
