@@ -190,6 +190,9 @@ def test_words_are_told_what_lies_beside_what_they_name(processor):
             rows = range(down) if side == "above" else range(down + 1, 3)
             assert places == [(other, right) for other in rows]
             assert (wanted in held) == (words[-1] == "yes")
+            sought = target.wanted[row][mine]
+            assert sought[at].tolist() == 2 * [SHAPES.index(wanted)]
+            assert int((sought >= 0).sum()) == 2
             dense += 1
     assert min(neighbours, dense) > 10
 

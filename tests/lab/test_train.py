@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from transformers import CLIPModel, LlavaForConditionalGeneration
 from secateur.lab.model import build_clip, build_model
 from secateur.lab.packaged import save
 from secateur.lab.training.attention import in_order
-from secateur.lab.training.batches import batch
+from secateur.lab.training.batches import Batch, batch
 from secateur.lab.training.contrast import TextSettings, train_text
 from secateur.lab.training.muon import BatchedMuon
 from secateur.lab.training.reading import read
@@ -107,41 +107,63 @@ def test_a_grown_model_answers_as_before_and_all_its_layers_learn(tmp_path):
         assert torch.equal(weight, tower[name])
 
 
+def told_nothing():
+    """A batch of three tokens that say nothing but what a test adds."""
+    given = dict.fromkeys(field.name for field in fields(Batch))
+    return Batch(
+        **given
+        | {
+            "heard": torch.full((1, 3, 3), -100),
+            "wanted": torch.full((1, 3), -100),
+            "aside": torch.zeros(1, 3, 9, dtype=torch.bool),
+            "holds": torch.zeros(1, 3, 7, dtype=torch.bool),
+        }
+    )
+
+
 def test_words_that_tell_where_what_they_name_lies_have_no_loss():
-    heard = torch.full((1, 3, 3), -100)
-    heard[0, 1] = torch.tensor([4, 7, -100])
-    nowhere = torch.zeros(1, 3, 9, dtype=torch.bool), torch.zeros(1, 3, 7, dtype=torch.bool)
+    told, states = told_nothing(), [torch.zeros(1, 3, 128) for _ in range(7)]
+    told.heard[0, 1] = torch.tensor([4, 7, -100])
     probes = Probes()
     with torch.no_grad():
         for probe in probes.heard:
             probe.weight.copy_(30 * torch.eye(9, 128))
-    states = [torch.zeros(1, 3, 128) for _ in range(7)]
     states[3][0, 1, 4] = states[4][0, 1, 7] = 0.1
-    assert probes.hear(states, heard, *nowhere) < 1e-6
+    assert probes.hear(states, told) < 1e-6
     states[3][0, 0, 5] = 1  # names nothing
-    assert probes.hear(states, heard, *nowhere) < 1e-6
+    assert probes.hear(states, told) < 1e-6
     states[3][0, 1, 5] = 1
-    assert probes.hear(states, heard, *nowhere) > 1
-    assert probes.hear(states, torch.full((1, 3, 3), -100), *nowhere) == 0
+    assert probes.hear(states, told) > 1
+    assert probes.hear(states, told_nothing()) == 0
 
 
 def test_words_that_tell_what_lies_beside_a_thing_have_no_loss():
-    nothing = torch.full((1, 3, 3), -100)
-    aside, holds = torch.zeros(1, 3, 9, dtype=torch.bool), torch.zeros(1, 3, 7, dtype=torch.bool)
-    aside[0, 1, [2, 5]] = holds[0, 1, 6] = True
+    told, states = told_nothing(), [torch.zeros(1, 3, 128) for _ in range(7)]
+    told.aside[0, 1, [2, 5]] = told.holds[0, 1, 6] = True
     probes = Probes()
     with torch.no_grad():
         for probe in (probes.aside, probes.holds):
             probe.weight.copy_(60 * torch.eye(len(probe.weight), 128))
             probe.bias.fill_(-30)
-    states = [torch.zeros(1, 3, 128) for _ in range(7)]
     states[4][0, 1, [2, 5]] = states[5][0, 1, 6] = 0.1
-    assert probes.hear(states, nothing, aside, holds) < 1e-6
+    assert probes.hear(states, told) < 1e-6
     states[5][0, 1, 6] = 0
-    assert probes.hear(states, nothing, aside, holds) > 1
+    assert probes.hear(states, told) > 1
     states[5][0, 1, 6] = 0.1
     states[4][0, 1, 5] = 0
-    assert probes.hear(states, nothing, aside, holds) > 1
+    assert probes.hear(states, told) > 1
+
+
+def test_words_that_tell_what_is_looked_for_have_no_loss():
+    told, states = told_nothing(), [torch.zeros(1, 3, 128) for _ in range(7)]
+    told.wanted[0, 1] = 3
+    probes = Probes()
+    with torch.no_grad():
+        probes.wanted.weight.copy_(30 * torch.eye(7, 128))
+    states[4][0, 1, 3] = 0.1
+    assert probes.hear(states, told) < 1e-6
+    states[4][0, 1, 3] = 0
+    assert probes.hear(states, told) > 1
 
 
 def test_muon_in_batches_is_muon():

@@ -98,6 +98,8 @@ class Batch(Asked):
         question's yes or no, those of the column.
     holds
         bool, shape ``(B, T, 7)``: the shapes at these places.
+    wanted
+        int64, shape ``(B, T)``: the shape that a dense question looks for there, else -100.
     patches
         For each of `PROBES` int64, shape ``(B, 144)``.
     present
@@ -107,6 +109,7 @@ class Batch(Asked):
     heard: Any
     aside: Any
     holds: Any
+    wanted: Any
     patches: dict[str, Any]
     present: Any
 
@@ -150,6 +153,7 @@ def batch(seed: int, step: int, size: int, room: int, focus: float = 0.0) -> Bat
         ),
         aside=_unpacked([row[9] for row in packed], BOARD * BOARD),
         holds=_unpacked([row[10] for row in packed], len(SHAPES)),
+        wanted=padded([row[11] for row in packed], NOT_ASKED),
         patches={
             name: torch.from_numpy(np.stack([labels[name] for labels in map(_labels, drawn)]))
             for name in PROBES
@@ -165,7 +169,7 @@ def _pack(rng: np.random.Generator, scene: Scene, room: int, focus: float) -> tu
     targets: list[int] = []
     kinds: list[int] = []
     looks: list[int] = []
-    heard: tuple[list[int], ...] = ([], [], [], [], [])
+    heard: tuple[list[int], ...] = ([], [], [], [], [], [])
     for question in _chosen(rng, scene, focus):
         asked = encode(question.text)
         told = (*encode(question.answer), SPECIAL.index(EOS))
@@ -210,8 +214,8 @@ def _chosen(rng: np.random.Generator, scene: Scene, focus: float) -> list[Questi
 
 
 def _heard(scene: Scene, question: Question, length: int) -> tuple[list[int], ...]:
-    """Return `Batch.heard`, `aside` and `holds` of a question and its answer, a column a list."""
-    named, first, second = ([NOT_ASKED] * length for _ in range(3))
+    """Return `heard`, `aside`, `holds` and `wanted` of `Batch` for a question, a column a list."""
+    named, first, second, wanted = ([NOT_ASKED] * length for _ in range(4))
     aside, holds = ([0] * length for _ in range(2))
     words = re.findall(r"\w+|[^\w\s]", question.text)
     places: list[int] = []
@@ -239,7 +243,8 @@ def _heard(scene: Scene, question: Question, length: int) -> tuple[list[int], ..
             first[token] = _place(thing)
             aside[token] = sum(1 << other * BOARD + thing.column for other in rows)
             holds[token] = _held(scene.objects, aside[token])
-    return named, first, second, aside, holds
+            wanted[token] = SHAPES.index(words[it - 2])
+    return named, first, second, aside, holds, wanted
 
 
 def _held(objects: Sequence[Object], places: int) -> int:

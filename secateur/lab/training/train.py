@@ -40,8 +40,8 @@ from secateur.lab.training.reading import read, score
 
 HEARD = (3, -3, -3)
 """Which state of the language model, the words' own the first, tells each part of `Batch.heard`."""
-ASIDE, HOLDS = -3, -2
-"""Which of them tells where to look beside a thing, and which, after a look, what is there."""
+ASIDE, WANTED, HOLDS = -3, -3, -2
+"""Which of them tells where to look beside a thing and for what, and which, then, what is there."""
 COPIED = 2
 """The layer of the language model of which a copy is put in when it grows."""
 
@@ -101,6 +101,7 @@ class Probes(nn.Module):  # type: ignore[misc]
         self.heard = nn.ModuleList(nn.Linear(WIDTH, BOARD * BOARD) for _ in HEARD)
         self.aside = nn.Linear(WIDTH, BOARD * BOARD)
         self.holds = nn.Linear(WIDTH, len(SHAPES))
+        self.wanted = nn.Linear(WIDTH, len(SHAPES))
 
     def forward(self, patches: Any, pooled: Any, target: Batch) -> tuple[Any, Any]:
         """Return the loss of what patches show, and of what the class token says is there."""
@@ -115,22 +116,23 @@ class Probes(nn.Module):  # type: ignore[misc]
         )
         return shown, there
 
-    def hear(self, words: Sequence[Any], heard: Any, aside: Any, holds: Any) -> Any:
+    def hear(self, words: Sequence[Any], target: Batch) -> Any:
         """Return the loss of where words say that what they name lies, and what lies beside it.
 
         0 where no word says so.
         """
-        loss = torch.zeros((), device=heard.device)
-        for part, (layer, probe) in enumerate(zip(HEARD, self.heard, strict=True)):
-            named = heard[..., part] != NOT_ASKED
+        loss = torch.zeros((), device=target.heard.device)
+        choices = [*zip(HEARD, self.heard, target.heard.unbind(dim=-1), strict=True)]
+        for layer, probe, told in (*choices, (WANTED, self.wanted, target.wanted)):
+            named = told != NOT_ASKED
             if named.any():
                 said = probe(functional.rms_norm(words[layer][named], (WIDTH,)))
-                loss = loss + functional.cross_entropy(said.float(), heard[..., part][named])
-        searched = aside.any(dim=-1)
+                loss = loss + functional.cross_entropy(said.float(), told[named])
+        searched = target.aside.any(dim=-1)
         if searched.any():
             for layer, probe, there in (
-                (ASIDE, self.aside, aside),
-                (HOLDS, self.holds, holds),
+                (ASIDE, self.aside, target.aside),
+                (HOLDS, self.holds, target.holds),
             ):
                 said = probe(functional.rms_norm(words[layer][searched], (WIDTH,))).float()
                 missed = functional.binary_cross_entropy_with_logits(said, there[searched].float())
@@ -354,7 +356,7 @@ def _learn(
                 loss = loss + told + settings.point_weight * found.pointing
                 losses |= {"answers": told.item(), "pointing": found.pointing.item()}
                 if settings.hear_weight:
-                    hearing = probes.hear(found.words, target.heard, target.aside, target.holds)
+                    hearing = probes.hear(found.words, target)
                     loss = loss + settings.hear_weight * hearing
                     losses["hearing"] = hearing.item()
                 counts = score(found.logits, target, KINDS)
