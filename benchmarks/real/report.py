@@ -360,7 +360,8 @@ def halves_page() -> str:
     said = (
         "It is above, and pruned."
         if right / many > ENOUGH
-        else "It is not above, so that it is not pruned, and no method can be judged by it."
+        else "It is not above, so that it is not pruned, and no method can be judged by it: it "
+        "has learnt to see something, and how far more training would take it is not known."
     )
     return f"""# A language model over a real transformer
 
@@ -377,8 +378,8 @@ does not change. Pictures are 224 pixels, their 256 tokens are pooled to 64.
 {told["steps"]} steps were taken, of two scenes and about thirty questions each, in
 {told["minutes"]:.0f} minutes of one core's time: {told["scenes learnt"]} scenes of seed 0. It is
 asked about {told["scenes asked"]} scenes of seed 1; an answer is right if its first token is the
-likeliest of all. With another scene's picture it can only guess. It would be pruned above
-{100 * ENOUGH:.0f} %. {said}
+likeliest of all. With another scene's picture it can only guess; kinds that are right as often with
+that are guessed. It would be pruned above {100 * ENOUGH:.0f} %. {said}
 
 {table(["tokens", "% right", *kinds], rows)}
 
