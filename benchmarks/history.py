@@ -12,7 +12,6 @@ page and the picture.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from against import ROOT, USUAL, Worker, compared
 from machine import DOCS, described
 
@@ -34,9 +34,9 @@ INTRODUCTION = """# From commit to commit
 
 Printed by `python benchmarks/history.py --write`: {cases} cases of the suite on {measured} of the
 {all} commits since 0.1 that changed the library, each beside {beside} in two processes that took
-turns, processor time on one thread, the median of {rounds} pairs. Of commits between two that
-differ by more than {percent:g} % those were measured that lie between, until the one was found
-that did it. Numbers above 1 were slower than {beside}.
+turns, processor time on one thread, the median of {rounds} pairs. Where a case changed by more than
+{percent:g} % and stayed so, commits between were measured until the one was found that did it.
+Numbers above 1 were slower than {beside}.
 
 {machine}
 
@@ -96,30 +96,34 @@ def spread(line: list[str], steps: int) -> list[str]:
 Known = dict[str, dict[str, float | None]]
 
 
-def changed(known: Known, before: str, after: str, change: float) -> list[tuple[str, float]]:
-    """Cases that took so much longer or shorter after than before, and how many times as long."""
-    pairs = ((case, known[before].get(case), known[after].get(case)) for case in USUAL)
-    ratios = [(case, new / old) for case, old, new in pairs if old and new]
-    return [(case, x) for case, x in ratios if max(x, 1 / x) > 1 + change]
+AROUND = 3
+"""Commits before and after a change whose medians must differ too: one may have been disturbed."""
+
+
+def changes(line: list[str], known: Known, change: float) -> list[tuple[str, str, str, float]]:
+    """Neighbours among those measured, a case, and how many times as long it lasts from then on."""
+    seen = [commit for commit in line if commit in known]
+    found = []
+    for place in range(1, len(seen)):
+        before, after = seen[max(0, place - AROUND) : place], seen[place : place + AROUND]
+        for case in USUAL:
+            then = [x for commit in before if (x := known[commit].get(case))]
+            now = [x for commit in after if (x := known[commit].get(case))]
+            if then and now:
+                ratio = float(np.median(now) / np.median(then))
+                least = min(ratio, now[0] / then[-1]), max(ratio, now[0] / then[-1])
+                if least[0] > 1 + change or least[1] < 1 / (1 + change):
+                    found.append((before[-1], after[0], case, ratio))
+    return found
 
 
 def doubtful(line: list[str], known: Known, change: float) -> str | None:
     """A commit not measured, half-way between two neighbours of whom one differs."""
-    places = [i for i, commit in enumerate(line) if commit in known]
-    for low, high in itertools.pairwise(places):
-        if high - low > 1 and changed(known, line[low], line[high], change):
+    for before, after, _, _ in changes(line, known, change):
+        low, high = line.index(before), line.index(after)
+        if high - low > 1:
             return line[(low + high) // 2]
     return None
-
-
-def lasting(line: list[str], known: Known, change: float) -> list[tuple[str, str, float]]:
-    """Commits measured that changed a case, beside the one measured before."""
-    seen = [commit for commit in line if commit in known]
-    return [
-        (after, case, ratio)
-        for before, after in itertools.pairwise(seen)
-        for case, ratio in changed(known, before, after, change)
-    ]
 
 
 def short(case: str) -> str:
@@ -173,11 +177,11 @@ def page(line: list[str], known: Known, beside: str, rounds: int, change: float)
         began = f"{first:.2f}" if first else "not there"
         text += f"| `{short(case)}` | {began} | {max(seen):.2f} | {min(seen):.2f} |\n"
     text += f"\n## Commits that changed a case by more than {100 * change:g} %\n\n"
-    found = lasting(line, known, change)
+    found = changes(line, known, change)
     if not found:
         return text + "None.\n"
     text += "| commit | case | ratio | what it says |\n| --- | --- | ---: | --- |\n"
-    for commit, case, ratio in found:
+    for _, commit, case, ratio in found:
         says = git("log", "-1", "--format=%s", commit).replace("|", "\\|")
         text += f"| {commit} | `{short(case)}` | {ratio:.2f} | {says} |\n"
     return text
