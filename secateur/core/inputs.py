@@ -447,21 +447,6 @@ class Tokens:
                 changes[name] = xp.reshape(x, (*batch, times, self.size // times, *rest))
         return self.with_(**changes)
 
-    def over(self, change: Callable[[Any], Any]) -> Tokens:
-        """The same, each of its arrays put through `change`: to another library or device."""
-        one = copy(self)
-        for name, x in self.arrays():
-            several = isinstance(x, (list, tuple))
-            object.__setattr__(one, name, [*map(change, x)] if several else change(x))
-        return one
-
-    def arrays(self) -> Iterator[tuple[str, Any]]:
-        """Names and values of the inputs that are arrays, or several texts of them."""
-        for name, row in INPUTS.items():
-            x = getattr(self, name)
-            if x is not None and row.axis != "fact":
-                yield name, x
-
     def without_gradients(self) -> Tokens:
         """The same numbers without their history: a choice of tokens has no derivative."""
         changes: dict[str, Any] = {}
@@ -480,6 +465,23 @@ class Tokens:
                 continue
             parts.append(f"{item.name}={x if INPUTS[item.name].axis == 'fact' else _spelt(x)}")
         return f"Tokens({', '.join(parts)})"
+
+
+def arrays_of(tokens: Tokens) -> Iterator[tuple[str, Any]]:
+    """Names and values of the inputs that are arrays, or several texts of them."""
+    for name, row in INPUTS.items():
+        x = getattr(tokens, name)
+        if x is not None and row.axis != "fact":
+            yield name, x
+
+
+def taken_elsewhere(tokens: Tokens, change: Callable[[Any], Any]) -> Tokens:
+    """The same, each array put through `change`: to another library or device."""
+    one = copy(tokens)
+    for name, x in arrays_of(tokens):
+        several = isinstance(x, (list, tuple))
+        object.__setattr__(one, name, [*map(change, x)] if several else change(x))
+    return one
 
 
 def _image(pixels: Any) -> None:

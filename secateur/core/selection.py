@@ -282,19 +282,6 @@ class Selection:
         shape = (*self.batch_shape, frames, self.size // frames)
         return xp.sum(xp.reshape(kept, shape), axis=-1)
 
-    def over(self, change: Callable[[Any], Any]) -> Selection:
-        """The same, each of its arrays put through `change`: to another library or device."""
-        changes: dict[str, Any] = {
-            each.name: change(x)
-            for each in fields(self)
-            if each.name not in ("size", "shares", "info")
-            and (x := getattr(self, each.name)) is not None
-        }
-        if self.shares is not None:
-            changes["shares"] = Shares(*map(change, self.shares))
-        told = {name: change(x) if hasattr(x, "shape") else x for name, x in self.info.items()}
-        return replace(self, **changes, info=told)
-
     def row(self, *position: int) -> Selection:
         """One row of a batch, without padding."""
         if len(position) != len(self.batch_shape):
@@ -337,6 +324,20 @@ class Selection:
                 parts.append(f"{name}={float(number):.4g}")
         parts += [f"{key}={item}" for key, item in self.info.items() if np.ndim(item) == 0]
         return f"Selection({', '.join(parts)})"
+
+
+def taken_back(chosen: Selection, change: Callable[[Any], Any]) -> Selection:
+    """The same, each array put through `change`: to another library or device."""
+    changes: dict[str, Any] = {
+        each.name: change(x)
+        for each in fields(chosen)
+        if each.name not in ("size", "shares", "info")
+        and (x := getattr(chosen, each.name)) is not None
+    }
+    if chosen.shares is not None:
+        changes["shares"] = Shares(*map(change, chosen.shares))
+    told = {name: change(x) if hasattr(x, "shape") else x for name, x in chosen.info.items()}
+    return replace(chosen, **changes, info=told)
 
 
 def _is_whole(given: Any) -> bool:

@@ -215,7 +215,8 @@ def test_our_methods_choose_from_tensors_on_lent_memory(monkeypatch: pytest.Monk
         pass
 
     half = given.with_(features=given.features.half(), attention=attention.half())
-    for method, tokens in ((Theirs(keep=3), given), (kind(keep=3), half)):
+    sparse = given.with_(text=torch.eye(4).to_sparse())  # which it does not look at
+    for method, tokens in ((Theirs(keep=3), given), (kind(keep=3), half), (kind(keep=3), sparse)):
         method.select(tokens)
         assert seen.pop() is torch.Tensor
     with sc.backend("torch"):

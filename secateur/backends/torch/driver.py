@@ -105,7 +105,12 @@ def alone(work: int) -> Iterator[None]:
 
 def lends(x: Any) -> bool:
     """Whether a tensor's memory can be worked on as NumPy's array of the same numbers."""
-    return type(x) is torch.Tensor and x.device.type == "cpu" and x.dtype not in _HALF
+    return (
+        type(x) is torch.Tensor
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and x.dtype not in _HALF
+    )
 
 
 def lend(x: Tensor) -> np.ndarray[Any, Any]:

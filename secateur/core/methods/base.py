@@ -24,9 +24,9 @@ from secateur.core.arrays import (
 from secateur.core.dispatch import backend as backend_choice
 from secateur.core.dispatch import eager, lender, whole
 from secateur.core.frames import allocate_in_time, joined
-from secateur.core.inputs import INPUTS, Request, Tokens
+from secateur.core.inputs import INPUTS, Request, Tokens, arrays_of, taken_elsewhere
 from secateur.core.parameters import check_types, typed
-from secateur.core.selection import Selection, stack
+from secateur.core.selection import Selection, stack, taken_back
 
 CountedFrom = Literal["size", "pixels", "features"]
 Reading = Literal["words", "window"]
@@ -255,12 +255,12 @@ class Method(ABC):
                 images[place] = each.without_gradients()
             driver = self._lender(images)
             if driver is not None:
-                images = [each.over(driver.lend) for each in images]
+                images = [taken_elsewhere(each, driver.lend) for each in images]
             chosen = self._choose_in_time(images)
             if check_finite:
                 self._refuse_lost(chosen)
             if driver is not None:
-                chosen = [each.over(driver.take_back) for each in chosen]
+                chosen = [taken_back(each, driver.take_back) for each in chosen]
         return chosen[0] if one else chosen
 
     def _lender(self, images: Sequence[Tokens]) -> ModuleType | None:
@@ -273,7 +273,7 @@ class Method(ABC):
         driver = lender(images[0].sample)
         if driver is None:
             return None
-        given = (x for each in images for _, x in each.arrays())
+        given = (x for each in images for _, x in arrays_of(each))
         listed = (x if isinstance(x, (list, tuple)) else [x] for x in given)
         return driver if all(driver.lends(x) for each in listed for x in each) else None
 
