@@ -50,8 +50,10 @@ the median alone. The goal is a ratio of {goal:g}. A process that is put aside w
 slices of others, some milliseconds each, whatever it computes: the loops, one thread in plain
 Python, show what that alone does to calls of their length. *Processor* is the p99 of the processor
 time of a call, of all threads, to its median alone: a row that misses the goal with less than
-{ours:g} here, or than a loop has, waited for the system. Of fewer than 100 calls, p99 is
-nearly the slowest.
+{ours:g} here, or than a loop has, waited for the system. A process that is put aside finds the
+caches full of somebody else's numbers, and its core shared: the loop over arrays, which NumPy does
+in one thread, shows what that costs whoever reads memory. Of fewer than 100 calls, p99 is nearly
+the slowest.
 
 {machine}
 
@@ -109,6 +111,23 @@ def loop(seconds: float) -> Callable[[], object]:
     sum(range(count))
     often = max(1, int(count * seconds / (time.process_time() - start)))
     return lambda: sum(range(often))
+
+
+def steps(seconds: float) -> Callable[[], object]:
+    """One thread in NumPy's loops over as many numbers as the tokens have, about as long."""
+    x, y = np.random.default_rng(0).random((2, 576, 1024), dtype=np.float32)
+    out = np.empty_like(x)
+
+    def run(often: int) -> None:
+        for _ in range(often):
+            np.multiply(x, y, out=out)
+            np.sqrt(out, out=out)
+            out.sum()
+
+    start = time.process_time()
+    run(20)
+    often = max(1, round(20 * seconds / (time.process_time() - start)))
+    return lambda: run(often)
 
 
 class Times(NamedTuple):
@@ -193,6 +212,7 @@ def main() -> None:
     calls: dict[str, Callable[[], object]] = {
         f"a loop of {1e3 * seconds:g} ms |": loop(seconds) for seconds in LOOPS
     }
+    calls[f"a loop of {1e3 * LOOPS[-1]:g} ms over arrays |"] = steps(LOOPS[-1])
     absent: dict[str, str] = {}
     for name in given.method or NAMES:
         for library, lift in (("arrays", np.asarray), ("tensors", torch.from_numpy)):
