@@ -222,3 +222,17 @@ def test_our_methods_choose_from_tensors_on_lent_memory(monkeypatch: pytest.Monk
     with sc.backend("torch"):
         kind(keep=3).select(given)
     assert seen.pop() is torch.Tensor
+
+
+def test_theirs_within_ours_is_given_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    seen: list[type] = []
+
+    class Theirs(sc.DivPrune):
+        def choose(self, tokens: sc.Tokens, k: int) -> sc.Selection:
+            seen.append(type(tokens.features))
+            return super().choose(tokens, k)
+
+    method = sc.Mixture(keep=8, diversity=Theirs(keep=8), mean_erank=5.0)
+    method.select(sc.Tokens(features=torch.randn(40, 6), attention=torch.rand(40)))
+    assert seen == [torch.Tensor]

@@ -36,7 +36,8 @@ LOOKS = 32
 """How many calls of a process are looked at: on a device, each look waits for the scan."""
 
 _looks_left = LOOKS
-_fitting: ContextVar[bool] = ContextVar("fitting", default=False)
+_scanned: ContextVar[list[tuple[Tokens, Selection]] | None] = ContextVar("scanned", default=None)
+"""What `AgilePruner.fitting` looks at: all that is scanned, frames of a video too."""
 
 
 @dataclass(frozen=True)
@@ -193,25 +194,24 @@ class AgilePruner(Method):
         (2, 0.0308)
         """
         require_share("share", share)
-        token = _fitting.set(True)
+        scanned: list[tuple[Tokens, Selection]] = []
+        token = _scanned.set(scanned)
         try:
-            chosen = self.select(list(images))
+            self.select(list(images))
         finally:
-            _fitting.reset(token)
-        if _filled(chosen) <= share:
+            _scanned.reset(token)
+        if _filled([chosen for _, chosen in scanned]) <= share:
             return self
-        return replace(self, tau_max=self._largest(images, chosen, share))
+        return replace(self, tau_max=self._largest(scanned, share))
 
-    def _largest(
-        self, images: Sequence[Tokens], chosen: Sequence[Selection], share: float
-    ) -> float:
-        """The threshold of `fitting`, of images from whom too much was filled up."""
+    def _largest(self, scanned: Sequence[tuple[Tokens, Selection]], share: float) -> float:
+        """The threshold of `fitting`, where too much was filled up."""
 
         def fills(tau_max: float) -> bool:
             method = replace(self, tau_max=tau_max)
             scans = [
                 method._scan(each, to_numpy(one.count), to_numpy(one.info["relative_complexity"]))
-                for each, one in zip(images, chosen, strict=True)
+                for each, one in scanned
             ]
             return _filled(scans) > share
 
@@ -225,7 +225,12 @@ class AgilePruner(Method):
     def _tell(self, images: Sequence[Tokens], chosen: Sequence[Selection]) -> None:
         """Warn once where attention alone fills up much, and offer what does not."""
         global _looks_left
-        if _looks_left <= 0 or _fitting.get():
+        pairs = [*zip(images, chosen, strict=True)]
+        scanned = _scanned.get()
+        if scanned is not None:
+            scanned += pairs
+            return
+        if _looks_left <= 0:
             return
         _looks_left -= 1
         filled = _filled(chosen)
@@ -235,7 +240,7 @@ class AgilePruner(Method):
         warnings.warn(
             f"AgilePruner: attention alone filled up {100 * filled:.0f} % of what was kept, as "
             f"tau_max={self.tau_max:.4g} drives all others away; of what lets it fill up at most "
-            f"a tenth here, tau_max={self._largest(images, chosen, FILLS):.4g} is the largest "
+            f"a tenth here, tau_max={self._largest(pairs, FILLS):.4g} is the largest "
             "(AgilePruner.fitting finds it for images of yours)",
             stacklevel=2,
         )

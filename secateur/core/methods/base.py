@@ -266,9 +266,9 @@ class Method(ABC):
     def _lender(self, images: Sequence[Tokens]) -> ModuleType | None:
         """The driver that lends all arrays of these to another library, where we may do that.
 
-        Another one's method may call his library by its name.
+        Another one's method, or one within ours, may call his library by its name.
         """
-        if not images or not type(self).__module__.startswith("secateur.core."):
+        if not images or not self._is_ours():
             return None
         driver = lender(images[0].sample)
         if driver is None:
@@ -276,6 +276,13 @@ class Method(ABC):
         given = (x for each in images for _, x in arrays_of(each))
         listed = (x if isinstance(x, (list, tuple)) else [x] for x in given)
         return driver if all(driver.lends(x) for each in listed for x in each) else None
+
+    def _is_ours(self) -> bool:
+        """Whether this method and all that it holds come with the library."""
+        held = (getattr(self, each.name) for each in fields(self))
+        return type(self).__module__.startswith("secateur.core.") and all(
+            each._is_ours() for each in held if isinstance(each, Method)
+        )
 
     def _refuse_lost(self, chosen: Sequence[Selection]) -> None:
         """Refuse scores that overflowed, though every number that they are made of is finite."""

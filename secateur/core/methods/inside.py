@@ -126,8 +126,9 @@ class InsideMethod(Method, Cuts):
             keys=keys,
             entered=hidden,
         )
-        heads, _, width = shape_of(queries)
-        with whole(queries, heads * width * math.prod((*shape_of(text), *shape_of(visual)))):
+        shapes = (shape_of(x) for x in (queries, text, visual))
+        asked = math.prod(map(math.prod, shapes)) // max(1, sight.length)
+        with whole(queries, asked):
             return self.decide(cut, sight).kept
 
 

@@ -115,6 +115,22 @@ def test_what_is_offered_asks_no_running_mean(image, monkeypatch):
     assert running.so_far.images == 1
 
 
+@pytest.mark.parametrize("over", ["frame", "change", "video"])
+def test_a_threshold_that_fits_a_video(image, over):
+    frames = [image(seed=seed) for seed in range(4)]
+    video = sc.Tokens(
+        features=np.concatenate([each.features for each in frames]),
+        attention=np.concatenate([each.attention for each in frames]),
+        frames=4,
+    )
+    method = sc.AgilePruner(keep=20, mean_erank=4.0, tau_max=0.9, step=0.2, over=over)
+    fitting = method.fitting([video])
+    kept = fitting.select(video)
+    assert np.sum(kept.info["filled"]) <= 0.1 * np.sum(kept.count)
+    more = replace(fitting, tau_max=fitting.tau_max + 0.9 / agile.FINENESS).select(video)
+    assert np.sum(more.info["filled"]) > 0.1 * np.sum(more.count)
+
+
 def test_little_that_is_filled_up_is_not_said(image, monkeypatch):
     monkeypatch.setattr(agile, "_looks_left", agile.LOOKS)
     with warnings.catch_warnings():
