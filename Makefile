@@ -20,16 +20,18 @@ SERVING := .venv-serving
 RELEASES := .venv-oldest .venv-newest
 ATTACHED := tests/integrations/test_contract.py tests/integrations/test_attach.py tests/integrations/test_inside.py tests/integrations/test_observation.py tests/integrations/test_cuts.py tests/integrations/test_stages.py tests/integrations/test_copies.py tests/integrations/test_threads.py tests/integrations/test_linear.py tests/integrations/test_chat.py
 
-# The newest release is looked at with the usual families and, in its first sentences, with every
-# other; the oldest, which changes no more, with the usual. All of all: make test-all.
-test-newest: LOOKED_AT = "not slow and (not families or first)"
-test-oldest: LOOKED_AT = "not slow and not families"
+# A release is looked at with the usual families; the newest, in its first sentences, with every
+# other too. All of all: make test-all.
+USUAL := not slow and not families
+FIRST := not slow and families and first
+# A transformers newer than that of $(VENV), where the index has one.
+NEWER = $(PIP) install --dry-run --no-deps --upgrade transformers | sed -n 's/^Would install transformers-//p'
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
-.PHONY: help demo fuzz audit lock test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench evidence dist clean
+.PHONY: help demo fuzz audit lock newer test test-all test-serving test-serving-all test-newest test-oldest coverage check lint format types layers doctests docs tables speed bench evidence dist clean
 
 help:
 	@echo "make demo      ask a small model with all tokens and with 16, write demo.png"
@@ -39,6 +41,7 @@ help:
 	@echo "make test-serving  test the vLLM plug-in, in an environment of its own (3.5 GB)"
 	@echo "make test-serving-all  its slow tests too, such as two tensor-parallel ranks"
 	@echo "make test-newest  test attachments with the newest transformers, in an environment of its own"
+	@echo "                  where make test runs with an older one"
 	@echo "make test-oldest  the same with the oldest that is supported"
 	@echo "make fuzz      call everything with arguments of every kind (SECONDS=120, SEED=... is passed on)"
 	@echo "make audit     ask pip-audit about all that is installed in .venv"
@@ -86,9 +89,21 @@ test-serving: $(SERVING)/.installed
 test-serving-all: $(SERVING)/.installed
 	@$(PYTEST_SERVING) $(PYTEST_ARGS)
 
-test-newest test-oldest: test-%: .venv-%/.installed
+newer: $(VENV)/.dev
+	@$(NEWER)
+
+test-newest: $(VENV)/.dev
+	@newer=$$($(NEWER)); if [ -n "$$newer" ]; \
+	then $(MAKE) --no-print-directory test-in-newest LOOKED_AT="$(USUAL) or $(FIRST)"; \
+	else echo "== $(VENV) has the newest transformers: what make test leaves out of it =="; \
+	$(PYTEST) $(ATTACHED) -m "$(FIRST)" $(PYTEST_ARGS); fi
+
+test-oldest:
+	@$(MAKE) --no-print-directory test-in-oldest LOOKED_AT="$(USUAL)"
+
+test-in-%: .venv-%/.installed
 	@echo "== attachments with transformers $$(.venv-$*/bin/python -c 'import transformers; print(transformers.__version__)') =="
-	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(ATTACHED) -m $(LOOKED_AT) $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(ATTACHED) -m "$(LOOKED_AT)" $(PYTEST_ARGS)
 
 check: lint format types layers doctests
 

@@ -23,7 +23,7 @@ CHECKED = {
     "scipy": "1.17",
     "numba": "0.68",
     "torch": "2.13",
-    "transformers": "5.23",
+    "transformers": "5.24",
     "vllm": "0.32",
 }
 """The newest version that the tests ran with."""

@@ -25,6 +25,7 @@ from secateur.core.inputs import Tokens
 from secateur.core.measures import attention_entropy, effective_rank, median, patch_entropy
 from secateur.core.methods import Method, methods
 from secateur.core.methods.erase import ERASE
+from secateur.core.methods.sparsevlm import DEPTH, SparseVLM
 from secateur.core.selection import Selection
 from secateur.lab.answers import HELD_OUT, ask_all, prompt
 from secateur.lab.objects import KINDS
@@ -38,6 +39,9 @@ SIDE = 12
 """Tokens of a scene's picture, on a side."""
 USUAL_SEED = 2
 """Seed of the scenes whose mean complexity adaptive methods compare with."""
+
+LOOKS = 3
+"""Layers after which the instruction looks at what it asks for."""
 
 ROUNDED = ("features", "embeds", "keys", "attention", "attention_shallow")
 """What is rounded to bfloat16 to see which picks stay."""
@@ -126,20 +130,23 @@ def fitted(method: Method, usually: Usual | Callable[[], Usual]) -> Method:
 
     Patches of eight pixels; the scenes' own complexity, where none is given; and patches that
     are like a text where they show it, as the lab's twin was taught, while CLIP's own are like it
-    where they do not (``sign=-1``, the default). ERASE prunes after two of the four layers at
-    the earliest: after one, the instruction does not look at what it asks for yet.
+    where they do not (``sign=-1``, the default). Of this model's six layers three run before the
+    instruction looks at what it asks for: ERASE prunes after three at the earliest, and SparseVLM
+    after three, four and five, where its layers 3, 7 and 16 of 32 would come to 1 and 3.
     """
     known = {item.name for item in fields(method)}
     changes: dict[str, Any] = {"patch": PATCH, "sign": 1}
     published = ERASE()
     adapts = "mean_erank" in known and vars(method)["mean_erank"] is None
     erases = isinstance(method, ERASE) and method.thresholds == published.thresholds
+    if isinstance(method, SparseVLM) and method.after == SparseVLM().after:
+        changes["after"] = tuple(round(DEPTH * layer / 6) for layer in range(LOOKS, 6))
     if adapts or erases:
         usually = usually() if callable(usually) else usually
         if adapts:
             changes["mean_erank"] = usually.erank
         if erases:
-            changes |= {"thresholds": usually.thresholds, "shallow": 2}
+            changes |= {"thresholds": usually.thresholds, "shallow": LOOKS}
     return replace(method, **{name: x for name, x in changes.items() if name in known})
 
 

@@ -12,6 +12,7 @@ SPECIAL = (PAD, BOS, EOS, UNKNOWN, IMAGE)
 START, END = "<|startoftext|>", "<|endoftext|>"
 WIDTH = 128
 LAYERS = 4
+"""Of the tower, and of a language model that has not grown; see `secateur.lab.training.growing`."""
 HEADS = 4
 HIDDEN = 256
 # Longest prompt with its answer, the patches not counted.
@@ -88,7 +89,8 @@ def build_model(seed: int = 0) -> Any:
     """Return an untrained `LlavaForConditionalGeneration` of the lab's geometry.
 
     CLIP vision: four layers of width 128, 144 patches; the features are those before the last
-    layer, the class token left out, as LLaVA-1.5 takes them. Llama: four layers of width 128.
+    layer, the class token left out, as LLaVA-1.5 takes them. Llama: four layers of width 128; that
+    of the weights that come along has grown to six.
     """
     import torch
     from transformers import (

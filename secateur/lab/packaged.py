@@ -11,6 +11,9 @@ from secateur.core.extras import extra
 WEIGHTS = "weights"
 TEXT = "clip"
 WATCHER = "watcher"
+STORED = "model.safetensors"
+EYES = "vision_model."
+"""Weights of the twin that are the LLaVA's, and so are stored once."""
 
 
 def _folder() -> Path:
@@ -26,7 +29,7 @@ def save(model: Any, clip: Any, folder: Path) -> None:
     model, clip
         Trained; they are moved to bfloat16.
     folder
-        Where to; the twin goes into its folder ``clip``.
+        Where to; the twin goes into its folder ``clip``, without the tower that both have.
     """
     import torch
 
@@ -34,7 +37,9 @@ def save(model: Any, clip: Any, folder: Path) -> None:
 
     model.to(torch.bfloat16).save_pretrained(folder)
     build_processor().save_pretrained(folder)
-    clip.to(torch.bfloat16).save_pretrained(folder / TEXT)
+    clip.to(torch.bfloat16)
+    own = {name: x for name, x in clip.state_dict().items() if not name.startswith(EYES)}
+    clip.save_pretrained(folder / TEXT, state_dict=own)
     build_text_tokenizer().save_pretrained(folder / TEXT)
 
 
@@ -75,7 +80,7 @@ def load(dtype: Any = "float32", device: Any = None) -> tuple[Any, Any]:
 def text_encoder(dtype: Any = "float32", device: Any = None) -> tuple[Any, Any]:
     """Load the CLIP twin of the lab's model, for guidance by text.
 
-    Its vision tower equals the LLaVA's weight for weight. In its joint space lie
+    Its vision tower is the LLaVA's, weight for weight. In its joint space lie
     ``text_projection(states)`` of words and
     ``visual_projection(vision_model.post_layernorm(states))`` of patches, where the states of
     patches are those that LLaVA takes: after the last layer but one.
@@ -93,12 +98,24 @@ def text_encoder(dtype: Any = "float32", device: Any = None) -> tuple[Any, Any]:
     """
     with extra("transformers", "secateur.lab.text_encoder"):
         import torch  # noqa: F401  (as above)
-        from transformers import CLIPModel, PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast
 
-    folder = _folder() / TEXT
-    model = CLIPModel.from_pretrained(folder, dtype=dtype)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return model.to(device or "cpu").eval(), tokenizer
+    folder = _folder()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / TEXT)
+    return twin_in(folder, dtype).to(device or "cpu").eval(), tokenizer
+
+
+def twin_in(folder: Path, dtype: Any) -> Any:
+    """Put the CLIP twin together of what `save` wrote: its own weights, and the LLaVA's tower."""
+    from safetensors.torch import load_file
+    from transformers import CLIPConfig, CLIPModel, LlavaForConditionalGeneration
+
+    pictures = LlavaForConditionalGeneration.from_pretrained(folder, dtype="auto")
+    weights = load_file(folder / TEXT / STORED)
+    tower = pictures.model.vision_tower.state_dict()
+    weights |= {f"{EYES}{name}": x for name, x in tower.items()}
+    config = CLIPConfig.from_pretrained(folder / TEXT)
+    return CLIPModel.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
 
 def save_watcher(model: Any, folder: Path) -> None:

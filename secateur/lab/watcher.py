@@ -11,6 +11,7 @@ from secateur.lab.model import (
     EOS,
     HEADS,
     HIDDEN,
+    LAYERS,
     PAD,
     SPECIAL,
     UNKNOWN,
@@ -58,7 +59,7 @@ def build_watcher(seed: int = 0) -> Any:
         vocab_size=len(WORDS_SEEN),
         hidden_size=WIDTH,
         intermediate_size=HIDDEN,
-        num_hidden_layers=FRESH + 4,
+        num_hidden_layers=FRESH + LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         max_position_embeddings=1024,
@@ -83,15 +84,17 @@ def build_watcher(seed: int = 0) -> Any:
 
 
 def grown_from(pictures: Any, seed: int = 0) -> Any:
-    """Return a model that watches and starts from the weights of the lab's model for pictures.
+    """Return a model that watches and starts from the weights of a model for pictures.
 
-    The fresh layers add nothing at first, so a clip of one frame is a picture of a quarter of
-    the tokens.
+    Its language model has four layers, as the lab's had before it grew. The fresh layers add
+    nothing at first, so a clip of one frame is a picture of a quarter of the tokens.
     """
     import torch
 
     model = build_watcher(seed)
     old = pictures.model
+    if (layers := len(old.language_model.layers)) != LAYERS:
+        raise ValueError(f"pictures: {LAYERS} layers of a language model are taken, not {layers}")
     with torch.no_grad():
         tower = old.vision_tower.state_dict()
         model.model.vision_tower.load_state_dict(

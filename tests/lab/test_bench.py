@@ -166,6 +166,7 @@ def test_variants_leave_one_thing_out():
     assert cells["Mixture, inverse"].slope == -0.5
     assert cells["Mixture, half and half"].slope == 0.0
     assert set(cells["ERASE, inside only"].ratios) == {1.0}
+    assert cells["SparseVLM, from layer 1"].cuts(6, 144)[0].after == 1
 
 
 def test_the_command_writes_a_report(folder, lab, monkeypatch):
@@ -225,9 +226,12 @@ def test_methods_are_fitted_to_the_lab_and_what_is_given_stays():
     given = sc.AgilePruner(mean_erank=3.0)
     assert bench.fitted(given, USUAL) == given
     erase = bench.fitted(sc.ERASE(keep=9), USUAL)
-    assert (erase.patch, erase.thresholds, erase.shallow) == (8, USUAL.thresholds, 2)
+    assert (erase.patch, erase.thresholds, erase.shallow) == (8, USUAL.thresholds, 3)
     own = bench.fitted(sc.ERASE(thresholds=(2.0, 1.0, 0.5)), USUAL)
     assert (own.patch, own.thresholds, own.shallow) == (8, (2.0, 1.0, 0.5), 1)
+    sparse = bench.fitted(sc.SparseVLM(keep=9), USUAL)
+    assert [cut.after for cut in sparse.cuts(6, 144)] == [3, 4, 5]
+    assert bench.fitted(sc.SparseVLM(after=(4, 9, 20)), USUAL).after == (4, 9, 20)
     assert bench.fitted(sc.TopK(), USUAL) == sc.TopK()
 
 

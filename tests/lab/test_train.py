@@ -6,10 +6,10 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from transformers import CLIPModel, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from secateur.lab.model import build_clip, build_model
-from secateur.lab.packaged import save
+from secateur.lab.packaged import save, twin_in
 from secateur.lab.training.attention import in_order
 from secateur.lab.training.batches import Batch, batch
 from secateur.lab.training.contrast import TextSettings, train_text
@@ -194,10 +194,11 @@ def test_what_is_saved_loads_again_and_can_be_gone_on_from(tmp_path):
     twin = train_text(model, tmp_path, TextSettings(steps=2, size=4))
     save(model, twin, tmp_path / "weights")
     loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path / "weights")
-    clip = CLIPModel.from_pretrained(tmp_path / "weights" / "clip")
+    clip = twin_in(tmp_path / "weights", "auto")
     assert loaded.dtype == clip.dtype == torch.bfloat16
     tower = loaded.model.vision_tower.state_dict()
     assert all(torch.equal(tower[k], v) for k, v in clip.vision_model.state_dict().items())
+    assert all(torch.equal(clip.state_dict()[k], v) for k, v in twin.state_dict().items())
     run = Run.begin(SMALL, tmp_path / "weights", torch.device("cpu"))
     assert torch.equal(
         run.model.lm_head.weight, build_model(seed=5).lm_head.weight.bfloat16().float()

@@ -1,10 +1,12 @@
 """The model that watches: its start, its training, its answers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlavaForConditionalGeneration
 
 import secateur as sc
 from secateur.lab import HELD_OUT, WATCHED, clips, load, load_watcher, scenes, watch
@@ -15,10 +17,21 @@ from secateur.lab.training.watching import Run, Settings, seen, train
 from secateur.lab.watched import every_question
 from secateur.lab.watcher import POOLED, build_reader, evaluate_watching, grown_from, inputs
 
+FOUR = Path(__file__).parents[2] / "benchmarks" / "lab-four"
+
+
+def of_four_layers():
+    return LlavaForConditionalGeneration.from_pretrained(FOUR, dtype=torch.float32)
+
 
 @pytest.fixture(scope="module")
 def grown():
-    return grown_from(load()[0]).eval()
+    return grown_from(of_four_layers()).eval()
+
+
+def test_it_grows_from_four_layers_only():
+    with pytest.raises(ValueError, match=r"^pictures: 4 layers .* taken, not 6$"):
+        grown_from(load()[0])
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +112,7 @@ def test_a_new_model_tells_frames_apart_and_answers_as_the_one_for_pictures(grow
         right, asked = score(
             read_visuals(grown, seen(grown, target, False), target).logits, target, TAUGHT
         )["picture"]
-        plain = grown_from(load()[0]).eval()
+        plain = grown_from(of_four_layers()).eval()
         plain.model.language_model.layers[1].self_attn.o_proj.weight.zero_()
         before, _ = score(
             read_visuals(plain, seen(plain, target, False), target).logits, target, TAUGHT
@@ -147,7 +160,7 @@ def test_pruned_answers_keep_what_is_read(watcher):
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     settings = Settings(steps=2, size=1, pictures=1, room=60, warmup=1)
-    whole = train(tmp_path / "whole", settings)
+    whole = train(tmp_path / "whole", settings, FOUR)
     keep = Run.save
 
     def stop(run, path):
@@ -157,10 +170,10 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "stopped", settings, save_every=1)
-    resumed = train(tmp_path / "stopped", settings, resume=True)
+            train(tmp_path / "stopped", settings, FOUR, save_every=1)
+    resumed = train(tmp_path / "stopped", settings, FOUR, resume=True)
     assert resumed.step == whole.step == 2
-    first = grown_from(load()[0]).state_dict()
+    first = grown_from(of_four_layers()).state_dict()
     learnt = set()
     for name, x in whole.model.state_dict().items():
         assert x.equal(resumed.model.state_dict()[name])

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 from tqdm import tqdm
 
 from secateur.lab.model import build_clip, build_text_tokenizer
+from secateur.lab.packaged import STORED
 from secateur.lab.questions import article
 from secateur.lab.scene import Scene, draw
 from secateur.lab.training.attention import attend_fast, mixed
@@ -104,11 +106,8 @@ def train_text(model: Any, out: Path, settings: TextSettings, init: Path | None 
     device = model.device
     clip = build_clip(model, settings.seed).to(device).train()
     if init is not None:
-        saved = type(clip).from_pretrained(init, dtype=torch.float32)
-        clip.load_state_dict(
-            {k: v for k, v in saved.state_dict().items() if not k.startswith("vision_model.")},
-            strict=False,
-        )
+        saved = load_file(init / STORED)
+        clip.load_state_dict({**clip.state_dict(), **saved})
     attend_fast(clip.vision_model, device)
     tokenizer = build_text_tokenizer()
     learnt = [p for p in clip.parameters() if p.requires_grad]

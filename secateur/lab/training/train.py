@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from secateur.lab.answers import evaluate
-from secateur.lab.model import LAYERS, WIDTH, build_model, build_processor
+from secateur.lab.model import WIDTH, build_model, build_processor
 from secateur.lab.objects import BOARD, KINDS, SHAPES
 from secateur.lab.packaged import TEXT, WEIGHTS, save
 from secateur.lab.training.attention import attend_fast, in_order, mixed
@@ -61,7 +61,8 @@ class Settings:
         AdamW, which trains the rest; a cosine takes both to a hundredth. Weight decay; steps of
         warm-up.
     layers
-        Of the language model. Where `init` has fewer, those that are added change nothing at first.
+        Of the language model, 0 for as many as it begins with. Those that are added change nothing
+        at first.
     focus
         Share of relation and dense questions, see `secateur.lab.training.batches.batch`.
     frozen
@@ -81,7 +82,7 @@ class Settings:
     adam_rate: float = 1.2e-3
     decay: float = 0.02
     warmup: int = 50
-    layers: int = LAYERS
+    layers: int = 0
     focus: float = 0.0
     frozen: bool = False
     patch_weight: float = 0.5
@@ -186,7 +187,10 @@ class Run:
         model = build_model(settings.seed)
         if init is not None:
             model = type(model).from_pretrained(init, dtype=torch.float32)
-        more = settings.layers - model.config.text_config.num_hidden_layers
+        begins = model.config.text_config.num_hidden_layers
+        more = (settings.layers or begins) - begins
+        if more < 0:
+            raise ValueError(f"layers: it begins with {begins}, and none are taken away")
         if more:
             model = grow(model, [COPIED] * more)
         model.model.vision_tower.requires_grad_(not settings.frozen)
@@ -425,7 +429,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = TextSettings(steps=chosen["text_steps"])
     model = run.model.eval()
     model.set_attn_implementation("sdpa")
-    clip = train_text(model, chosen["out"], text, chosen["init"] and chosen["init"] / TEXT)
+    known = chosen["init"] and chosen["init"] / TEXT
+    known = known if known and known.is_dir() else None
+    clip = train_text(model, chosen["out"], text, known)
     save(model, clip, chosen["out"] / WEIGHTS)
     reached = evaluate(model.float(), build_processor(), chosen["scenes"], progress=True)
     (chosen["out"] / "accuracy.json").write_text(json.dumps(reached, indent=1) + "\n")

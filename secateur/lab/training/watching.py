@@ -1,6 +1,7 @@
-"""Train the lab's model that watches: ``python -m secateur.lab.training.watching``.
+"""Train the lab's model that watches: ``python -m secateur.lab.training.watching --init FOLDER``.
 
-It starts from the lab's model for pictures, whose tower and projector stay as they are; the
+It starts from a model for pictures with a language model of four layers, ``benchmarks/lab-four`` of
+the repository, whose tower and projector stay as they are and are the lab's; the
 language model learns from clips and, beside them, from pictures as clips of one frame. A run that
 was stopped goes on with ``--resume``. What is shipped is written to the folder ``watcher`` in
 ``--out``, and the accuracy on held-out clips to ``accuracy.json``.
@@ -25,7 +26,7 @@ from secateur.lab.answers import HELD_OUT
 from secateur.lab.clip import FRAMES, clips
 from secateur.lab.model import WIDTH
 from secateur.lab.objects import COLOURS
-from secateur.lab.packaged import WATCHER, load, save_watcher
+from secateur.lab.packaged import WATCHER, save_watcher
 from secateur.lab.training.attention import attend_fast, in_order, mixed
 from secateur.lab.training.batches import NAMES, NOT_ASKED, pixels
 from secateur.lab.training.filming import CHANGES, EVENTS, TAUGHT, Film, film, stills
@@ -146,9 +147,12 @@ class Run:
     step: int = 0
 
     @classmethod
-    def begin(cls, settings: Settings) -> Run:
-        """Start from the lab's model for pictures."""
-        model = grown_from(load()[0], settings.seed).train()
+    def begin(cls, settings: Settings, init: Path) -> Run:
+        """Start from the model for pictures that was saved in the folder `init`."""
+        from transformers import LlavaForConditionalGeneration
+
+        pictures = LlavaForConditionalGeneration.from_pretrained(init, dtype=torch.float32)
+        model = grown_from(pictures, settings.seed).train()
         model.model.vision_tower.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(False)
         attend_fast(model, model.device)
@@ -203,10 +207,12 @@ def losses_of(run: Run, target: Film, thrifty: bool) -> tuple[dict[str, Any], Re
 
 
 @in_order()
-def train(out: Path, settings: Settings, *, resume: bool = False, save_every: int = 100) -> Run:
+def train(
+    out: Path, settings: Settings, init: Path, *, resume: bool = False, save_every: int = 100
+) -> Run:
     """Train, and keep ``checkpoint.pt`` and ``train.log`` in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    run = Run.begin(settings)
+    run = Run.begin(settings, init)
     if resume and (out / "checkpoint.pt").exists():
         run.load(out / "checkpoint.pt")
     journal = Journal(out / "train.log", start=run.step, **asdict(settings))
@@ -254,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m secateur.lab.training.watching", description=__doc__
     )
     parser.add_argument("--out", type=Path, default=Path("build/watch"), help="checkpoint and log")
+    parser.add_argument("--init", type=Path, required=True, help="folder of a model for pictures")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--clips", type=int, default=100, help="held-out, to evaluate on")
     parser.add_argument("--save-every", type=int, default=100)
@@ -262,7 +269,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
     chosen = vars(parser.parse_args(arguments))
     settings = Settings(**{name: chosen[name] for name in asdict(Settings())})
-    run = train(chosen["out"], settings, resume=chosen["resume"], save_every=chosen["save_every"])
+    run = train(
+        chosen["out"],
+        settings,
+        chosen["init"],
+        resume=chosen["resume"],
+        save_every=chosen["save_every"],
+    )
     model = run.model.eval()
     model.set_attn_implementation("sdpa")
     save_watcher(model, chosen["out"] / WATCHER)
