@@ -101,7 +101,7 @@ def contestants(erank: float) -> dict[str, Choose]:
         "DUET": _of(sc.DUET),
         "SCOPE": _of(sc.SCOPE),
         "PruneSID": _of(sc.PruneSID),
-        "Mixture": _of(sc.Mixture, mean_erank=erank),
+        "Mixture, share 0.5": _of(sc.Mixture, share=0.5, mean_erank=erank),
         "AgilePruner, tau_max 0.3": _of(sc.AgilePruner, **agile),
         "AgilePruner, tau_max 0.1": _of(sc.AgilePruner, tau_max=0.1, **agile),
         "cover, cosine (FLoC)": _cover("cosine"),

@@ -269,8 +269,7 @@ def larger_photographs() -> str:
 ## At 518 pixels
 
 {len(each)} of the photographs at 518 pixels, 1,369 tokens, of which as many are kept as above: a
-smaller share. The probe learns on half of so few photographs that it says little here; covers,
-certificates and fill-ups are much as above.
+smaller share. The probe learns on half of them.
 
 {cover_table(told, names, each)}
 
@@ -314,7 +313,7 @@ def views_page() -> str:
 Each of {told["photographs"]} photographs is looked for with {len(names)} views of it
 ({", ".join(names)}): is it the one whose kept tokens are most like the view's kept tokens? The
 transformer, its layer and the photographs are those of [Photographs](photographs.md); both sides
-keep equally many. A whole run has 75 photographs. A crop is the upper left quarter of the square.
+keep equally many. A crop is the upper left quarter of the square.
 % found at once, with bootstrap intervals over photographs.
 
 ## By late interaction

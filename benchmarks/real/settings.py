@@ -52,8 +52,7 @@ MIXED = """All three agree that more diversity does better, at every budget: `sh
 `slope=0.5` before the default, 0.5 with 0.5. A slope of 0.5 does better than none in the lab and,
 by log-probability, on molecules; on photographs slopes make no difference. On photographs and
 molecules diversity alone (`share=1`, which is `DivPrune`) does better yet: what is measured here
-does not ask for a mixture. The default is the one that the bench and the other pages were measured
-with, and stays until they are measured again; who mixes should take `share=0.75`."""
+does not ask for a mixture. So `share=0.75` with `slope=0.5` is the default since, where 0.5 was."""
 
 DENSE = """`alpha=0.5` and `beta=1`, the defaults, stay: on the lab's scenes all of it is within
 three points, and on molecules an oracle's relevance is best taken as it is."""

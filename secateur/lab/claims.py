@@ -67,7 +67,7 @@ VARIANTS = {
     "EADP, no entropies": EADP(keep_ratio=1.0, entropy_temperature=1e6),
     "EADP, most relevant only": MostRelevant(),
     "EADP, coverage only": EvenCoverage(),
-    "Mixture, half and half": Mixture(slope=0.0),
+    "Mixture, fixed": Mixture(slope=0.0),
     "Mixture, inverse": Mixture(slope=-0.5),
     "ERASE, inside only": ERASE(ratios=(1.0,) * 4),
 }
@@ -216,12 +216,10 @@ def check(cells: Cells, budgets: Sequence[int]) -> list[Finding]:
                 "An adaptive mixture beats a fixed one",
                 cells,
                 "mixture",
-                "Mixture, half and half",
+                "Mixture, fixed",
                 keep,
             ),
-            better(
-                "The inverse rule hurts", cells, "Mixture, half and half", "Mixture, inverse", keep
-            ),
+            better("The inverse rule hurts", cells, "Mixture, fixed", "Mixture, inverse", keep),
             better(
                 "Diversity raises hallucination",
                 cells,

@@ -164,7 +164,7 @@ def test_variants_leave_one_thing_out():
     even = sc.maximize(sc.FacilityLocation.from_features(features), 16).indices
     assert cells["EADP, coverage only"].select(tokens).indices.tolist() == even.tolist()
     assert cells["Mixture, inverse"].slope == -0.5
-    assert cells["Mixture, half and half"].slope == 0.0
+    assert cells["Mixture, fixed"].slope == 0.0
     assert set(cells["ERASE, inside only"].ratios) == {1.0}
     assert cells["SparseVLM, from layer 1"].cuts(6, 144)[0].after == 1
 

@@ -85,7 +85,7 @@ class Mixture(Method):
 
     attention: Method = field(default_factory=TopK)
     diversity: Method = field(default_factory=DivPrune)
-    share: float = 0.5
+    share: float = 0.75
     slope: float = 0.5
     mean_erank: Mean | None = None
     measure: Measure = "erank"

@@ -39,7 +39,7 @@ def test_the_second_chooses_from_what_the_first_left(image, to_xp, to_numpy, row
 
 def test_half_and_half_with_pairing_is_vispruner(image):
     tokens = image(n=61)
-    mixed = sc.Mixture(keep=20, diversity=sc.VisPruner(important=0.0)).select(tokens)
+    mixed = sc.Mixture(keep=20, diversity=sc.VisPruner(important=0.0), share=0.5).select(tokens)
     assert mixed.indices.tolist() == sc.VisPruner(keep=20).select(tokens).indices.tolist()
 
 
@@ -53,9 +53,9 @@ def with_erank(rank, n=24):
 )
 def test_the_share_is_a_line_in_the_relative_effective_rank(slope, expected):
     images = [with_erank(rank) for rank in (4, 8, 12, 24)]
-    method = sc.Mixture(keep=12, mean_erank=8.0, slope=slope)
+    method = sc.Mixture(keep=12, mean_erank=8.0, share=0.5, slope=slope)
     assert [int(s.info["diverse"]) for s in method.select(images)] == expected
-    calibrated = sc.Mixture(keep=12, mean_erank=sc.Calibration(8.0), slope=slope)
+    calibrated = sc.Mixture(keep=12, mean_erank=sc.Calibration(8.0), share=0.5, slope=slope)
     assert [int(s.info["diverse"]) for s in calibrated.select(images)] == expected
 
 
@@ -65,11 +65,16 @@ def test_rows_of_a_batch_have_shares_of_their_own(to_xp, to_numpy):
         features=to_xp(np.stack([each.features for each in images])),
         attention=to_xp(np.stack([each.attention for each in images])),
     )
-    method = sc.Mixture(keep=12, mean_erank=8.0)
+    method = sc.Mixture(keep=12, mean_erank=8.0, share=0.5)
     chosen = method.select(batch)
     assert to_numpy(chosen.info["diverse"]).tolist() == [3, 9]
     for b, each in enumerate(images):
         assert to_numpy(chosen.indices)[b].tolist() == method.select(each).indices.tolist()
+
+
+def test_by_default_diversity_chooses_three_quarters(image):
+    chosen = sc.Mixture(keep=16).select(image())
+    assert int(chosen.info["diverse"]) == 12
 
 
 def test_an_adaptive_batch_without_images():
@@ -84,7 +89,7 @@ def test_entropy_as_the_measure_of_complexity():
         sc.Tokens(features=np.eye(16), attention=(np.arange(16) < spread) / spread)
         for spread in (4, 16)
     ]
-    method = sc.Mixture(keep=8, mean_erank=np.log(8.0), measure="entropy", slope=0.75)
+    method = sc.Mixture(keep=8, mean_erank=np.log(8.0), measure="entropy", share=0.5, slope=0.75)
     # log 4 / log 8 = 2/3 and log 16 / log 8 = 4/3: shares 1/4 and 3/4.
     assert [int(s.info["diverse"]) for s in method.select(images)] == [2, 6]
     assert "attention" in sc.Mixture(attention=sc.Random(), mean_erank=2.0, measure="entropy").needs
@@ -120,6 +125,6 @@ def test_what_cannot_be_mixed_is_refused(image):
         sc.Mixture(share=1.5)
     with pytest.raises(ValueError, match="slope: expected a finite number"):
         sc.Mixture(slope=float("nan"))
-    adaptive = sc.Mixture(attention=sc.PruMergePlus(adaptive=True))
+    adaptive = sc.Mixture(attention=sc.PruMergePlus(adaptive=True), share=0.5)
     with pytest.raises(ValueError, match=r"PruMergePlus: asked for 18 tokens it kept"):
         adaptive.select(image().with_(attention=np.ones(36)))
