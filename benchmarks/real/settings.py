@@ -49,13 +49,13 @@ warning says so with what would fit. What explains most is larger than what fits
 times."""
 
 MIXED = """All three agree that more diversity does better, at every budget: `share=0.75` with
-`slope=0.5` before the default, 0.5 with 0.5. A slope of 0.5 does better than none in the lab and,
-by log-probability, on molecules; on photographs slopes make no difference. On photographs and
-molecules diversity alone (`share=1`, which is `DivPrune`) does better yet: what is measured here
-does not ask for a mixture. So `share=0.75` with `slope=0.5` is the default since, where 0.5 was."""
+`slope=0.5` before 0.5 with 0.5, so it is the default since, where 0.5 was. A slope of 0.5 does
+better than none in the lab and, by log-probability, on molecules; on photographs slopes make no
+difference. Diversity alone (`share=1`, which is `DivPrune`) does better yet on all three: what is
+measured here does not ask for a mixture."""
 
 DENSE = """`alpha=0.5` and `beta=1`, the defaults, stay: on the lab's scenes all of it is within
-three points, and on molecules an oracle's relevance is best taken as it is."""
+two points, and on molecules an oracle's relevance is best taken as it is."""
 
 ERASING = """Thresholds that were found for one model's pictures tell these photographs hardly
 apart, so that the first stage keeps as much of nearly all: `secateur calibrate FOLDER` finds

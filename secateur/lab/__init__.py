@@ -5,7 +5,7 @@
 >>> scene.questions[0].text
 'how many shapes are there?'
 
-The model is a `LlavaForConditionalGeneration` of 1.3 million parameters that sees 96 pixels in
+The model is a `LlavaForConditionalGeneration` of 1.6 million parameters that sees 96 pixels in
 144 patches. Its weights come with the package (`load`), so does the CLIP twin whose text tower
 guides methods that need one (`text_encoder`); ``python -m secateur.lab.train`` makes both anew.
 A `LlavaOnevisionForConditionalGeneration` of 1.5 million (`load_watcher`) watches scenes that

@@ -88,8 +88,8 @@ class AgilePruner(Method):
     regions, cosines of about 0.75 within and 0.35 across): there sets of 32, 64 and 128 cover
     the image within 0.2 % of the best over all tau_max. Lower ones keep near-copies; higher
     ones empty the candidates, and attention alone fills up. On the lab's scenes
-    (``benchmarks/defaults.py``) answers at 16 of 144 tokens are flat from 0.15 upwards, 72.3 %,
-    and 69 % at 0.05; at 36 tokens lower is better, 89.1 % at 0.1 against 84.4 %. Features of
+    (``benchmarks/defaults.py``) answers at 16 of 144 tokens are flat from 0.15 upwards, 70.4 %,
+    and 67.7 % at 0.05; at 36 tokens lower is better, 91.0 % at 0.1 against 88.4 %. Features of
     another spread want another value: on a real transformer's (``benchmarks/real``, 75
     photographs, 576 tokens) 0.3 lets attention alone fill up 0.4 of 32, 20 of 64 and 84 of 128
     tokens in the block before the last, and 106 of 128 behind the last norm, where the method is

@@ -61,12 +61,12 @@ class Mixture(Method):
 
     Choosing from the rest is how VisPruner combines the two and how AgilePruner lifts it and
     FasterVLM + DivPrune (``TopK`` and ``DivPrune``, the defaults). No program is published for
-    AgilePruner's mixture, and its line's numbers are not given in what we have: `share` and
-    `slope` 0.5 are ours, a share in proportion to the effective rank. On the lab's scenes
-    (``benchmarks/defaults.py``, 16 and 36 of 144 tokens) a share of 0.5 answers 72.5 and 89.5 %,
-    with slope 0.5 75.5 and 90.0 %, with slope -0.5 72.2 and 88.4 %; share 0.75 with slope 0.5
-    does best there, 79.3 and 92.1 %. Molecules and photographs (``docs/evidence/settings.md``) want
-    as much: 0.75 does better than 0.5 at every budget, and diversity alone better yet.
+    AgilePruner's mixture, and its line's numbers are not given in what we have: `share` 0.75 and
+    `slope` 0.5 are ours. On the lab's scenes (``benchmarks/defaults.py``, 16 and 36 of 144 tokens)
+    they answer 75.6 and 92.6 %, without the slope 73.5 and 91.6 %; a share of 0.5 answers 72.6 and
+    91.6 %, with slope -0.5 69.8 and 87.4 %. Molecules and photographs
+    (``docs/evidence/settings.md``) want as much: 0.75 does better than 0.5 at every budget, and
+    diversity alone better yet on all three.
 
     References
     ----------

@@ -172,7 +172,7 @@ def test_each_image_of_a_batch_has_its_own_threshold(image, row):
 
 def test_takes_part_in_a_mixture(image):
     agile = sc.AgilePruner(mean_erank=4.0, step=0.05)
-    mixed = sc.Mixture(keep=10, attention=agile, diversity=sc.DivPrune()).select(image())
+    mixed = sc.Mixture(10, agile, sc.DivPrune(), share=0.5).select(image())
     alone = sc.AgilePruner(keep=5, mean_erank=4.0, step=0.05).select(image())
     assert mixed.indices[:5].tolist() == alone.indices.tolist()
 
