@@ -146,7 +146,7 @@ dist: $(VENV)/.dist $(VENV)/.dev
 	@PYTHON=$(BIN)/python .ci/dist
 
 evidence: $(VENV)/.dev
-	@for part in packages photographs sheet views molecules halves report; do echo "== $$part =="; OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real/$$part.py; done
+	@for part in packages photographs sheet views molecules settings halves report; do echo "== $$part =="; OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real/$$part.py; done
 
 clean:
 	rm -rf $(VENV) $(SERVING) $(RELEASES) .venv-audit build dist site demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -79,7 +79,8 @@ class Mixture(Method):
     >>> import numpy as np, secateur as sc
     >>> features = np.array([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
     >>> tokens = sc.Tokens(features=features, attention=np.array([0.4, 0.3, 0.2, 0.1]))
-    >>> sc.Mixture(keep=2, attention=sc.TopK(), diversity=sc.DivPrune()).select(tokens).indices
+    >>> half = sc.Mixture(keep=2, attention=sc.TopK(), diversity=sc.DivPrune(), share=0.5)
+    >>> half.select(tokens).indices
     array([0, 3])
     """
 
