@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -40,13 +41,27 @@ Usual = Annotated[
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Turn what a user can mend into one line and exit status 2."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        # transformers writes paragraphs about a checkpoint it cannot find.
-        typer.echo(f"secateur: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
+    """Turn what a user can mend into one line and exit status 2, and warnings into one line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _in_a_line(warnings.showwarning)
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as error:
+            # transformers writes paragraphs about a checkpoint it cannot find.
+            typer.echo(f"secateur: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from None
+
+
+def _in_a_line(show: Callable[..., None]) -> Callable[..., None]:
+    """Show what is told to users without the place in the source that tells it."""
+
+    def shown(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if category is UserWarning:
+            typer.echo(f"secateur: {message}", err=True)
+        else:
+            show(message, category, *rest, **more)
+
+    return shown
 
 
 def printed(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:

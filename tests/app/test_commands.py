@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 import secateur as sc
 from secateur.app.cli import app
+from secateur.app.command import told
 
 
 def run(*words: str):
@@ -382,3 +384,15 @@ def test_bench_refuses_what_it_cannot_measure_and_marks_the_frugal(tmp_path):
     assert _spent({"spent": 12.4, "keep": 64, "frugal": True}) == "12*"
     assert _spent({"spent": 64.0, "keep": 64, "frugal": False}) == "64"
     assert _spent({"spent": 18.0, "keep": 16, "frugal": False, "lavish": True}) == "18*"
+
+
+def test_a_warning_is_one_line_and_afterwards_as_before(capsys):
+    before = warnings.showwarning
+    with told():
+        warnings.simplefilter("always")
+        warnings.warn("tau_max: 0.1 fits", stacklevel=1)
+        with pytest.raises(DeprecationWarning, match="old"):
+            warnings.simplefilter("error", DeprecationWarning)
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+    assert capsys.readouterr().err == "secateur: tau_max: 0.1 fits\n"
+    assert warnings.showwarning is before
