@@ -391,8 +391,8 @@ def test_a_warning_is_one_line_and_afterwards_as_before(capsys):
     with told():
         warnings.simplefilter("always")
         warnings.warn("tau_max: 0.1 fits", stacklevel=1)
+        warnings.simplefilter("error", DeprecationWarning)
         with pytest.raises(DeprecationWarning, match="old"):
-            warnings.simplefilter("error", DeprecationWarning)
             warnings.warn("old", DeprecationWarning, stacklevel=1)
     assert capsys.readouterr().err == "secateur: tau_max: 0.1 fits\n"
     assert warnings.showwarning is before
