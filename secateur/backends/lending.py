@@ -177,6 +177,17 @@ def eigenvalues(x: Floats) -> Floats:
         return pool.eigenvalues(x)
 
 
+def hands(work: int) -> int:
+    """How many threads may share so many multiplications that come in parts: those of the pool."""
+    if work <= WHOLE:
+        return 1
+    pool = _pool.get()
+    if pool.threads is not None:
+        return pool.threads()
+    blas, _ = _libraries("torch" in sys.modules, "scipy.linalg" in sys.modules)
+    return max((each.num_threads for each in blas), default=1)
+
+
 def alone(work: int) -> AbstractContextManager[None]:
     """Around a choice whose tokens' products take so many multiplications: one thread's if few."""
     return _one if work <= WHOLE else nullcontext()

@@ -16,6 +16,7 @@ import scipy.sparse
 import secateur as sc
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
+from secateur.backends.host import received
 from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     Picks,
@@ -523,7 +524,8 @@ def test_text_relevance_leaves_other_aggregates_to_the_reference() -> None:
 @pytest.mark.parametrize("block", [1, 1 << 18])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_attention_received(monkeypatch: pytest.MonkeyPatch, block: int, dtype: str) -> None:
-    monkeypatch.setattr(plain, "BLOCK", block)
+    for name in ("BLOCK", "OF_A_HEAD"):
+        monkeypatch.setattr(received, name, block)
     dice = np.random.default_rng(0)
     q = dice.standard_normal((2, 3, 6, 7, 8)).astype(dtype)
     k = dice.standard_normal((2, 3, 2, 19, 8)).astype(dtype)

@@ -30,6 +30,7 @@ from secateur.backends.host.greedy import (
     greedy,
     shifted,
 )
+from secateur.backends.host.received import attention_received
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import determinant_factors, likeness_factors
 from secateur.backends.lending import alone as alone
@@ -39,7 +40,7 @@ from secateur.backends.lending import (
     product,
     weights_at,
 )
-from secateur.core.arrays import checked, each_row, is_sparse, refuse_kind, widened
+from secateur.core.arrays import checked, each_row, is_sparse, refuse_kind
 from secateur.core.maximize import Picks
 from secateur.core.measures import check_image, grey_levels
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
@@ -434,50 +435,6 @@ def text_relevance(
     whole = product(visual, (sign * text_global)[..., None])[..., 0]
     relevance: Floats = alpha * whole + (1.0 - alpha) * dense
     return relevance
-
-
-def attention_received(
-    queries: Floats,
-    keys: Floats,
-    *,
-    scale: float | None = None,
-    query_weights: Floats | None = None,
-    key_mask: np.ndarray[Any, Any] | None = None,
-    positions: Indices | None = None,
-) -> Floats:
-    """Attention each key receives; blocks of weights that stay in cache, keys seen only."""
-    queries, keys = widened(queries), widened(keys)
-    *batch, heads, count, size = queries.shape
-    groups, length = keys.shape[-3:-1]
-    if heads % groups:
-        return cast("Floats", NotImplemented)
-    factor = 1.0 / math.sqrt(size) if scale is None else scale
-    queries = queries.reshape(*batch, groups, heads // groups, count, size)
-    received = np.zeros((*batch, length))
-    step = max(1, BLOCK // (heads * length))
-    for at in each_row(tuple(batch)):
-        turned = np.swapaxes(keys[at], -1, -2)[:, None]
-        for start in range(0, count, step):
-            part = slice(start, min(start + step, count))
-            last = None if positions is None else positions[at][part]
-            seen = length if last is None else min(length, max(0, int(last.max()) + 1))
-            logits = product(factor * queries[at][..., part, :], turned[..., :seen])
-            if last is not None:
-                logits[..., np.arange(seen) > last[:, None]] = -math.inf
-            if key_mask is not None:
-                logits[..., ~key_mask[at][:seen]] = -math.inf
-            peak = logits.max(axis=-1, keepdims=True, initial=-math.inf)
-            # A query that sees nothing gives nothing.
-            peak[peak == -math.inf] = 0.0
-            logits -= peak
-            weight = np.exp(logits, out=logits)
-            total = weight.sum(axis=-1)
-            total[total == 0.0] = 1.0
-            share = 1.0 / (heads * total)
-            if query_weights is not None:
-                share = share * query_weights[at][part]
-            received[at][:seen] += share.reshape(-1) @ weight.reshape(-1, seen)
-    return received.astype(queries.dtype, copy=False)
 
 
 def smallest(x: Floats, k: int) -> Floats:
