@@ -12,11 +12,12 @@ page and the picture.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,13 +76,15 @@ def checked_out(*wanted: str) -> Iterator[list[Path]]:
                 git("worktree", "remove", "--force", str(tree))
 
 
-def measured(commit: str, beside: str, rounds: int) -> dict[str, float | None]:
+def measured(
+    commit: str, beside: str, rounds: int, cases: Sequence[str] = USUAL
+) -> dict[str, float | None]:
     """How long each case takes there, as a multiple of what it takes beside; None: not there."""
     with checked_out(beside, commit) as trees:
         workers = [Worker(tree) for tree in trees]
         try:
             found: dict[str, float | None] = {}
-            for case in USUAL:
+            for case in cases:
                 seen = compared(case, workers[0], workers[1], rounds)
                 found[case] = None if seen is None else 1 / seen[2]
             return found
@@ -121,21 +124,22 @@ def changes(line: list[str], known: Known, change: float) -> list[tuple[str, str
     return found
 
 
+@functools.cache
 def stands(before: str, after: str, case: str, rounds: int, change: float) -> bool:
     """Whether a case takes that much longer, or less, in every one of some pairs of processes."""
     ratios = []
     for _ in range(AGAIN):
-        ratio = measured(after, before, rounds)[case]
+        ratio = measured(after, before, rounds, (case,))[case]
         ratios.append(1.0 if ratio is None else ratio)
     print(f"{after} {short(case)}: {ratios}", file=sys.stderr, flush=True)
     return min(ratios) > 1 + change or max(ratios) < 1 / (1 + change)
 
 
-def doubtful(line: list[str], known: Known, change: float) -> str | None:
+def doubtful(line: list[str], known: Known, rounds: int, change: float) -> str | None:
     """A commit not measured, half-way between two neighbours of whom one differs."""
-    for before, after, _, _ in changes(line, known, change):
+    for before, after, case, _ in changes(line, known, change):
         low, high = line.index(before), line.index(after)
-        if high - low > 1:
+        if high - low > 1 and stands(before, after, case, rounds, change):
             return line[(low + high) // 2]
     return None
 
@@ -214,7 +218,7 @@ def main() -> None:
     if STORE.exists():
         beside, known = json.loads(STORE.read_text())
     todo = [commit for commit in spread(line, asked.steps) if commit not in known]
-    while todo or (more := doubtful(line, known, asked.change)):
+    while todo or (more := doubtful(line, known, asked.rounds, asked.change)):
         commit = todo.pop(0) if todo else more
         print(f"{line.index(commit) + 1} of {len(line)}: {commit}", file=sys.stderr, flush=True)
         known[commit] = measured(commit, beside, asked.rounds)
