@@ -2,7 +2,8 @@
 
 Right answers of the lab's model on scenes that are neither learnt nor held out, at 16 and 36 of 144
 tokens, for values of AgilePruner's `tau_max`, of `Mixture`'s `share` and `slope`, of EADP's `alpha`
-and `beta`, and for what FLoC and EADP compare tokens by. A part of it: ``python
+and `beta`, for what FLoC and EADP compare tokens by, and for the layer after which FastV drops
+tokens, which says where the instruction has looked at what it asks for. A part of it: ``python
 benchmarks/defaults.py similarity``.
 """
 
@@ -16,6 +17,7 @@ from machine import described
 
 import secateur as sc
 from secateur.core.kernels import KINDS
+from secateur.lab import bench
 
 SEED, SCENES = 3, 60
 BUDGETS = (16, 36)
@@ -46,6 +48,7 @@ def tables() -> dict[str, Rows]:
         "relevance": {
             f"{alpha}, {beta}": row(sc.EADP, alpha=alpha, beta=beta) for alpha, beta in RELEVANCE
         },
+        "after": {str(after): row(sc.FastV, after=after) for after in range(1, bench.DEEP)},
         "similarity": {
             name: [*row(sc.FLoC, similarity=name), *row(sc.EADP, similarity=name)] for name in KINDS
         },
@@ -54,7 +57,7 @@ def tables() -> dict[str, Rows]:
 
 def asking(scenes: int = SCENES) -> Callable[[sc.Method], float]:
     """A function that says which share of answers is right with a method."""
-    from secateur.lab import bench, claims
+    from secateur.lab import claims
     from secateur.lab import scenes as draw
 
     lab = bench.Lab.load()

@@ -143,7 +143,7 @@ class Tokens:
 class Attention:
     """Attention received, from queries and keys of 16 heads."""
 
-    params = (["numpy", "torch"], [(1, 577), (577, 577), (32, 2880)])
+    params = (["numpy", "torch"], [(1, 577), (577, 577), (32, 2880), (5184, 5184)])
     param_names = ("driver", "queries, keys")
 
     def setup(self, driver: str, size: tuple[int, int]) -> None:

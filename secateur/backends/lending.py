@@ -188,6 +188,22 @@ def hands(work: int) -> int:
     return max((each.num_threads for each in blas), default=1)
 
 
+def side_by_side(
+    run: Callable[..., Floats], jobs: Sequence[tuple[Any, ...]], work: int
+) -> list[Floats]:
+    """What `run` makes of each job, on as many threads as share so many multiplications."""
+    threads = min(len(jobs), hands(work))
+    if threads < 2:
+        return [run(*job) for job in jobs]
+
+    def one(job: tuple[Any, ...]) -> Floats:
+        with _one:
+            return run(*job)
+
+    with _one, ThreadPoolExecutor(threads) as pool:
+        return [*pool.map(one, jobs)]
+
+
 def alone(work: int) -> AbstractContextManager[None]:
     """Around a choice whose tokens' products take so many multiplications: one thread's if few."""
     return _one if work <= WHOLE else nullcontext()
@@ -245,9 +261,9 @@ class _OneThread:
             self._within -= 1
             if self._within == 0:
                 for each, threads in self._before:
-                    each.set_num_threads(threads)
+                    _set(each, threads)
         for each, threads in mine.before:
-            each.set_num_threads(threads)
+            _set(each, threads)
 
     @contextmanager
     def left(self) -> Iterator[None]:
@@ -285,9 +301,16 @@ def _libraries(*loaded: bool) -> tuple[list[Any], list[Any]]:
 
 
 def _set(library: Any, threads: int) -> int:
-    """How many threads it had."""
+    """Give it so many threads; return how many it had.
+
+    threadpoolctl lets one thread alone set OpenBLAS until that one is done, and others silently
+    nothing. Who is within is counted here, and the last may be another one than the first.
+    """
     before: int = library.num_threads
+    yielded = getattr(library, "clear_controlling_thread", lambda force: None)
+    yielded(force=True)
     library.set_num_threads(threads)
+    yielded(force=True)
     return before
 
 

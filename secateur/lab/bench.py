@@ -40,8 +40,8 @@ SIDE = 12
 USUAL_SEED = 2
 """Seed of the scenes whose mean complexity adaptive methods compare with."""
 
-LOOKS = 3
-"""Layers after which the instruction looks at what it asks for."""
+DEEP, LOOKS = 6, 3
+"""Layers of the language model, and those after which the instruction looks at what it asks for."""
 
 ROUNDED = ("features", "embeds", "keys", "attention", "attention_shallow")
 """What is rounded to bfloat16 to see which picks stay."""
@@ -140,7 +140,7 @@ def fitted(method: Method, usually: Usual | Callable[[], Usual]) -> Method:
     adapts = "mean_erank" in known and vars(method)["mean_erank"] is None
     erases = isinstance(method, ERASE) and method.thresholds == published.thresholds
     if isinstance(method, SparseVLM) and method.after == SparseVLM().after:
-        changes["after"] = tuple(round(DEPTH * layer / 6) for layer in range(LOOKS, 6))
+        changes["after"] = tuple(round(DEPTH * layer / DEEP) for layer in range(LOOKS, DEEP))
     if adapts or erases:
         usually = usually() if callable(usually) else usually
         if adapts:

@@ -1,8 +1,12 @@
 """The host's attention received where heads ask one after the other."""
 
+import sys
+import threading
+
 import numpy as np
 import pytest
 
+from secateur.backends import lending
 from secateur.backends.host import received
 from secateur.core.attention import attention_received
 
@@ -26,7 +30,7 @@ def more(batch=()):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("groups", "batch"), [(4, ()), (2, ()), (1, (2,))])
 def test_heads_apart_give_what_the_definition_gives(monkeypatch, threads, groups, batch):
-    monkeypatch.setattr(received, "hands", lambda work: threads)
+    monkeypatch.setattr(lending, "hands", lambda work: threads)
     queries, keys = asked(groups, batch)
     for given in more(batch):
         found = received.attention_received(queries, keys, **given)
@@ -48,3 +52,51 @@ def test_many_queries_do_not_read_all_keys_for_a_few_at_a_time(monkeypatch):
     queries, keys = (dice.normal(size=(16, n, 4)).astype(np.float32) for n in (300, 5184))
     received.attention_received(queries, keys)
     assert sum(read) <= 4 * keys.size
+
+
+def test_the_user_s_threads_are_as_they_were_after_several_shared_the_work(monkeypatch):
+    """Nobody but the first thread to ask could set OpenBLAS, and the last one restores it."""
+    blas, _ = lending._libraries("torch" in sys.modules, "scipy.linalg" in sys.modules)
+    before = [each.num_threads for each in blas]
+    for each in blas:
+        lending._set(each, 2)
+    monkeypatch.setattr(lending, "hands", lambda work: 2)
+    within = []
+    plain = received.product
+
+    def noted(x, y):
+        within.append([each.num_threads for each in blas])
+        return plain(x, y)
+
+    monkeypatch.setattr(received, "product", noted)
+    try:
+        for _ in range(5):
+            received.attention_received(*asked(HEADS))
+            assert [each.num_threads for each in blas] == [2] * len(blas)
+    finally:
+        for each, threads in zip(blas, before, strict=True):
+            lending._set(each, threads)
+    assert blas
+    assert {count for counts in within for count in counts} == {1}
+
+
+def test_a_thread_that_comes_second_is_limited_too():
+    blas, _ = lending._libraries("torch" in sys.modules, "scipy.linalg" in sys.modules)
+    before = [each.num_threads for each in blas]
+    found = []
+
+    def other():
+        for each in blas:
+            lending._set(each, 2)
+        with lending._one:
+            found.extend(each.num_threads for each in blas)
+        found.extend(each.num_threads for each in blas)
+
+    with lending._one:
+        pass
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    for each, threads in zip(blas, before, strict=True):
+        lending._set(each, threads)
+    assert found == [1] * len(blas) + [2] * len(blas)

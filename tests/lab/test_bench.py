@@ -230,7 +230,7 @@ def test_methods_are_fitted_to_the_lab_and_what_is_given_stays():
     own = bench.fitted(sc.ERASE(thresholds=(2.0, 1.0, 0.5)), USUAL)
     assert (own.patch, own.thresholds, own.shallow) == (8, (2.0, 1.0, 0.5), 1)
     sparse = bench.fitted(sc.SparseVLM(keep=9), USUAL)
-    assert [cut.after for cut in sparse.cuts(6, 144)] == [3, 4, 5]
+    assert [cut.after for cut in sparse.cuts(bench.DEEP, 144)] == [3, 4, 5]
     assert bench.fitted(sc.SparseVLM(after=(4, 9, 20)), USUAL).after == (4, 9, 20)
     assert bench.fitted(sc.TopK(), USUAL) == sc.TopK()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import secateur.lab
-from secateur.lab import answer, answers, ask_all, evaluate, load, scenes, text_encoder
+from secateur.lab import answer, answers, ask_all, bench, evaluate, load, scenes, text_encoder
 from secateur.lab.questions import article
 from secateur.lab.training.contrast import joint_patches, joint_words
 
@@ -29,6 +29,7 @@ def test_weights_are_small_and_bfloat16():
     assert sum(path.stat().st_size for path in files) < 8e6
     stored, _ = load(dtype="auto")
     assert stored.dtype == torch.bfloat16
+    assert stored.config.text_config.num_hidden_layers == bench.DEEP
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,6 +204,19 @@ def test_what_is_saved_loads_again_and_can_be_gone_on_from(tmp_path):
     assert torch.equal(
         run.model.lm_head.weight, build_model(seed=5).lm_head.weight.bfloat16().float()
     )
+
+
+def test_layers_are_not_taken_away():
+    with pytest.raises(ValueError, match=r"^layers: it begins with 4, and none are taken away$"):
+        Run.begin(replace(SMALL, layers=3), None, torch.device("cpu"))
+
+
+def test_weights_without_a_twin_can_be_gone_on_from(tmp_path):
+    four = Path(__file__).parents[2] / "benchmarks" / "lab-four"
+    told = "--steps 1 --tower-steps 0 --size 1 --text-steps 1 --scenes 1 --layers 5"
+    main(["--init", str(four), "--out", str(tmp_path), *told.split()])
+    saved = LlavaForConditionalGeneration.from_pretrained(tmp_path / "weights")
+    assert saved.config.text_config.num_hidden_layers == 5
 
 
 def test_one_command_trains_saves_and_evaluates(tmp_path, capsys):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
 
 from secateur.backends.host.greedy import BLOCK, Floats, Indices
-from secateur.backends.lending import hands, product
+from secateur.backends.lending import product, side_by_side
 from secateur.core.arrays import each_row, widened
 
 FEW = 32
@@ -78,15 +76,8 @@ def attention_received(
             found[:seen] += share.reshape(-1) @ weight.reshape(-1, seen)
         return found
 
-    def of_each(at: tuple[int, ...]) -> Iterator[Floats]:
-        threads = min(len(parts), hands(heads * count * length * size))
-        if threads == 1:
-            yield from (paid(at, part) for part in parts)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(lambda part: paid(at, part), parts)
-
-    for at in each_row(tuple(batch)):
-        for found in of_each(at):
-            received[at] += found
+    jobs = [(at, part) for at in each_row(tuple(batch)) for part in parts]
+    work = math.prod(batch) * heads * count * length * size
+    for (at, _), one in zip(jobs, side_by_side(paid, jobs, work), strict=True):
+        received[at] += one
     return received.astype(queries.dtype, copy=False)

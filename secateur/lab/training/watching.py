@@ -1,10 +1,10 @@
 """Train the lab's model that watches: ``python -m secateur.lab.training.watching --init FOLDER``.
 
 It starts from a model for pictures with a language model of four layers, ``benchmarks/lab-four`` of
-the repository, whose tower and projector stay as they are and are the lab's; the
-language model learns from clips and, beside them, from pictures as clips of one frame. A run that
-was stopped goes on with ``--resume``. What is shipped is written to the folder ``watcher`` in
-``--out``, and the accuracy on held-out clips to ``accuracy.json``.
+the repository, whose tower and projector stay as they are; the language model learns from clips
+and, beside them, from pictures as clips of one frame. A run that was stopped goes on with
+``--resume``. What is shipped is written to the folder ``watcher`` in ``--out``, and the accuracy on
+held-out clips to ``accuracy.json``.
 """
 
 from __future__ import annotations
