@@ -1,7 +1,8 @@
 """Reading molecules from some of their visual tokens: ``python benchmarks/real/molecules.py``.
 
 DECIMER, which others trained, reads pictures of molecules that RDKit draws. Of its 256 visual
-tokens every method that needs no text keeps 128, 64, 32 or 16, and the decoder reads from those.
+tokens every method that needs no text keeps 128, 64, 32 or 16, and the decoder reads from those;
+methods between layers leave the decoder's first layers all of them.
 The first hundred molecules are for choosing (the mean effective rank, thresholds, which
 similarity is best); only the others are reported. What was encoded and read is kept in the cache,
 so that a run goes on where it was stopped; hours on one core, and it prints where it is. Fewer
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import packages
 import torch
-from reading import Reader
+from reading import GRID, LAYERS, Reader, Rule
 
 import secateur as sc
 
@@ -42,14 +43,21 @@ FIRST = (
 """Methods that are read before the others, since claims are about them."""
 
 Choose = Callable[[sc.Tokens, int, int], sc.Selection]
+OwnRule = Callable[[int, bool, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None]
+"""A `Rule` of one molecule, without the row."""
+Between = Callable[[sc.Tokens, int, int], OwnRule]
 
 
 class Job(NamedTuple):
-    """Tokens (k, D) handed on, their places (k,), and what is read from all tokens."""
+    """Tokens (k, D) handed on, their places (k,), what is read from all tokens, and who sees what.
+
+    The last (layers, k) is None where every layer sees what was handed on.
+    """
 
     tokens: np.ndarray
     places: np.ndarray
     ids: list[int]
+    seen: np.ndarray | None = None
 
 
 def _of(method: type[sc.Method], **more: Any) -> Choose:
@@ -101,7 +109,7 @@ def contestants(erank: float) -> dict[str, Choose]:
         "DUET": _of(sc.DUET),
         "SCOPE": _of(sc.SCOPE),
         "PruneSID": _of(sc.PruneSID),
-        "Mixture, share 0.5": _of(sc.Mixture, share=0.5, mean_erank=erank),
+        "Mixture": _of(sc.Mixture, mean_erank=erank),
         "AgilePruner, tau_max 0.3": _of(sc.AgilePruner, **agile),
         "AgilePruner, tau_max 0.1": _of(sc.AgilePruner, tau_max=0.1, **agile),
         "cover, cosine (FLoC)": _cover("cosine"),
@@ -112,6 +120,80 @@ def contestants(erank: float) -> dict[str, Choose]:
         "oracle: TopK": oracle(_of(sc.TopK)),
         "oracle: cover, cosine (EADP's form)": oracle(_cover("cosine", "attention")),
         "oracle: cover, exemplar": oracle(_cover("exemplar", "attention")),
+    }
+
+
+def _by(method: Callable[[int], Any]) -> Between:
+    """A method that drops between layers, asked by the only word that is known, the first."""
+
+    def of(tokens: sc.Tokens, k: int, seed: int) -> OwnRule:
+        asked = method(k)
+        cuts = {cut.after: cut for cut in asked.cuts(LAYERS, GRID * GRID)}
+
+        def rule(
+            after: int, ahead: bool, q: torch.Tensor, keys: torch.Tensor, left: torch.Tensor
+        ) -> torch.Tensor | None:
+            if after not in cuts or ahead != asked.looks_ahead:
+                return None
+            # The word is no key of cross-attention: it stands last, where nobody looks.
+            count = len(left)
+            queries = torch.cat([q.expand(-1, count, -1), q], dim=1)
+            return torch.as_tensor(
+                asked.keep_visual(
+                    cuts[after],
+                    queries,
+                    torch.cat([keys, -1e6 * q], dim=1),
+                    visual=torch.arange(count),
+                    text=torch.tensor([count]),
+                    hidden=torch.zeros(count + 1, 1),
+                )
+            )
+
+        return rule
+
+    return of
+
+
+def _at_two(choose: Callable[[sc.Tokens, int, int, torch.Tensor], sc.Selection]) -> Between:
+    """What was chosen from encoded tokens is dropped after two layers, by what the second saw."""
+
+    def of(tokens: sc.Tokens, k: int, seed: int) -> OwnRule:
+        def rule(
+            after: int, ahead: bool, q: torch.Tensor, keys: torch.Tensor, left: torch.Tensor
+        ) -> torch.Tensor | None:
+            if after != 2 or ahead:
+                return None
+            seen = (q @ keys.mT / q.shape[-1] ** 0.5).softmax(-1).mean(0)[0]
+            return torch.as_tensor(choose(tokens, k, seed, seen).sorted())
+
+        return rule
+
+    return of
+
+
+def _covered(tokens: sc.Tokens, k: int, seed: int, seen: torch.Tensor) -> sc.Selection:
+    w = np.float64(seen.numpy())
+    f = sc.FacilityLocation.from_features(tokens.features, w / w.sum(), similarity="gaussian")
+    return sc.maximize(f, k)
+
+
+def between() -> dict[str, Between]:
+    """Methods that drop between layers of the decoder, by name."""
+    gaussian = _cover("gaussian")
+    return {
+        "FastV": _by(lambda k: sc.FastV(keep=k)),
+        "PyramidDrop": _by(lambda k: sc.PyramidDrop(keep=k)),
+        "SparseVLM": _by(lambda k: sc.SparseVLM(keep=k, count="limit")),
+        "Random, after 2 layers": _at_two(
+            lambda tokens, k, seed, seen: sc.Random(keep=k, seed=seed).select(tokens)
+        ),
+        "DivPrune, after 2 layers": _at_two(
+            lambda tokens, k, seed, seen: sc.DivPrune(keep=k).select(tokens)
+        ),
+        "cover, gaussian, after 2 layers": _at_two(
+            lambda tokens, k, seed, seen: gaussian(tokens, k, seed)
+        ),
+        "cover, gaussian, by attention after 2 layers": _at_two(_covered),
     }
 
 
@@ -178,40 +260,47 @@ def kept_of(choose: Choose, tokens: sc.Tokens, k: int, seed: int) -> tuple[np.nd
     return np.float32(chosen.merge(tokens.features))[: len(places)], np.int64(places)
 
 
-def batches(jobs: list[Job], budget: int) -> Iterator[list[int]]:
+def batches(jobs: list[Job]) -> Iterator[list[int]]:
     """Places of jobs that go together: as many tokens each, and ending at about the same time."""
     order = sorted(range(len(jobs)), key=lambda i: (len(jobs[i].places), len(jobs[i].ids)))
-    size, start = max(16, ROWS * 32 // budget), 0
+    start = 0
     while start < len(order):
         count = len(jobs[order[start]].places)
+        size = max(16, ROWS * 32 // count)
         part = [i for i in order[start : start + size] if len(jobs[i].places) == count]
         start += len(part)
         yield part
 
 
-def judged(reader: Reader, jobs: list[Job], budget: int) -> list[Any]:
+def judged(reader: Reader, jobs: list[Job]) -> list[Any]:
     """Whether each job is read as from all tokens, and the mean log-probability of that."""
     found: list[Any] = [None] * len(jobs)
-    for part in batches(jobs, budget):
-        same, likely = reader.judge(*_together(jobs, part), [jobs[i].ids for i in part])
+    for part in batches(jobs):
+        x, places, seen = _together(jobs, part)
+        same, likely = reader.judge(x, places, [jobs[i].ids for i in part], seen)
         for i, each in zip(part, zip(same.tolist(), likely.tolist(), strict=True), strict=True):
             found[i] = each
     return found
 
 
-def texts(reader: Reader, jobs: list[Job], budget: int) -> list[Any]:
+def texts(reader: Reader, jobs: list[Job]) -> list[Any]:
     """What is read; a fourth more words than from all tokens, and eight, end it."""
     found: list[Any] = [None] * len(jobs)
-    for part in batches(jobs, budget):
+    for part in batches(jobs):
         most = [len(jobs[i].ids) * 5 // 4 + 8 for i in part]
-        for i, ids in zip(part, reader.read(*_together(jobs, part), most).ids, strict=True):
+        x, places, seen = _together(jobs, part)
+        for i, ids in zip(part, reader.read(x, places, most, seen).ids, strict=True):
             found[i] = reader.text(ids)
     return found
 
 
-def _together(jobs: list[Job], part: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    x = np.stack([jobs[i].tokens for i in part])
-    return torch.from_numpy(x), torch.from_numpy(np.stack([jobs[i].places for i in part]))
+def _together(
+    jobs: list[Job], part: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    x = torch.from_numpy(np.stack([jobs[i].tokens for i in part]))
+    places = torch.from_numpy(np.stack([jobs[i].places for i in part]))
+    seen = [each for i in part if (each := jobs[i].seen) is not None]
+    return x, places, torch.from_numpy(np.stack(seen)) if seen else None
 
 
 STAGES = {"judged": judged, "read": texts}
@@ -226,22 +315,41 @@ def run(reader: Reader, stage: str, start: int, budget: int, names: Collection[s
     """Answers about a chunk by some methods at a budget; what is known is not asked again."""
     path = stored(stage, budget, start)
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    methods = contestants(mean_erank())
-    missing = [name for name in methods if name in names and name not in known]
+    methods, inside = contestants(mean_erank()), between()
+    missing = [name for name in (*methods, *inside) if name in names and name not in known]
     if not missing:
         return
     tokens = chunk(start)["tokens"]
     whole = read_all(reader, start, tokens)
     images = list(inputs(reader, tokens, whole))
-    jobs = [
-        Job(*kept_of(methods[name], each, budget, start + place), whole["ids"][place])
-        for name in missing
-        for place, each in enumerate(images)
-    ]
-    answers = iter(STAGES[stage](reader, jobs, budget))
+    jobs: dict[tuple[str, int], Job] = {}
     for name in missing:
-        known[name] = [next(answers) for _ in images]
+        if name in methods:
+            for place, each in enumerate(images):
+                kept = kept_of(methods[name], each, budget, start + place)
+                jobs[name, place] = Job(*kept, whole["ids"][place])
+        else:
+            rules = [inside[name](each, budget, start + i) for i, each in enumerate(images)]
+            seen = reader.seen(torch.from_numpy(tokens), _each(rules)).numpy()
+            for place, x in enumerate(tokens):
+                jobs[name, place] = Job(x, np.arange(len(x)), whole["ids"][place], seen[place])
+    answers: dict[tuple[str, int], Any] = {}
+    if stage == "read" and (judged := stored("judged", budget, start)).exists():
+        # Greedy goes along what was read from all tokens: there is nothing to read again.
+        same = json.loads(judged.read_text())
+        for name, place in jobs:
+            if name in same and same[name][place][0]:
+                answers[name, place] = reader.text(whole["ids"][place])
+    asked = [at for at in jobs if at not in answers]
+    found = STAGES[stage](reader, [jobs[at] for at in asked])
+    answers.update(zip(asked, found, strict=True))
+    for name in missing:
+        known[name] = [answers[name, place] for place in range(len(images))]
     path.write_text(json.dumps(known))
+
+
+def _each(rules: list[OwnRule]) -> Rule:
+    return lambda after, ahead, row, q, keys, left: rules[row](after, ahead, q, keys, left)
 
 
 def main() -> None:
@@ -252,7 +360,7 @@ def main() -> None:
     budgets = [int(each) for each in sys.argv[2:]] or BUDGETS
     try:
         reader = Reader(packages.molecule_decoder())
-        everybody = tuple(contestants(mean_erank()))
+        everybody = (*contestants(mean_erank()), *between())
         turns = [("judged", FIRST), ("read", FIRST), ("judged", everybody), ("read", everybody)]
         for stage, names in turns:
             begin = 0 if stage == "judged" else CHOOSING
