@@ -149,7 +149,7 @@ def main() -> int:
             for name in names:
                 seen = compared(name, new, old, asked.rounds)
                 if seen is not None and seen[2] > asked.limit:
-                    # Two processes of one program may differ by a third where memory lies otherwise.
+                    # Where memory lies otherwise, two processes of one program differ by a third.
                     fresh = Worker(ROOT), Worker(tree)
                     seen = compared(name, *fresh, 3 * asked.rounds)
                     for worker in fresh:

@@ -58,6 +58,15 @@ def better(one: str, other: str, photographs: tuple[str, str] | None = None) -> 
     return found
 
 
+def later() -> Found:
+    """Whether dropping after two layers costs less than before the first."""
+    return [
+        (f"{name}, {where}", found)
+        for name in ("Random", DIVERSITY, "cover, gaussian")
+        for where, found in better(f"{name}, after 2 layers", name)()
+    ]
+
+
 def budgets(told: dict[str, Any]) -> list[int]:
     """Those at which molecules were judged."""
     return sorted({k for stage, k in told["places"] if stage == "judged"})
@@ -232,6 +241,24 @@ CLAIMS = (
         better("SCOPE", COSINE, ("SCOPE", COSINE)),
     ),
     Claim(
+        "Visual tokens matter less after the second layer: dropping them there costs less.",
+        "FastV, arXiv 2403.06764; PyramidDrop, arXiv 2410.17247",
+        later,
+        "the same tokens before the decoder and after two of its six layers",
+    ),
+    Claim(
+        "After two layers attention says which ones matter (more than chance does).",
+        "FastV",
+        better("FastV", "Random, after 2 layers"),
+        "attention is the first word's in the second layer, mean over the heads",
+    ),
+    Claim(
+        "Dropping step by step beats dropping at once.",
+        "PyramidDrop",
+        better("PyramidDrop", "FastV"),
+        "as many are left at the end",
+    ),
+    Claim(
         "A plain grid beats attention.",
         "said of many methods by later studies",
         better("UniformGrid", ATTENTION, ("UniformGrid", "TopK")),
@@ -310,9 +337,10 @@ explain the others in [one transformer](photographs.md). The reader's tokens com
 convolutional encoder, which pays no attention: *attention* is what its decoder looks at before
 its first word, and claims about attention rest on that and on the transformer's class token. On
 the photographs everything that covers explains nearly all, so that differences are small there
-even where they are certain. Neither is a vision-language model that follows an instruction:
-claims about text, hallucination and pruning between layers were put to the lab's model only,
-below.
+even where they are certain. Pruning between layers was put to the reader's decoder, which looks
+at the tokens by cross-attention in each of its six layers, and to the lab's model. Neither is a
+vision-language model that follows an instruction: claims about text and hallucination were put to
+the lab's model only, below.
 
 {table(["claim", "whose", "found"], rows, 3)}
 
@@ -323,8 +351,7 @@ below.
 ## On the lab's model
 
 A small LLaVA that we trained on scenes that we drew; differences in percentage points, made by
-`secateur bench` ([its page](../lab/bench.md)). It alone was asked about text, hallucination and
-pruning between layers.
+`secateur bench` ([its page](../lab/bench.md)). It alone was asked about text and hallucination.
 
 {table(["claim", "measured", "difference", "found"], of_the_lab(), 4)}
 """

@@ -61,14 +61,22 @@ def made_by(*scripts: str) -> str:
 
 
 def reading_table(
-    told: dict[str, Any], kind: str, stage: str = "judged", spell: Any = percent
+    told: dict[str, Any],
+    kind: str,
+    stage: str = "judged",
+    spell: Any = percent,
+    inside: bool = False,
 ) -> str:
-    """Answers by method and budget, the best at the smallest budget first, oracles last."""
+    """Answers by method and budget, the best at the smallest budget first, oracles last.
+
+    Of methods that drop between layers, or of the others.
+    """
+    known = molecules.between()
     asked = [budget for each, budget in told["places"] if each == stage]
     if not asked:
         return "Not run yet."
     names = sorted(
-        {name for name, _ in told[kind]},
+        {name for name, _ in told[kind] if (name in known) == inside},
         key=lambda x: (
             x.startswith("oracle"),
             *(-told[kind][x, k].mean() if (x, k) in told[kind] else 0.0 for k in sorted(asked)),
@@ -159,6 +167,30 @@ eight words, is broken off.
 {reading_table(told, "right", "read")}
 
 {reading_table(told, "tanimoto", "read")}
+
+## Between layers
+
+The decoder has six layers, each of which looks at the visual tokens. Here the first ones see all
+256 and the later ones what a method leaves: after two layers at once, or in stages
+(`PyramidDrop` after 2, 3 and 4; `SparseVLM` after 1 and 3). FastV, PyramidDrop and SparseVLM rank
+tokens by what the first word attends to, before anything is read. The rows *after 2 layers*
+choose as before the decoder and leave its first two layers everything: what they gain on their
+rows above is what those layers were worth. *By attention* weighs what is covered by what the
+second layer looks at. Of as many tokens left, more were seen than above: of six layers two saw all.
+
+% read word for word as from all tokens:
+
+{reading_table(told, "exact", inside=True)}
+
+Mean natural logarithm of the probability of each word that is read from all tokens:
+
+{reading_table(told, "likely", spell=fine, inside=True)}
+
+% right of what was drawn, and the mean Tanimoto similarity in percent:
+
+{reading_table(told, "right", "read", inside=True)}
+
+{reading_table(told, "tanimoto", "read", inside=True)}
 
 ## By size
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import secateur as sc
-from secateur.backends.host import driver, farthest
+from secateur.backends.host import farthest
 from secateur.core.maximize import farthest_first_features
+from secateur.core.similarity import unit
 
 DRIVERS = ["numpy", *(["numba"] if importlib.util.find_spec("numba") else [])]
 
@@ -37,7 +38,6 @@ def kinds(n: int, d: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("name", DRIVERS)
 @given(
     n=st.integers(1, 40),
     d=st.integers(1, 9),
@@ -46,57 +46,78 @@ def kinds(n: int, d: int, seed: int) -> dict[str, np.ndarray]:
     share=st.floats(0.0, 1.0),
     start=st.sampled_from([None, 0, -1]),
     matrix=st.booleans(),
+    patient=st.booleans(),
+    compiled=st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_what_single_precision_cannot_tell_is_told_in_double(
-    name, n, d, seed, kind, share, start, matrix
+    n, d, seed, kind, share, start, matrix, patient, compiled
 ):
     x = kinds(n, d, seed)[kind]
     k = max(1, round(share * n))
     first = None if start is None else start % n
-    unit = driver.unit
-    if name == "numba":
-        from secateur.backends.host import compiled
-
-        unit = compiled.unit
-    picks, gains, value = farthest.Doubtful(x, unit, matrix).picks(k, first)
     slow = farthest_first_features.reference(sc.Dispersion.from_features(x), k, first)
-    assert picks.tolist() == slow.indices.tolist()
-    np.testing.assert_allclose(gains, slow.gains, rtol=1e-6, atol=1e-7)
+    # Beside another image, which takes its own steps.
+    both = np.stack([x, x[::-1]])
+    run = None
+    if compiled and "numba" in DRIVERS:
+        from secateur.backends.host.kernels import farthest_surely as run
+    doubtful = farthest.Doubtful(both, matrix, run)
+    doubtful.patience = 1 << 30 if patient else 0
+    picks, gains = doubtful.picks(k, first)
+    assert picks[0].tolist() == slow.indices.tolist()
+    np.testing.assert_allclose(gains[0], slow.gains, rtol=1e-6, atol=1e-7)
+    value = gains[0, 1:].min(initial=np.inf)
     np.testing.assert_allclose(value, float(slow.value), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["apart", "nearly copies", "whole numbers"])
+@pytest.mark.parametrize("size", [3, 200, 3000])
+def test_single_precision_is_off_by_less_than_what_is_looked_at_again(kind, size):
+    x = kinds(60, size, 0)[kind]
+    exact = unit.reference(x.astype(np.float64))
+    for features in (x, x.astype(np.float64)):
+        doubtful = farthest.Doubtful(features[None], matrix=True)
+        off = doubtful._cosines[0] - exact @ exact.T
+        np.fill_diagonal(off, 0)
+        assert np.abs(off).max() < doubtful.error
 
 
 @pytest.mark.parametrize("name", DRIVERS)
 @pytest.mark.parametrize("start", [None, 3])
-def test_drivers_doubt_where_it_is_worth_it(name, start, monkeypatch):
-    asked = []
-    picks = farthest.Doubtful.picks
-    monkeypatch.setattr(
-        farthest.Doubtful, "picks", lambda self, *given: asked.append(1) or picks(self, *given)
-    )
-    x = np.random.default_rng(0).standard_normal((2, 260, 512)).astype(np.float32)
-    f = sc.Dispersion.from_features(x)
-    with sc.backend(name):
-        found = farthest_first_features(f, 12, start=start)
-    assert len(asked) == 2
-    with sc.backend(name):
-        wide = farthest_first_features(
-            sc.Dispersion.from_features(x.astype(np.float64)), 12, start=start
-        )
-    assert len(asked) == 2
-    np.testing.assert_array_equal(found.indices, wide.indices)
-    np.testing.assert_allclose(found.gains, wide.gains, rtol=1e-12)
+def test_single_precision_is_first_and_double_goes_on_where_too_much_is_in_doubt(
+    name, start, monkeypatch
+):
+    surely = []
+    go_on = farthest._go_on
+    monkeypatch.setattr(farthest, "_go_on", lambda *given: surely.append(given[3]) or go_on(*given))
+    x = np.random.default_rng(0).standard_normal((3, 260, 512)).astype(np.float32)
+    # All that is left once three are picked of the second image is in one place.
+    x[1, 3:] = x[1, 3]
+    found = []
+    for dtype in (np.float32, np.float64):
+        f = sc.Dispersion.from_features(x.astype(dtype))
+        with sc.backend(name):
+            found.append(farthest_first_features(f, 40, start=start))
+        assert len(surely) == 1
+        assert surely.pop() <= 4
+    one, other = found
+    np.testing.assert_array_equal(one.indices, other.indices)
+    np.testing.assert_allclose(one.gains, other.gains, rtol=1e-6, atol=1e-12)
+    slow = farthest_first_features.reference(f, 40, start)
+    np.testing.assert_array_equal(other.indices, slow.indices)
+    np.testing.assert_allclose(other.gains, slow.gains, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", DRIVERS)
 @pytest.mark.parametrize("start", [None, 0])
-def test_what_is_no_number_is_refused(name, start, monkeypatch):
-    monkeypatch.setattr(farthest, "STEP", 0)
+@pytest.mark.parametrize("k", [1, 2])
+def test_what_is_no_number_is_refused(name, start, k):
     x = np.ones((5, 3), dtype=np.float32)
     x[2, 1] = np.nan
     f = sc.Dispersion.from_features(x, check_finite=False)
     with sc.backend(name), pytest.raises(ValueError, match=r"^features: contains NaN or infinity"):
-        farthest_first_features(f, 2, start=start)
+        farthest_first_features(f, k, start=start)
 
 
 @pytest.mark.parametrize("start", [None, 3])

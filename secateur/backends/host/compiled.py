@@ -25,8 +25,14 @@ import numpy as np
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
 from secateur.backends.host.cosines import CosinesServed
-from secateur.backends.host.driver import farthest_first_features, unit
-from secateur.backends.host.farthest import GivenDistances, refuse_distances, smallest_between
+from secateur.backends.host.driver import unit
+from secateur.backends.host.farthest import (
+    Doubtful,
+    GivenDistances,
+    by_matrix,
+    refuse_distances,
+    smallest_between,
+)
 from secateur.backends.host.greedy import Floats, Indices
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import Steps, by_steps, likeness_factors
@@ -328,6 +334,22 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
         lambda at, budget: _farthest(distance[at], budget, start),
         _workers(distance),
     )
+
+
+@_for_known
+def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
+    """Farthest-first under 1 - cos of features (..., N, D), by loops where a matrix is built."""
+    features: Any = f.features
+    if not (plain.small_enough(features) and by_matrix(features.shape[-2], k, start)):
+        return plain.farthest_first_features(f, k, start)
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
+        run = _kernels().farthest_surely
+        doubtful = Doubtful(features[at][None], matrix=True, run=run, rounded=_unit)
+        picks, gains = doubtful.picks(budget, start)
+        return picks[0], gains[0], float(gains[0, 1:].min(initial=math.inf)), math.inf
+
+    return over_batch(features.shape[:-2], k, solve, _workers(features))
 
 
 @_for_known

@@ -6,7 +6,6 @@ this one for what it lacks.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,7 +15,6 @@ import numpy as np
 from secateur.backends.host.cosines import CosinesServed
 from secateur.backends.host.farthest import GivenDistances, farthest, of_features
 from secateur.backends.host.greedy import (
-    BLOCK,
     COSINE_ROUNDING,
     EPSILON,
     Cosine,
@@ -30,6 +28,8 @@ from secateur.backends.host.greedy import (
     greedy,
     shifted,
 )
+from secateur.backends.host.lengths import rounded_once as rounded_once
+from secateur.backends.host.lengths import unit as unit
 from secateur.backends.host.received import attention_received
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import determinant_factors, likeness_factors
@@ -66,64 +66,6 @@ __all__ = [
     "unit",
 ]
 """The operations it offers."""
-
-
-@functools.cache
-def _squarable(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Between which sums of squares lengths are as exact as the dtype."""
-    known = np.finfo(dtype)
-    return float(known.tiny / known.eps**2), float(known.max * known.eps)
-
-
-def unit(x: Floats) -> Floats:
-    """Vectors (..., D) scaled to length one; a zero vector stays zero."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares, (low, high) = np.vecdot(x, x), _squarable(x.dtype)
-    if low < np.min(squares) and np.max(squares) < high:
-        directions: Floats = x / np.sqrt(squares)[..., None]
-        return directions
-    # Zeros, what is no number, or out of the range of squares: by the largest entry first.
-    largest = np.maximum(x.max(axis=-1), -x.min(axis=-1))[..., None]
-    largest[largest == 0] = 1
-    out = x / largest
-    length = np.sqrt(np.einsum("...d,...d->...", out, out))[..., None]
-    length[length == 0] = 1
-    out /= length
-    return cast("Floats", out)
-
-
-def rounded_once(x: Floats) -> Floats:
-    """As `unit`, of lengths that are rounded once: squares are summed in float64.
-
-    Numba's loop gives the same to the last bit.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    out = np.empty_like(rows, order="C")
-    step = max(1, BLOCK // (8 * rows.shape[-1]))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        out[part] = _unit(rows[part])
-    return out.reshape(x.shape)
-
-
-def _unit(rows: Floats) -> Floats:
-    """The same of a few rows (M, D)."""
-    wide = rows.astype(np.float64, copy=False)
-    squares = np.einsum("md,md->m", wide, wide)
-    inside = (squares > 1e-200) & (squares < 1e200)
-    length = np.sqrt(np.where(inside, squares, 1.0)).astype(rows.dtype)
-    out: Floats = rows / length[:, None]
-    if not inside.all():
-        # Out of the range of squares: by the largest entry first.
-        far = rows[~inside]
-        largest = np.maximum(far.max(axis=-1), -far.min(axis=-1))[:, None]
-        largest[largest == 0] = 1
-        with np.errstate(invalid="ignore"):
-            far = far / largest
-            length = np.sqrt(np.einsum("md,md->m", far, far))[:, None]
-        length[length == 0] = 1
-        out[~inside] = far / length
-    return out
 
 
 def cosine_similarity(features: Floats) -> Floats:
@@ -267,7 +209,7 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     """Farthest-first under 1 - cos of features (..., N, D), in O(N D) memory."""
     features: Any = f.features
-    return of_features(features, k, start, unit, matrix=small_enough(features))
+    return of_features(features, k, start, matrix=small_enough(features))
 
 
 Scan = Callable[[Floats, Indices, int, float, float], Indices]

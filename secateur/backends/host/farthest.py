@@ -9,11 +9,9 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from secateur.backends.host.greedy import EPSILON, PRODUCT, Floats, Indices, shifted, spans
+from secateur.backends.host.lengths import rounded_once, unit
 from secateur.backends.lending import answer, budgets, flat, in_parts, over_batch, product
 from secateur.core.maximize import Picks
-
-Unit = Callable[[Floats], Floats]
-"""Scales vectors (..., D) to length one."""
 
 
 class Distances(Protocol):
@@ -28,9 +26,6 @@ class Distances(Protocol):
 
     def nearest(self) -> Floats:
         """Distance (N,) of every token to the nearest other one."""
-
-    def among(self, picks: Indices) -> Floats:
-        """Distances (M, M) of the picks to each other."""
 
 
 class GivenDistances:
@@ -55,6 +50,7 @@ class GivenDistances:
         return nearest
 
     def among(self, picks: Indices) -> Floats:
+        """Distances (M, M) of the picks to each other."""
         block: Floats = self._matrix[np.ix_(picks, picks)]
         return block
 
@@ -72,10 +68,11 @@ class CosineDistances:
         return apart(product(self._x, self._x[j]))
 
     def nearest(self) -> Floats:
-        if self.size == 1:
-            return np.full(1, math.inf)
-        # Half of the products: every block with itself and with what follows. The largest
-        # cosine belongs to the smallest distance.
+        return np.full(1, math.inf) if self.size == 1 else apart(self.largest())
+
+    def largest(self) -> Floats:
+        """The largest cosine (N,) of every token with another one."""
+        # Half of the products: every block with itself and with what follows.
         largest = np.full(self.size, -math.inf, dtype=self._x.dtype)
         for part in spans(self.size, self.size, PRODUCT):
             cosine = product(self._x[part], self._x[part.start :].T)
@@ -84,10 +81,7 @@ class CosineDistances:
             np.maximum(largest[part], cosine.max(axis=1), out=largest[part])
             rest = largest[part.start :]
             np.maximum(rest, cosine.max(axis=0), out=rest)
-        return apart(largest)
-
-    def among(self, picks: Indices) -> Floats:
-        return apart(product(self._x[picks], self._x[picks].T))
+        return largest
 
     def rows(self, part: slice) -> Floats:
         """The vectors of a part of the tokens."""
@@ -102,7 +96,7 @@ def apart(cosine: Floats) -> Floats:
     return s
 
 
-def farthest(distances: Distances, k: int, start: int | None) -> tuple[Indices, Floats, float]:
+def farthest(distances: GivenDistances, k: int, start: int | None) -> tuple[Indices, Floats, float]:
     """Farthest-first: picks, their gains, and the smallest distance between two of them."""
     picks = np.empty(k, dtype=np.int64)
     gains = np.empty(k)
@@ -140,149 +134,197 @@ def _go_on(
         nearest = d if step == 0 else np.minimum(nearest, d)
 
 
-def together(directions: Floats, k: int, start: int | None) -> tuple[Indices, Floats]:
-    """Farthest-first of several images of unit vectors (B, N, D), all cosines of each at hand.
-
-    Picks and gains are (B, K): those that each image has alone.
-    """
-    images, size = directions.shape[:2]
-    cosines = np.empty((images, size, size), dtype=directions.dtype)
-    for image, x in enumerate(directions):
-        product(x, x.T, out=cosines[image])
-    every, own = np.arange(images), np.arange(size)
-    cosines[:, own, own] = -math.inf
-    picks = np.empty((images, k), dtype=np.int64)
-    gains = np.empty((images, k))
-    # The largest cosine belongs to the smallest distance.
-    nearest = apart(cosines.max(axis=1) if start is None else cosines[:, start].copy())
-    if size == 1:
-        nearest[:] = math.inf
-    for step in range(k):
-        if step == 0 and start is not None:
-            pick = np.full(images, start)
-            gains[:, 0] = np.delete(nearest, start, axis=1).min(axis=1, initial=math.inf)
-        else:
-            best = nearest.max(axis=1, keepdims=True)
-            if np.isnan(best).any():
-                refuse_distances("features")
-            pick = np.argmax(nearest >= best - CosineDistances.margin, axis=1)
-            gains[:, step] = nearest[every, pick]
-        picks[:, step] = pick
-        row = apart(cosines[every, pick])
-        nearest = row if step == 0 else np.minimum(nearest, row, out=nearest)
-        nearest[every[:, None], picks[:, : step + 1]] = -math.inf
-    return picks, gains
-
-
 DOUBT = 24
 """Tokens that single precision may leave in doubt before all of them are told apart in double."""
 ROWS = 8
 """A matrix of cosines takes as long as the rows of one in so many tokens, one at a time."""
-
-
 STEP = 2_000_000
-"""Multiplications that double precision does more while a pick is looked at in Python."""
+"""Multiplications that double precision would do while one pick in doubt is looked at."""
+
+Run = Callable[[Floats, Floats, Indices, int, float], int]
+"""Goes on with an image from a step on: by cosines (N, N), the largest (N,) of each token with
+those picked, and picks (K,), while the smallest is smaller than all others by so much. Returns the
+step that is in doubt, K where none is."""
 
 
 class Doubtful:
-    """Farthest-first of features (N, D) by single precision, and by double where that is in doubt.
+    """Farthest-first of images (B, N, D) by single precision, by double where that is in doubt.
 
     The picks are those of `CosineDistances`: what is within twice the error of single precision
-    of the farthest is told apart by it. Where too much is in doubt, everything is from then on.
+    of the farthest is told apart by it. An image of which too much is in doubt goes on in double
+    precision from then on. Images take their steps together, or one after the other where `run`
+    takes many at once.
     """
 
-    def __init__(self, features: Floats, unit: Callable[[Floats], Floats], matrix: bool) -> None:
-        self._features, self._unit = features, unit
-        self._x = unit(features.astype(np.float32, copy=False))
-        count = features.shape[1]
-        # Sums of D rounded products of entries that a rounded length has divided, and 1 - cos.
-        self.error = (2 * count + 16) * float(np.finfo(np.float32).eps) / 2
-        self._apart = apart(product(self._x, self._x.T)) if matrix else None
+    def __init__(
+        self,
+        features: Floats,
+        matrix: bool,
+        run: Run | None = None,
+        rounded: Callable[[Floats], Floats] = rounded_once,
+    ) -> None:
+        self._features, self._run = features, run
+        self._images, self._size, count = features.shape
+        wide = features.dtype == np.float64
+        x = unit(features) if wide else rounded(features.astype(np.float32, copy=False))
+        self._x = x.astype(np.float32, copy=False)
+        # Sums of D rounded products of entries that were rounded twice.
+        self.error = (count + 16) * float(np.finfo(np.float32).eps) / 2
+        self._width = 2 * self.error + CosineDistances.margin
+        self.patience = self._size * self._size * count // STEP
+        self._cosines = self._together() if matrix else None
 
-    def picks(self, k: int, start: int | None) -> tuple[Indices, Floats, float]:
-        """As `farthest`."""
-        picks, gains = np.empty(k, dtype=np.int64), np.empty(k)
-        picked = np.empty((k, self._x.shape[1]))
-        nearest = self._to(start) if start is not None else self._nearest()
-        for step in range(k):
-            doubted = self._doubted(nearest) if step or start is None else np.asarray([start])
-            if len(doubted) > DOUBT:
-                return self._surely(picks, gains, step, picked[:step])
-            directions = self._exactly(doubted)
-            if step == 0:
-                exact = np.asarray([self._neighbour(int(each)) for each in doubted])
-            else:
-                exact = apart(product(directions, picked[:step].T)).min(axis=1)
-            place = int(np.argmax(exact >= exact.max() - CosineDistances.margin))
-            pick = int(doubted[place])
-            picks[step], gains[step], picked[step] = pick, exact[place], directions[place]
-            row = self._to(pick)
-            nearest = row if step == 0 else np.minimum(nearest, row, out=nearest)
-            nearest[pick] = -math.inf
-        return picks, gains, smallest_between(CosineDistances(picked), np.arange(k))
-
-    def _doubted(self, nearest: Floats) -> Indices:
-        """Ascending tokens of which one is the farthest."""
-        best = nearest.max()
-        if math.isnan(best):
+    def picks(self, k: int, start: int | None) -> tuple[Indices, Floats]:
+        """Picks and gains (B, K), as `farthest` has them."""
+        self._picks = np.empty((self._images, k), dtype=np.int64)
+        self._picked = np.empty((self._images, k, self._x.shape[-1]))
+        self._known, self._doubts = np.zeros((2, self._images), dtype=np.int64)
+        self._sure = np.zeros(self._images, dtype=bool)
+        gains = np.empty((self._images, k))
+        # The largest cosine belongs to the smallest distance.
+        nearest = self._nearest() if start is None else np.full_like(self._x[..., 0], -math.inf)
+        begun = 0
+        if start is not None and k:
+            self._lower(nearest, 0, np.full(self._images, start))
+            begun = 1
+        if np.isnan(nearest).any():
             refuse_distances("features")
-        return np.flatnonzero(nearest >= best - 2 * self.error - CosineDistances.margin)
+        if self._run is not None and self._cosines is not None:
+            for image in range(self._images):
+                self._alone(image, nearest[image], begun, gains)
+        else:
+            for step in range(begun, k):
+                self._lower(nearest, step, self._farthest(nearest, step, gains))
+        self._gained(np.flatnonzero(~self._sure), gains, k)
+        return self._picks, gains
 
-    def _exactly(self, tokens: Indices) -> Floats:
-        directions: Floats = self._unit(self._features[tokens].astype(np.float64))
+    def _lower(self, nearest: Floats, step: int, pick: Indices) -> None:
+        """Note a pick (B,), and the cosines with it."""
+        self._picks[:, step] = pick
+        row = self._to(pick)
+        if step == 0:
+            nearest[:] = row
+        else:
+            np.maximum(nearest, row, out=nearest)
+        nearest[np.arange(self._images)[:, None], self._picks[:, : step + 1]] = math.inf
+
+    def _alone(self, image: int, nearest: Floats, begun: int, gains: Floats) -> None:
+        """All picks of an image from a step on."""
+        cosines, picks, step = self._cosines[image], self._picks[image], begun  # type: ignore[index]
+        while True:
+            step = self._run(cosines, nearest, picks, step, self._width)  # type: ignore[misc]
+            if step == len(picks):
+                return
+            doubted = np.flatnonzero(nearest <= nearest.min() + self._width)
+            pick = self._told_apart(image, doubted, step, gains)
+            if self._sure[image]:
+                return
+            picks[step] = pick
+            if step == 0:
+                nearest[:] = cosines[pick]
+            else:
+                np.maximum(nearest, cosines[pick], out=nearest)
+            nearest[pick] = math.inf
+            step += 1
+
+    def _together(self) -> Floats:
+        """The cosines (B, N, N), of a token with itself less than any."""
+        cosines = np.empty((self._images, self._size, self._size), dtype=np.float32)
+        for image, x in enumerate(self._x):
+            product(x, x.T, out=cosines[image])
+        own = np.arange(self._size)
+        cosines[:, own, own] = -math.inf
+        return cosines
+
+    def _farthest(self, nearest: Floats, step: int, gains: Floats) -> Indices:
+        """The next pick (B,) of each image, whose tokens' largest cosines are (B, N)."""
+        near = nearest <= nearest.min(axis=1, keepdims=True) + self._width
+        pick: Indices = near.argmax(axis=1)
+        pick[self._sure] = self._picks[self._sure, step]
+        for image in np.flatnonzero((np.count_nonzero(near, axis=1) > 1) & ~self._sure):
+            pick[image] = self._told_apart(int(image), np.flatnonzero(near[image]), step, gains)
+        return pick
+
+    def _told_apart(self, image: int, tokens: Indices, step: int, gains: Floats) -> int:
+        """Which of the ascending tokens, of which one is the farthest, is that."""
+        self._doubts[image] += 1
+        if len(tokens) > DOUBT or self._doubts[image] > self.patience:
+            return self._surely(image, step, gains)
+        if step == 0:
+            exact = np.asarray([self._neighbour(image, int(each)) for each in tokens])
+        else:
+            picked = self._directions_of_picks(image, step)
+            exact = apart(product(self._exactly(image, tokens), picked.T)).min(axis=1)
+        return int(tokens[np.argmax(exact >= exact.max() - CosineDistances.margin)])
+
+    def _exactly(self, image: int, tokens: Indices) -> Floats:
+        directions: Floats = unit(self._features[image, tokens].astype(np.float64))
         return directions
 
-    def _to(self, token: int) -> Floats:
-        """Distances (N,) to a token, in single precision; a copy."""
-        if self._apart is not None:
-            row: Floats = self._apart[token].copy()
-            return row
-        return apart(product(self._x, self._x[token]))
+    def _directions_of_picks(self, image: int, count: int) -> Floats:
+        """Those (count, D) of the first picks of an image, in double precision."""
+        known = self._known[image]
+        if known < count:
+            new = self._exactly(image, self._picks[image, known:count])
+            self._picked[image, known:count] = new
+            self._known[image] = count
+        directions: Floats = self._picked[image, :count]
+        return directions
+
+    def _to(self, tokens: Indices) -> Floats:
+        """Cosines (B, N) with one token of each image, in single precision; a copy."""
+        if self._cosines is not None:
+            rows: Floats = self._cosines[np.arange(self._images), tokens]
+            return rows
+        return np.stack([product(x, x[token]) for x, token in zip(self._x, tokens, strict=True)])
 
     def _nearest(self) -> Floats:
-        if self._apart is None:
-            return CosineDistances(self._x).nearest()
-        np.fill_diagonal(self._apart, math.inf)
-        nearest: Floats = self._apart.min(axis=0)
-        return nearest
+        """The largest cosine (B, N) of every token with another one."""
+        if self._cosines is not None:
+            largest: Floats = self._cosines.max(axis=1)
+            return largest
+        return np.stack([CosineDistances(x).largest() for x in self._x])
 
-    def _neighbour(self, token: int) -> float:
+    def _neighbour(self, image: int, token: int) -> float:
         """How far the nearest other token is from one."""
-        near = self._to(token)
-        near[token] = math.inf
-        others = np.flatnonzero(near <= near.min(initial=math.inf) + 2 * self.error)
-        if not len(others) or math.isinf(near[others[0]]):
+        x = self._x[image]
+        near = product(x, x[token])
+        near[token] = -math.inf
+        best = near.max()
+        if math.isinf(best):
             return math.inf
-        row = product(self._exactly(others), self._exactly(np.asarray([token]))[0])
-        return float(apart(row).min())
+        others = np.flatnonzero(near >= best - 2 * self.error)
+        one = self._exactly(image, np.asarray([token]))[0]
+        return float(apart(product(self._exactly(image, others), one)).min())
 
-    def _surely(
-        self, picks: Indices, gains: Floats, begun: int, picked: Floats
-    ) -> tuple[Indices, Floats, float]:
-        """Go on in double precision behind the picks begun."""
-        distances = CosineDistances(self._unit(self._features.astype(np.float64)))
+    def _gained(self, images: Indices, gains: Floats, count: int) -> None:
+        """Write how far each of the first picks of some images is from those before it."""
+        if not count:
+            return
+        for image in images:
+            picked = self._directions_of_picks(int(image), count)
+            for part in spans(count, count, PRODUCT):
+                away = apart(product(picked[part], picked[: part.stop].T))
+                behind = np.arange(part.stop) >= np.arange(part.start, part.stop)[:, None]
+                away[behind] = math.inf
+                gains[image, part] = away.min(axis=1)
+            gains[image, 0] = self._neighbour(int(image), int(self._picks[image, 0]))
+
+    def _surely(self, image: int, begun: int, gains: Floats) -> int:
+        """Pick the others in double precision behind those begun; the next one of them."""
+        self._sure[image] = True
+        distances = CosineDistances(unit(self._features[image].astype(np.float64)))
+        picks, gained = self._picks[image], gains[image]
         if not begun:
-            return farthest(distances, len(picks), None)
-        nearest = np.full(distances.size, math.inf)
-        for part in spans(distances.size, begun, PRODUCT):
-            nearest[part] = apart(product(distances.rows(part), picked.T)).min(axis=1)
-        _go_on(distances, picks, gains, begun, None, nearest)
-        return picks, gains, smallest_between(distances, picks)
-
-
-def worth_doubting(features: Floats, k: int) -> bool:
-    """Whether single precision first is faster than double at once, for features (..., N, D)."""
-    size, width = features.shape[-2:]
-    work = size * size * width
-    return features.dtype != np.float64 and work >= STEP * k
-
-
-def doubting(
-    features: Floats, unit: Callable[[Floats], Floats], k: int, start: int | None, *, matrix: bool
-) -> tuple[Indices, Floats, float]:
-    """Farthest-first of features (N, D) under 1 - cos; `matrix` says if N x N may be built."""
-    few = start is not None and ROWS * k <= len(features)
-    return Doubtful(features, unit, matrix and not few).picks(k, start)
+            nearest = distances.nearest()
+        else:
+            picked = self._directions_of_picks(image, begun)
+            self._gained(np.asarray([image]), gains, begun)
+            nearest = np.full(self._size, math.inf)
+            for part in spans(self._size, begun, PRODUCT):
+                nearest[part] = apart(product(distances.rows(part), picked.T)).min(axis=1)
+        _go_on(distances, picks, gained, begun, None, nearest)
+        return int(picks[begun])
 
 
 def refuse_distances(name: str) -> NoReturn:
@@ -290,7 +332,7 @@ def refuse_distances(name: str) -> NoReturn:
     raise ValueError(f"{name}: contains NaN or infinity, so that no token is the farthest")
 
 
-def smallest_between(distances: Distances, picks: Indices) -> float:
+def smallest_between(distances: GivenDistances, picks: Indices) -> float:
     """The smallest distance between two picks."""
     if len(picks) < 2:
         return math.inf
@@ -299,28 +341,30 @@ def smallest_between(distances: Distances, picks: Indices) -> float:
     return float(np.fmin.reduce(d, axis=None))
 
 
-def of_features(features: Floats, k: Any, start: int | None, unit: Unit, *, matrix: bool) -> Picks:
-    """Farthest-first of features (..., N, D), with a `matrix` of cosines or without."""
-    if matrix and not worth_doubting(features, int(np.min(k))):
-        room = max(1, PRODUCT // features.shape[-2] ** 2)
-        return in_parts(features, None, k, room, lambda x, _, k: _each(x, k, start, unit))
+def by_matrix(size: int, k: Any, start: int | None) -> bool:
+    """Whether all cosines of so many tokens at once are sooner there than rows one by one."""
+    return start is None or ROWS * int(np.max(k, initial=0)) > size
+
+
+def of_features(features: Floats, k: Any, start: int | None, *, matrix: bool) -> Picks:
+    """Farthest-first of features (..., N, D) under 1 - cos; `matrix` if N x N may be built."""
+    size = features.shape[-2]
+    if matrix and by_matrix(size, k, start):
+        room = max(1, PRODUCT // size**2)
+        return in_parts(features, None, k, room, lambda x, _, k: _each(x, k, start))
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
-        x = features[at]
-        if worth_doubting(x, budget):
-            found = doubting(x, unit, budget, start, matrix=matrix)
-        else:
-            found = farthest(CosineDistances(unit(x.astype(np.float64, copy=False))), budget, start)
-        return *found, math.inf
+        picks, gains = Doubtful(features[at][None], matrix=False).picks(budget, start)
+        return picks[0], gains[0], float(gains[0, 1:].min(initial=math.inf)), math.inf
 
     return over_batch(features.shape[:-2], k, solve)
 
 
-def _each(features: Floats, k: Any, start: int | None, unit: Unit) -> Picks:
+def _each(features: Floats, k: Any, start: int | None) -> Picks:
     """The same of as many images as there is room for the matrices of."""
     x = flat(features, 2)
     each, longest = budgets(k, (len(x),))
-    picks, gains = together(unit(x.astype(np.float64, copy=False)), longest, start)
+    picks, gains = Doubtful(x, matrix=True).picks(longest, start)
     # A pick's gain is its distance to those before it.
     behind = np.arange(longest) >= each[:, None]
     value = np.where(behind, math.inf, gains)[:, 1:].min(axis=1, initial=math.inf)

@@ -651,6 +651,45 @@ def farthest(distance: Any, k: int, start: int, picks: Any, gains: Any) -> int:
     return lost
 
 
+@regroup
+def smallest_of(g: Any) -> float:
+    """The smallest number, as `best_of` finds the largest."""
+    n = len(g)
+    a = b = c = d = e = f = p = q = math.inf
+    whole = n - n % 8
+    for j in range(0, whole, 8):
+        a, b, c, d = min(a, g[j]), min(b, g[j + 1]), min(c, g[j + 2]), min(d, g[j + 3])
+        e, f, p, q = min(e, g[j + 4]), min(f, g[j + 5]), min(p, g[j + 6]), min(q, g[j + 7])
+    for j in range(whole, n):
+        a = min(a, g[j])
+    return min(min(min(a, b), min(c, d)), min(min(e, f), min(p, q)))
+
+
+@regroup
+def farthest_surely(cosines: Any, nearest: Any, picks: Any, begun: int, width: float) -> int:
+    """Farthest-first from a step on, while nothing is in doubt; see `farthest.Run`."""
+    n = len(nearest)
+    for step in range(begun, len(picks)):
+        level = nearest.dtype.type(smallest_of(nearest) + width)
+        near = place = 0
+        for i in range(n):
+            reaches = nearest[i] <= level
+            near += reaches
+            place += i if reaches else 0
+        if near != 1:
+            return step
+        picks[step] = place
+        row = cosines[place]
+        if step == 0:
+            nearest[:] = row
+        else:
+            for i in range(n):
+                nearest[i] = max(nearest[i], row[i])
+        for t in range(step + 1):
+            nearest[picks[t]] = math.inf
+    return len(picks)
+
+
 @sees_nan
 def first_largest(x: Any) -> int:
     """The lowest place of the largest number."""
