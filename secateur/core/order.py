@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import log2
 
-from secateur.core.arrays import Array, descending, device, epsilon, index_dtype, namespace, wide
+from secateur.core.arrays import Array, descending, device, epsilon, index_dtype, namespace
 from secateur.core.selection import Selection
-from secateur.core.similarity import unit
+from secateur.core.similarity import cosines, unit
 
 
 def ranks(scores: Array) -> Array:
@@ -52,9 +52,7 @@ def settled(x: Array) -> Array:
 
 def settled_cosine(x: Array, y: Array) -> Array:
     """Cosines (..., N, M) of x (..., N, D) with y (..., M, D), `settled`."""
-    xp = namespace(x)
-    x, y = unit(xp.astype(x, wide(xp))), unit(xp.astype(y, wide(xp)))
-    return settled(x @ xp.matrix_transpose(y))
+    return settled(cosines(x, y))
 
 
 def nearest(vectors: Array, targets: Array) -> Array:

@@ -41,6 +41,17 @@ def unit(x: Array) -> Array:
     return scaled / xp.where(length > 0, length, xp.ones_like(length))
 
 
+@operation
+def cosines(x: Array, y: Array) -> Array:
+    """Cosines (..., N, M) of x (..., N, D) with y (..., M, D), in the dtype of sums.
+
+    Zero vectors have cosine 0 with everything.
+    """
+    xp = namespace(x)
+    x, y = unit(xp.astype(x, wide(xp))), unit(xp.astype(y, wide(xp)))
+    return x @ xp.matrix_transpose(y)
+
+
 class Similarity(Protocol):
     """Similarities s_ij: row i, one of `height`, is served by column j, one of `size`."""
 

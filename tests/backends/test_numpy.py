@@ -32,7 +32,7 @@ from secateur.core.maximize import (
 from secateur.core.measures import patch_entropy, singular_values
 from secateur.core.objectives import FacilityLocation, LogDeterminant, SoftmaxBlock
 from secateur.core.relevance import dense_relevance, text_relevance
-from secateur.core.similarity import cosine_similarity, likeness_factors, unit
+from secateur.core.similarity import cosine_similarity, cosines, likeness_factors, unit
 from secateur.core.threshold import threshold_scan
 
 MODULES = {"numpy": "driver", "numba": "compiled"}
@@ -238,6 +238,30 @@ def test_from_features(driver: ModuleType, n: int, d: int, k: int) -> None:
         driver.facility_location_features(sc.FacilityLocation.from_features(x, w), k),
         facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k),
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("rows", [20, 1 << 16])
+def test_cosines(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, batch: tuple[int, ...], rows: int
+) -> None:
+    monkeypatch.setattr(plain, "BLOCK", rows)
+    dice = np.random.default_rng(0)
+    x = dice.standard_normal((*batch, 40, 6)).astype(dtype)
+    y = dice.standard_normal((*batch[1:], 5, 6)).astype(dtype)
+    x[..., 3, :], y[..., 1, :] = 0, 0
+    given = x.copy()
+    for one, other in ((x, y), (x, x), (x, x.copy())):
+        found, slow = plain.cosines(one, other), cosines.reference(one, other)
+        assert found.dtype == slow.dtype == np.float64
+        assert found.shape == slow.shape
+        np.testing.assert_allclose(found, slow, rtol=1e-12, atol=1e-14)
+    np.testing.assert_array_equal(x, given)
+    if dtype == "float64":
+        # Out of the range of squares.
+        found, slow = (f(1e200 * x, 1e-200 * y) for f in (plain.cosines, cosines.reference))
+        np.testing.assert_allclose(found, slow, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("n", [1, 2, 90, 700])

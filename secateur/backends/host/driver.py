@@ -15,6 +15,7 @@ import numpy as np
 from secateur.backends.host.cosines import CosinesServed
 from secateur.backends.host.farthest import GivenDistances, farthest, of_features
 from secateur.backends.host.greedy import (
+    BLOCK,
     COSINE_ROUNDING,
     EPSILON,
     Cosine,
@@ -27,8 +28,10 @@ from secateur.backends.host.greedy import (
     Served,
     greedy,
     shifted,
+    spans,
 )
 from secateur.backends.host.lengths import rounded_once as rounded_once
+from secateur.backends.host.lengths import squarable
 from secateur.backends.host.lengths import unit as unit
 from secateur.backends.host.received import attention_received
 from secateur.backends.host.rows import from_matrices
@@ -49,6 +52,7 @@ from secateur.core.relevance import Aggregate, sharpest, softmax
 __all__ = [
     "attention_received",
     "cosine_similarity",
+    "cosines",
     "determinant",
     "determinant_factors",
     "facility_location",
@@ -72,6 +76,33 @@ def cosine_similarity(features: Floats) -> Floats:
     """Similarities (1 + cos) / 2, shape (..., N, N), with one N x N array and no other."""
     directions = rounded_once(features)
     return shifted(product(directions, np.swapaxes(directions, -1, -2)))
+
+
+def cosines(x: Floats, y: Floats) -> Floats:
+    """Cosines (..., N, M) of x (..., N, D) with y (..., M, D) in float64, without x in float64.
+
+    A few rows at a time are widened, and what is divided by lengths are cosines. All with all
+    others are half a product, which needs all.
+    """
+    count, size = x.shape[-2:]
+    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    if x is y:
+        directions = unit(x.astype(np.float64, copy=False))
+        return product(directions, np.swapaxes(directions, -1, -2))
+    x, y = (np.broadcast_to(z, (*batch, *z.shape[-2:])) for z in (x, y))
+    out = np.empty((*batch, count, y.shape[-2]))
+    with alone(count * size * y.shape[-2]):
+        for at in each_row(batch):
+            aims = unit(y[at].astype(np.float64, copy=False)).T
+            for part in spans(count, size, BLOCK // 4):
+                rows = x[at][part].astype(np.float64, copy=False)
+                lengths = squarable(rows)
+                if lengths is None:
+                    out[at][part] = product(unit(rows), aims)
+                else:
+                    out[at][part] = product(rows, aims)
+                    out[at][part] /= lengths[:, None]
+    return out
 
 
 def canonical(matrix: Any) -> Any:

@@ -17,12 +17,21 @@ def _squarable(dtype: np.dtype[Any]) -> tuple[float, float]:
     return float(known.tiny / known.eps**2), float(known.max * known.eps)
 
 
-def unit(x: Floats) -> Floats:
-    """Vectors (..., D) scaled to length one; a zero vector stays zero."""
+def squarable(x: Floats) -> Floats | None:
+    """Lengths (...,) of vectors (..., D); None where one is zero or out of the range of squares."""
     with np.errstate(over="ignore", invalid="ignore"):
         squares, (low, high) = np.vecdot(x, x), _squarable(x.dtype)
     if low < np.min(squares) and np.max(squares) < high:
-        directions: Floats = x / np.sqrt(squares)[..., None]
+        lengths: Floats = np.sqrt(squares)
+        return lengths
+    return None
+
+
+def unit(x: Floats) -> Floats:
+    """Vectors (..., D) scaled to length one; a zero vector stays zero."""
+    lengths = squarable(x)
+    if lengths is not None:
+        directions: Floats = x / lengths[..., None]
         return directions
     # Zeros, what is no number, or out of the range of squares: by the largest entry first.
     largest = np.maximum(x.max(axis=-1), -x.min(axis=-1))[..., None]
