@@ -77,23 +77,30 @@ def _scaled(apart: np.ndarray) -> tuple[float, float, float]:
     return mean, low, high
 
 
-def more_with(measure: str, one: str, other: str) -> Callable[[], Found]:
-    """Whether a method is ahead of another by more where a measure of complexity is larger."""
+def more_with(one: str, other: str, *measures: str) -> Callable[[], Found]:
+    """Whether a method is ahead of another by more where measures of complexity are larger."""
 
     def found() -> Found:
         told, pairs = results.reading(False), []
         for k in budgets(told):
             if (one, k) in told["likely"] and (other, k) in told["likely"]:
                 apart = told["likely"][one, k] - told["likely"][other, k]
-                size = told[measure][told["places"]["judged", k]]
-                name = f"molecules, {k} of 256: its lead with {NAMES[measure]}, Spearman"
-                pairs.append((name, results.ranked(apart, size)))
+                for measure in measures:
+                    size = told[measure][told["places"]["judged", k]]
+                    name = f"molecules, {k} of 256: its lead with {NAMES[measure]}, Spearman"
+                    pairs.append((name, results.ranked(apart, size)))
         return pairs
 
     return found
 
 
-NAMES = {"erank": "effective rank", "atoms": "heavy atoms", "rings": "rings"}
+SIZES = ("atoms", "rings", "words")
+NAMES = {
+    "erank": "effective rank",
+    "atoms": "heavy atoms",
+    "rings": "rings",
+    "words": "words to write",
+}
 
 
 def harder(method: str) -> Callable[[], Found]:
@@ -105,7 +112,7 @@ def harder(method: str) -> Callable[[], Found]:
             if (method, k) in told["exact"]:
                 places = told["places"]["judged", k]
                 lost = 1 - told["exact"][method, k]
-                for measure in ("atoms", "rings"):
+                for measure in SIZES:
                     name = f"molecules, {k} of 256: misreading with {NAMES[measure]}, Spearman"
                     pairs.append((name, results.ranked(lost, told[measure][places])))
         return pairs
@@ -118,7 +125,7 @@ def rank_is_complexity() -> Found:
     told = results.reading(False)
     pairs = [
         (f"molecules: rank with {NAMES[x]}, Spearman", results.ranked(told["erank"], told[x]))
-        for x in ("atoms", "rings")
+        for x in SIZES
     ]
     each = results.photographs()["of each"].values()
     sizes = np.array([p["jpeg"] for p in each], dtype=float)
@@ -192,12 +199,12 @@ CLAIMS = (
     Claim(
         "Diversity gains on attention where the effective rank is larger.",
         "AgilePruner",
-        more_with("erank", DIVERSITY, ATTENTION),
+        more_with(DIVERSITY, ATTENTION, "erank"),
     ),
     Claim(
         "Diversity gains on attention where there is more to read.",
         "AgilePruner, ERASE",
-        more_with("atoms", DIVERSITY, ATTENTION),
+        more_with(DIVERSITY, ATTENTION, *SIZES),
     ),
     Claim(
         "A threshold that grows with complexity beats attention alone.",

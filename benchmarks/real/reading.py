@@ -154,9 +154,7 @@ class Reader:
                 # Rows that are done leave, and there is room for the next steps.
                 some = going.repeat_interleave(HEADS)
                 active, word, going = active[going], word[going], going[going]
-                memory = [
-                    (a[some], b[some], None if c is None else c[some]) for a, b, c in memory
-                ]
+                memory = [(a[some], b[some], None if c is None else c[some]) for a, b, c in memory]
                 cache = [(_longer(a[some]), _longer(b[some])) for a, b in cache]
             x, seen = self._step(word, t, memory, cache)
             total = torch.stack(seen).mean(0)

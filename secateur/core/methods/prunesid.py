@@ -21,6 +21,7 @@ from secateur.core.arrays import (
     wide,
     widened,
 )
+from secateur.core.dispatch import operation
 from secateur.core.inputs import Tokens
 from secateur.core.methods.base import (
     Method,
@@ -284,23 +285,37 @@ def principal_loadings(features: Array, count: int) -> Array:
     x = x - xp.mean(x, axis=-1, keepdims=True)
     rows, columns = shape_of(x)[-2:]
     across = xp.matrix_transpose(x)
-    squares, vectors = xp.linalg.eigh(x @ across if rows <= columns else across @ x)
-    # Ascending there, and no larger than rounding where there is nothing.
-    squares, vectors = xp.flip(squares, axis=-1), xp.flip(vectors, axis=-1)
+    gram = x @ across if rows <= columns else across @ x
     count = min(count, rows, columns)
     floor = max(rows, columns) * float(xp.finfo(x.dtype).eps)
-    real = (squares > floor * squares[..., :1]) & (squares > floor)
-    equal = real[..., 1:] & (squares[..., :-1] - squares[..., 1:] <= floor * squares[..., :1])
     # Those behind the last that is asked for matter where they are equal to it.
-    wanted = count if not bool(xp.any(equal)) else min(rows, columns)
-    squares, vectors, real = squares[..., :wanted], vectors[..., :wanted], real[..., :wanted]
+    for wanted in (min(count + 1, rows, columns), min(rows, columns)):
+        squares, vectors = largest_eigenvectors(gram, wanted)
+        # No larger than rounding where there is nothing.
+        real = (squares > floor * squares[..., :1]) & (squares > floor)
+        equal = real[..., 1:] & (squares[..., :-1] - squares[..., 1:] <= floor * squares[..., :1])
+        if not bool(xp.any(equal[..., count - 1 :])):
+            break
     if rows > columns:
         lengths = xp.sqrt(xp.where(real, squares, xp.ones_like(squares)))
         vectors = (x @ vectors) / lengths[..., None, :]
     vectors = xp.where(real[..., None, :], vectors, xp.zeros_like(vectors))
-    if wanted > count or bool(xp.any(equal)):
+    if bool(xp.any(equal)):
         vectors = like(_turned(to_numpy(vectors), to_numpy(equal)), vectors, dtype=vectors.dtype)
     return xp.abs(vectors[..., :count])
+
+
+@operation
+def largest_eigenvectors(x: Array, count: int) -> tuple[Array, Array]:
+    """The largest eigenvalues (..., G) of symmetric x (..., N, N), falling; vectors (..., N, G).
+
+    >>> import numpy as np
+    >>> largest_eigenvectors(np.diag([1.0, 3.0, 2.0]), 2)[0]
+    array([3., 2.])
+    """
+    xp = namespace(x)
+    values, vectors = xp.linalg.eigh(x)
+    return xp.flip(values, axis=-1)[..., :count], xp.flip(vectors, axis=-1)[..., :count]
 
 
 def _turned(vectors: Numbers, equal: Numbers) -> Numbers:
