@@ -120,6 +120,20 @@ def attention_entropy(
 
 
 @operation
+def largest_eigenvectors(x: Array, count: int) -> tuple[Array, Array]:
+    """The largest eigenvalues (..., G) of symmetric x (..., N, N), falling; vectors (..., N, G).
+
+    >>> import numpy as np
+    >>> from secateur.core.measures import largest_eigenvectors
+    >>> largest_eigenvectors(np.diag([1.0, 3.0, 2.0]), 2)[0]
+    array([3., 2.])
+    """
+    xp = namespace(x)
+    values, vectors = xp.linalg.eigh(x)
+    return xp.flip(values, axis=-1)[..., :count], xp.flip(vectors, axis=-1)[..., :count]
+
+
+@operation
 def singular_values(features: Array) -> Array:
     """Singular values (..., min(N, D)) of matrices (..., N, D), largest first."""
     return namespace(features).linalg.svdvals(features)

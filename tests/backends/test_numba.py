@@ -15,7 +15,7 @@ from secateur.backends.host import compiled as driver
 from secateur.backends.host import driver as plain
 from secateur.core.dispatch import candidates
 from secateur.core.maximize import facility_location
-from secateur.core.methods.prunesid import largest_eigenvectors
+from secateur.core.measures import largest_eigenvectors
 from secateur.core.similarity import cosine_similarity
 from secateur.core.threshold import threshold_scan
 

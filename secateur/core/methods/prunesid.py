@@ -21,8 +21,8 @@ from secateur.core.arrays import (
     wide,
     widened,
 )
-from secateur.core.dispatch import operation
 from secateur.core.inputs import Tokens
+from secateur.core.measures import largest_eigenvectors
 from secateur.core.methods.base import (
     Method,
     Program,
@@ -303,19 +303,6 @@ def principal_loadings(features: Array, count: int) -> Array:
     if bool(xp.any(equal)):
         vectors = like(_turned(to_numpy(vectors), to_numpy(equal)), vectors, dtype=vectors.dtype)
     return xp.abs(vectors[..., :count])
-
-
-@operation
-def largest_eigenvectors(x: Array, count: int) -> tuple[Array, Array]:
-    """The largest eigenvalues (..., G) of symmetric x (..., N, N), falling; vectors (..., N, G).
-
-    >>> import numpy as np
-    >>> largest_eigenvectors(np.diag([1.0, 3.0, 2.0]), 2)[0]
-    array([3., 2.])
-    """
-    xp = namespace(x)
-    values, vectors = xp.linalg.eigh(x)
-    return xp.flip(values, axis=-1)[..., :count], xp.flip(vectors, axis=-1)[..., :count]
 
 
 def _turned(vectors: Numbers, equal: Numbers) -> Numbers:
