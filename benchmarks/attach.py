@@ -10,7 +10,8 @@ choosing. Counted once: FLOPs of the prefill (torch's counter), the prompt, byte
 and the memory that the prefill takes at its peak beside the weights (on a CPU as Linux counts it
 for the process). Beside ours stand what people do without: the tower on eager attention, as
 programs run it that read attention weights from its outputs, and a picture, or a grid of tokens,
-made smaller.
+made smaller. PixelPrune drops cells of a page, white with some lines of text, which are then never
+encoded; the stock model takes as long for any picture.
 
     python benchmarks/attach.py --out docs/benchmarks/attach.md
 """
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 import transformers
 from machine import described
+from skipping import inputs_of, page
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
@@ -125,6 +127,8 @@ def picture(config: Any, side: int) -> dict[str, torch.Tensor]:
     }
 
 
+PATCH = 28
+"""Pixels on a side of a visual token of Qwen2.5-VL."""
 FAMILIES = {"llava-1.5": llava, "qwen2.5-vl": qwen}
 LEAST = 3
 """Rounds at least."""
@@ -156,6 +160,11 @@ def rows_of(family: str, model: Any, inputs: dict[str, Any], share: float) -> di
     else:
         with torch.device(model.device):
             rows["picture smaller"] = Row(picture(model.config, round(36 * share**0.5)))
+            drawn = page(36 * PATCH, 36 * PATCH // 28)
+            pixels = inputs_of(model, PATCH // 2, drawn)["pixel_values"].to(model.device)
+            rows["PixelPrune, a page half full"] = Row(
+                {**inputs, "pixel_values": pixels}, sc.PixelPrune()
+            )
     return rows
 
 

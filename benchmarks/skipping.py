@@ -120,7 +120,10 @@ def inputs_of(model: Any, patch: int, picture: Image.Image) -> dict[str, Any]:
     """What a processor makes of one picture and nothing else."""
     processor = transformers.models.qwen2_vl.image_processing_pil_qwen2_vl
     made = processor.Qwen2VLImageProcessorPil(
-        patch_size=patch, merge_size=2, temporal_patch_size=2
+        patch_size=patch,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 4 * patch**2, "longest_edge": picture.width * picture.height},
     )(images=[picture], return_tensors="pt")
     cells = int(made["image_grid_thw"].prod()) // 4
     ids = torch.full((1, cells), model.config.image_token_id)
