@@ -19,49 +19,54 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from latency import case
 from machine import DOCS, described, interleaved, medians, spelled
-from suite.inside import KeepVisual
-from suite.selecting import NAMES, Select
+from suite.selecting import NAMES
 
 import secateur as sc
 
 HOME = str(Path(sc.__file__).parent)
 FIFTH = 0.2
 REASONS = {
+    "apet.approximation_errors": "the tokens along a few of them, in float64",
+    "apet.farthest_tokens": "distances of all tokens to each of a few, one pass over the features "
+    "in float64 for each",
     "arrays._finite": "one pass over the 590,000 features, which refuses what is not finite",
     "attention._shares": "queries times keys in blocks, and their softmax",
-    "inside.SparseVLM.raters": "the hidden states of the image times those of the text",
-    "kernels_numba.patch_histograms": "one histogram entry raised for each pixel",
-    "kernels_numba.unit_rows": "scaling every token to length one, float32 summed in float64",
-    "arrays.unit": "scaling every token to length one",
-    "maximize.unit": "scaling every token to length one",
-    "numba.cosine_similarity": "the product of the tokens with themselves",
-    "numba.farthest_first_features.<locals>.solve": "the product of the tokens with themselves, in "
-    "float64 because the picks hang on it",
-    "numpy.attention_received": "queries times keys in blocks, and their softmax",
-    "numpy.singular_values": "the product of the features with themselves in float64, and its "
-    "eigenvalues",
+    "compiled.largest_eigenvectors": "the directions that most of the variation lies in, of a "
+    "matrix of the tokens with themselves",
+    "density.distances": "the product of the tokens with themselves, in float64",
+    "driver.cosines": "cosines with a few tokens, a few rows at a time in float64",
+    "flashvid._spread_picks": "all distances within a frame, and their order",
+    "kernels.patch_histograms": "one histogram entry raised for each pixel",
+    "lending.eigenvalues": "the eigenvalues of the tokens' matrix, in float64",
+    "lending.product": "matrix products",
+    "lengths.unit": "scaling to length one",
+    "pixelprune.scan_cells.<locals>.look": "one pass over the cells of the picture",
+    "prunesid.principal_loadings": "a sigmoid of every feature, in float64",
+    "rows.softmax_rows": "exponentials of all similarities",
+    "similarity.PlainCosine.columns": "a column of cosines for each pick, in float64",
     "similarity.cosine": "scaling to length one, and the product of the embeddings with the text",
+    "sparsevlm.SparseVLM.raters": "the hidden states of the image times those of the text",
     "vispruner._rounds": "the rounds of pairing, each a few calls on short arrays",
     "vispruner.unpaired": "the product of the tokens with themselves, in float64",
+    "vitcop.density_clusters": "all distances within a group, and the nearest of each",
 }
 """Why a function takes what it takes."""
 
 
-def calls() -> dict[str, Callable[[], object]]:
-    """One call for every method: `select`, or `keep_visual` where it acts inside the model."""
-    found: dict[str, Callable[[], object]] = {}
+def calls() -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """One call of every method, and why there is none of the others."""
+    found, missing = {}, {}
     for name in NAMES:
-        suite: Any = Select()
         try:
-            suite.setup(name)
-        except NotImplementedError:
-            suite = KeepVisual()
-            suite.setup(name)
-            found[name] = lambda suite=suite: suite.time_keep_visual(None)
+            call = case(name, lambda x: x)
+            call()
+        except ValueError as error:
+            missing[name] = str(error)
         else:
-            found[name] = lambda suite=suite: suite.time_select(None)
-    return found
+            found[name] = call
+    return found, missing
 
 
 def shares(call: Callable[[], object], rounds: int = 5) -> dict[str, float]:
@@ -96,8 +101,9 @@ def shares(call: Callable[[], object], rounds: int = 5) -> dict[str, float]:
 
 
 def table(rounds: int) -> list[str]:
-    """A line for each method, slowest last."""
-    found = calls()
+    """A line for each method, slowest last, and which have none."""
+    sc.warm_up(shapes=[(576, 1024)])
+    found, absent = calls()
     seconds = medians(interleaved(found, rounds))
     lines = ["| method | time | above a fifth | why |", "| --- | ---: | --- | --- |"]
     missing = []
@@ -111,7 +117,7 @@ def table(rounds: int) -> list[str]:
     if missing:
         print("\n".join(lines))
         raise SystemExit(f"give a reason for: {', '.join(sorted(set(missing)))}")
-    return lines
+    return [*lines, "", f"Without a row, for they do not choose from arrays: {', '.join(absent)}."]
 
 
 def main() -> None:
@@ -126,14 +132,14 @@ def main() -> None:
         page = [
             "# Where the time of a method goes",
             "",
-            "Measured by `python benchmarks/methods.py --write`:",
+            "Measured by `OMP_NUM_THREADS=1 python benchmarks/methods.py --write`:",
             described("secateur", "numpy", "numba", "scipy"),
             "",
             "One image of 576 tokens of 1024 numbers, an instruction of 77 tokens, 64 tokens kept,",
-            "float32, NumPy arrays; `fastv`, `pyramiddrop` and `sparsevlm` keep 144 of 576 at one",
-            "layer shaped as Qwen2.5-VL-7B's. Times are medians, from tokens to a selection. Named",
-            "are functions of secateur that take more than a fifth of their method's time, those",
-            "of secateur that they call not counted.",
+            "float32, NumPy arrays, one thread; `fastv`, `pyramiddrop` and `sparsevlm` keep 144 of",
+            "576 at one layer shaped as Qwen2.5-VL-7B's. Times are medians, from tokens to a",
+            "selection. Named are functions of secateur that take more than a fifth of their",
+            "method's time, those of secateur that they call not counted.",
             "",
             *lines,
             "",

@@ -197,6 +197,12 @@ def _serving(x: Array) -> tuple[str, tuple[str, ...]]:
     return owner, _drivers.get("numpy" if owner == "scipy" else owner, ())
 
 
+def wake(library: str) -> None:
+    """Load now what drivers of arrays of a library load later on, since many choices will come."""
+    for name in _drivers.get(library, ()):
+        getattr(_load(name), "wake", _nothing)()
+
+
 def _nothing() -> None:
     """What a driver does that has nothing to load."""
 

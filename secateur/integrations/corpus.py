@@ -20,6 +20,7 @@ import numpy as np
 
 from secateur.core.acts import Cuts
 from secateur.core.arrays import to_numpy
+from secateur.core.dispatch import wake
 from secateur.core.extras import extra
 from secateur.core.inputs import Tokens
 from secateur.core.methods import Method
@@ -55,6 +56,9 @@ FIELDS = (
     "keys",
 )
 """The fields of `Tokens` that a column can hold as an array; `grid` is a pair of numbers."""
+
+MANY = 2_000
+"""Images for which loading Numba pays, which not every method does by itself."""
 
 RESULTS = {
     "kept": pa.list_(pa.int64()),
@@ -443,6 +447,8 @@ def prune_corpus(
     The folder can then be read as one table, by ``pyarrow.parquet.read_table(target)``.
     """
     every, todo = open_corpus(source, target, pruner)
+    if sum(shard.rows for shard in todo) > MANY:
+        wake("numpy")
     for shard in todo:
         yield prune_shard(shard, pruner, batch_size)
     check_counts(every)

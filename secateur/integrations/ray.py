@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.core.dispatch import wake
 from secateur.core.extras import extra
 from secateur.core.maximize import maximize as maximize_here
 from secateur.core.methods import Method
@@ -46,6 +47,8 @@ class PruneBatch:
     """The actor of `prune`: keeps the pruner, and with it compiled kernels, between batches."""
 
     def __init__(self, pruner: Pruner, bad: str | None) -> None:
+        # Many images will come, for which loading Numba pays.
+        wake("numpy")
         self._pruner = pruner
         self._bad = bad
 
@@ -128,6 +131,7 @@ def prune(
 
 class _PruneShard:
     def __init__(self, pruner: Pruner, batch_size: int) -> None:
+        wake("numpy")
         self._pruner = pruner
         self._batch_size = batch_size
 

@@ -15,7 +15,6 @@ from secateur.backends.host import compiled as driver
 from secateur.backends.host import driver as plain
 from secateur.core.dispatch import candidates
 from secateur.core.maximize import facility_location
-from secateur.core.measures import largest_eigenvectors
 from secateur.core.similarity import cosine_similarity
 from secateur.core.threshold import threshold_scan
 
@@ -295,18 +294,3 @@ def test_numba_starts_no_threads_of_its_own() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "Threading layer is not initialized."
-
-
-@pytest.mark.parametrize("batch", [(), (2,), (2, 0)])
-@pytest.mark.parametrize("count", [1, 7, 40])
-def test_largest_eigenvectors(batch: tuple[int, ...], count: int) -> None:
-    x = np.random.default_rng(0).standard_normal((*batch, 40, 60))
-    gram = x @ np.swapaxes(x, -1, -2)
-    with sc.backend("numba"):
-        values, vectors = largest_eigenvectors(gram, count)
-    slow, directions = largest_eigenvectors.reference(gram, count)
-    assert vectors.shape == directions.shape == (*batch, 40, count)
-    np.testing.assert_allclose(values, slow, rtol=1e-12)
-    np.testing.assert_allclose(np.abs(vectors), np.abs(directions), atol=1e-9)
-    asked = driver.largest_eigenvectors(gram, count)
-    assert (asked is NotImplemented) == (count > 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -29,7 +30,7 @@ from secateur.core.maximize import (
     farthest_first_features,
     naive,
 )
-from secateur.core.measures import patch_entropy, singular_values
+from secateur.core.measures import largest_eigenvectors, patch_entropy, singular_values
 from secateur.core.objectives import FacilityLocation, LogDeterminant, SoftmaxBlock
 from secateur.core.relevance import dense_relevance, text_relevance
 from secateur.core.similarity import cosine_similarity, cosines, likeness_factors, unit
@@ -674,3 +675,26 @@ def test_determinant_factors_look_ahead(
     f = LogDeterminant.from_factors(y, 0.5, selectable=np.arange(140) % 5 > 0)
     for k in (1, 30, 112):
         same(driver.determinant_factors(f, k), determinant_factors.reference(f, k))
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 0)])
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_largest_eigenvectors(batch: tuple[int, ...], count: int) -> None:
+    x = np.random.default_rng(0).standard_normal((*batch, 40, 60))
+    gram = x @ np.swapaxes(x, -1, -2)
+    with sc.backend("numpy"):
+        values, vectors = largest_eigenvectors(gram, count)
+    slow, directions = largest_eigenvectors.reference(gram, count)
+    assert vectors.shape == directions.shape == (*batch, 40, count)
+    np.testing.assert_allclose(values, slow, rtol=1e-12)
+    np.testing.assert_allclose(np.abs(vectors), np.abs(directions), atol=1e-9)
+
+
+def test_few_eigenvectors_are_asked_of_scipy_once_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    gram = np.diag(np.arange(64.0))
+    monkeypatch.delitem(sys.modules, "scipy.linalg", raising=False)
+    monkeypatch.setattr(plain, "_asked", 0)
+    monkeypatch.setattr(plain, "PAYS", 2 * 64**3)
+    asked = [plain.largest_eigenvectors(gram, 3) is NotImplemented for _ in range(4)]
+    assert asked == [True, True, False, False]
+    assert plain.largest_eigenvectors(gram, 17) is NotImplemented

@@ -2,7 +2,7 @@
 
 import sys
 from inspect import isfunction
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,3 +247,14 @@ def test_our_drivers_offer_operations_and_no_function_named_like_one_is_left_out
 def own(driver, name):
     # An operation that a driver only imports, to call it, is none of its own.
     return isfunction(getattr(driver, name, None))
+
+
+def test_drivers_wake_for_many_choices(monkeypatch):
+    woken = []
+    drivers = {"numpy": ("one", "two", "missing")}
+    modules = {"one": SimpleNamespace(wake=lambda: woken.append("one")), "two": object()}
+    monkeypatch.setattr(dispatch, "_drivers", drivers)
+    monkeypatch.setattr(dispatch, "_load", modules.get)
+    dispatch.wake("numpy")
+    dispatch.wake("nobody's")
+    assert woken == ["one"]

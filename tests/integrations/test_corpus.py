@@ -266,6 +266,16 @@ def test_a_shortfall_is_an_error(tmp_path, monkeypatch):
         list(prune_corpus(source, tmp_path / "again", pruner))
 
 
+@pytest.mark.parametrize(("many", "woken"), [(3, ["numpy"]), (4, [])])
+def test_many_images_are_worth_loading_numba(tmp_path, monkeypatch, many, woken):
+    seen = []
+    monkeypatch.setattr("secateur.integrations.corpus.wake", seen.append)
+    monkeypatch.setattr("secateur.integrations.corpus.MANY", many)
+    source = corpus(tmp_path / "in", images(4))
+    assert len(list(prune_corpus(source, tmp_path / "out", Pruner(sc.DivPrune(keep=3))))) == 1
+    assert seen == woken
+
+
 def test_a_corrupt_file_is_named(tmp_path):
     source = corpus(tmp_path / "in", images(4))
     (source / "broken.parquet").write_bytes(b"PAR1nothing")

@@ -36,7 +36,7 @@ from secateur.backends.host.farthest import (
 from secateur.backends.host.greedy import Floats, Indices
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import Steps, by_steps, likeness_factors
-from secateur.backends.lending import LINKED, WHOLE, alone, over_batch, product, weights_at
+from secateur.backends.lending import over_batch, product, weights_at
 from secateur.core.arrays import each_row, is_sparse
 from secateur.core.maximize import Picks
 from secateur.core.measures import check_image
@@ -53,7 +53,6 @@ __all__ = [
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
-    "largest_eigenvectors",
     "likeness_factors",
     "patch_entropy",
     "threshold_scan",
@@ -337,11 +336,15 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
     )
 
 
-@_for_known
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
-    """Farthest-first under 1 - cos of features (..., N, D), by loops where a matrix is built."""
+    """Farthest-first under 1 - cos of features (..., N, D), by loops where a matrix is built.
+
+    It gains little for what loading Numba takes, and so is left to NumPy's driver until something
+    else has.
+    """
     features: Any = f.features
-    if not (plain.small_enough(features) and by_matrix(features.shape[-2], k, start)):
+    loaded = _kernels.cache_info().currsize and features.dtype in KNOWN
+    if not (loaded and plain.small_enough(features) and by_matrix(features.shape[-2], k, start)):
         return plain.farthest_first_features(f, k, start)
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
@@ -351,28 +354,6 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
         return picks[0], gains[0], float(gains[0, 1:].min(initial=math.inf)), math.inf
 
     return over_batch(features.shape[:-2], k, solve, _workers(features))
-
-
-@_for_known
-def largest_eigenvectors(x: Floats, count: int) -> tuple[Floats, Floats]:
-    """The largest eigenvalues (..., G) of symmetric matrices, falling, and their vectors.
-
-    Of few, SciPy finds the vectors of no others; it takes longer to load than some choices.
-    """
-    size = x.shape[-1]
-    if 4 * count > size:
-        return cast("tuple[Floats, Floats]", NotImplemented)
-    import scipy.linalg
-
-    batch = x.shape[:-2]
-    values, vectors = np.empty((*batch, count)), np.empty((*batch, size, count))
-    with alone(size**3 * WHOLE // LINKED):
-        for at in each_row(batch):
-            found = scipy.linalg.eigh(
-                x[at], subset_by_index=(size - count, size - 1), check_finite=False
-            )
-            values[at], vectors[at] = found[0][::-1], found[1][:, ::-1]
-    return values, vectors
 
 
 @_for_known
