@@ -193,7 +193,7 @@ def of_molecules() -> None:
                     molecules.Job(*molecules.kept_of(choose, each, k, place), whole["ids"][place])
                     for place, each in enumerate(molecules.inputs(reader, tokens, whole))
                 ]
-                answers += molecules.judged(reader, jobs, k)
+                answers += molecules.judged(reader, jobs)
             known[f"{name}|{k}"] = np.mean(np.float64(answers), axis=0).tolist()
             path.write_text(json.dumps(known))
             print(f"read {len(answers)} molecules from {k} tokens, {name}", flush=True)
