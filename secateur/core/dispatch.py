@@ -64,11 +64,11 @@ def register_driver(name: str, module: str, library: str) -> None:
     named like an operation and takes what that takes (``*args`` and ``**kwargs`` may stand for
     the rest); a module that offers anything else is refused when it is loaded. One that loads
     much later on may have a function `wake`, left out of its `__all__`, which is called where
-    the driver is chosen by name. Left out of it, too, is a function `alone`: it takes how many
-    multiplications the product of a choice's tokens with each other has, and gives the context
-    that the whole choice is made in. So are `lends(x)`, `lend(x)` and `take_back(x)`: whether
-    and as what another library's array the memory of `x` can be worked on, and the way back;
-    our methods then choose there.
+    the driver is chosen by name or many choices are to come. Left out of it, too, is a function
+    `alone`: it takes how many multiplications the product of a choice's tokens with each other
+    has, and gives the context that the whole choice is made in. So are `lends(x)`, `lend(x)` and
+    `take_back(x)`: whether and as what another library's array the memory of `x` can be worked
+    on, and the way back; our methods then choose there.
     """
     _modules[name] = module
     known = _drivers.get(library, ())
