@@ -52,6 +52,19 @@ def cosines(x: Array, y: Array) -> Array:
     return x @ xp.matrix_transpose(y)
 
 
+@operation
+def squared_distances(x: Array, y: Array) -> Array:
+    """Squared distances (..., N) of x (..., N, D) to y (..., 1, D), or each to its own of as many.
+
+    >>> import numpy as np
+    >>> from secateur.core.similarity import squared_distances
+    >>> squared_distances(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[0.0, 0.0]]))
+    array([25.,  1.])
+    """
+    apart = x - y
+    return namespace(x).sum(apart * apart, axis=-1)
+
+
 class Similarity(Protocol):
     """Similarities s_ij: row i, one of `height`, is served by column j, one of `size`."""
 

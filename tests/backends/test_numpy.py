@@ -33,7 +33,13 @@ from secateur.core.maximize import (
 from secateur.core.measures import largest_eigenvectors, patch_entropy, singular_values
 from secateur.core.objectives import FacilityLocation, LogDeterminant, SoftmaxBlock
 from secateur.core.relevance import dense_relevance, text_relevance
-from secateur.core.similarity import cosine_similarity, cosines, likeness_factors, unit
+from secateur.core.similarity import (
+    cosine_similarity,
+    cosines,
+    likeness_factors,
+    squared_distances,
+    unit,
+)
 from secateur.core.threshold import threshold_scan
 
 MODULES = {"numpy": "driver", "numba": "compiled"}
@@ -263,6 +269,21 @@ def test_cosines(
         # Out of the range of squares.
         found, slow = (f(1e200 * x, 1e-200 * y) for f in (plain.cosines, cosines.reference))
         np.testing.assert_allclose(found, slow, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("many", [False, True])
+def test_squared_distances(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, batch: tuple[int, ...], many: bool
+) -> None:
+    monkeypatch.setattr(plain, "BLOCK", 200)
+    dice = np.random.default_rng(0)
+    x = dice.standard_normal((*batch, 40, 7)).astype(dtype)
+    y = dice.standard_normal((*batch, 40 if many else 1, 7)).astype(dtype)
+    found, slow = plain.squared_distances(x, y), squared_distances.reference(x, y)
+    assert found.dtype == slow.dtype
+    np.testing.assert_array_equal(found, slow)
 
 
 @pytest.mark.parametrize("n", [1, 2, 90, 700])

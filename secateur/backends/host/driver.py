@@ -69,6 +69,7 @@ __all__ = [
     "patch_entropy",
     "singular_values",
     "smallest",
+    "squared_distances",
     "text_relevance",
     "threshold_scan",
     "unit",
@@ -106,6 +107,22 @@ def cosines(x: Floats, y: Floats) -> Floats:
                 else:
                     out[at][part] = product(rows, aims)
                     out[at][part] /= lengths[:, None]
+    return out
+
+
+def squared_distances(x: Floats, y: Floats) -> Floats:
+    """Squared distances (..., N) of x (..., N, D) to y (..., 1, D), or each to its own of as many.
+
+    Differences of a few rows at a time, which stay in the cache; bits are those of all at once.
+    """
+    count, size = x.shape[-2:]
+    out = np.empty(x.shape[:-1], dtype=np.result_type(x, y))
+    for at in each_row(x.shape[:-2]):
+        to = np.broadcast_to(y[at], x.shape[-2:])
+        for part in spans(count, size, BLOCK // 4):
+            apart = x[at][part] - to[part]
+            apart *= apart
+            apart.sum(axis=-1, out=out[at][part])
     return out
 
 

@@ -36,6 +36,7 @@ from secateur.core.methods.base import (
 from secateur.core.methods.inside import halfway
 from secateur.core.order import nearest, positions_like, settled
 from secateur.core.selection import Selection
+from secateur.core.similarity import squared_distances
 
 RIDGE = 1e-5
 """What the program adds to the diagonal before it inverts."""
@@ -243,8 +244,7 @@ def farthest_tokens(
     x = xp.astype(features, wide(xp))
     batch, size = shape_of(x)[:-2], int(x.shape[-2])
     if first is None:
-        apart = x - xp.mean(x, axis=-2, keepdims=True)
-        spread = xp.sum(apart * apart, axis=-1)
+        spread = squared_distances(x, xp.mean(x, axis=-2, keepdims=True))
         widest = xp.max(spread, axis=-1, keepdims=True)
         spread = settled(spread / xp.where(widest > 0, widest, xp.ones_like(widest)))
         pick = xp.argmax(spread, axis=-1, keepdims=True)
@@ -255,8 +255,8 @@ def farthest_tokens(
     places = positions_like(pick, size)
     near = xp.full(shape_of(x)[:-1], xp.inf, dtype=x.dtype, device=device(x))
     for _ in range(count - 1):
-        apart = x - Selection.of(pick, size).gather(x, ordered=True)
-        near = xp.minimum(near, xp.sum(apart * apart, axis=-1))
+        one = Selection.of(pick, size).gather(x, ordered=True)
+        near = xp.minimum(near, squared_distances(x, one))
         near = xp.where(places == pick, xp.full_like(near, -1.0), near)
         pick = xp.astype(xp.argmax(near, axis=-1, keepdims=True), index_dtype(xp))
         picks.append(pick)
@@ -304,8 +304,7 @@ def approximation_errors(features: Array, basis: Array, ridge: float = RIDGE) ->
     _, values, directions = xp.linalg.svd(rows, full_matrices=False)
     held = (values**2 / (values**2 + ridge))[..., None, :]
     along = x @ xp.matrix_transpose(directions)
-    apart = x - (along * held) @ directions
-    return xp.sqrt(xp.sum(apart * apart, axis=-1))
+    return xp.sqrt(squared_distances(x, (along * held) @ directions))
 
 
 def _firsts(first: int | tuple[int, ...], batch: tuple[int, ...], size: int) -> Any:
