@@ -101,10 +101,11 @@ def test_methods_between_layers_leave_what_their_first_word_attends_to(molecules
     places = [fast[row, 5].nonzero()[:, 0].tolist() for row in range(2)]
     asked = []
     reader.seen(x, lambda after, ahead, row, q, k, left: asked.append((after, ahead, row, q, k)))
-    assert [each[:3] for each in asked[:6]] == [
+    assert [each[:3] for each in asked[:8]] == [
         *((1, False, row) for row in range(2)),
         *((1, True, row) for row in range(2)),
         *((2, False, row) for row in range(2)),
+        *((2, True, row) for row in range(2)),
     ]
     for row in range(2):
         _, _, _, q, keys = asked[row]
@@ -114,7 +115,13 @@ def test_methods_between_layers_leave_what_their_first_word_attends_to(molecules
         second = (q @ keys.mT / 8).softmax(-1).mean(0)[0]
         assert places[row] == second.topk(16).indices.sort().values.tolist()
 
+    # The next layer is asked, with the query that it would look with.
     pyramid = seen("PyramidDrop", 16)
+    for row in range(2):
+        _, _, _, q, keys = asked[6 + row]
+        third = (q @ keys.mT / 8).softmax(-1).mean(0)[0]
+        places = pyramid[row, 2].nonzero()[:, 0].tolist()
+        assert places == third.topk(101).indices.sort().values.tolist()
     assert pyramid.sum(-1).tolist() == [[256, 256, 101, 40, 16, 16]] * 2
     assert (pyramid[:, 1:] <= pyramid[:, :-1]).all()
     random = seen("Random, after 2 layers", 16)
