@@ -22,7 +22,7 @@ import ray.data
 
 import secateur as sc
 from secateur.integrations.corpus import Pruner
-from secateur.integrations.ray import maximize
+from secateur.integrations.ray import PruneBatch, maximize
 
 TOKENS, SIZE, CLUMPS = 576, 64, 40
 
@@ -42,7 +42,7 @@ class Watched:
     """Notes the memory of the worker beside every batch."""
 
     def __init__(self, method: sc.Method) -> None:
-        self._prune = Pruner(method)
+        self._prune = PruneBatch(Pruner(method), None)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         out = self._prune(table)

@@ -33,10 +33,13 @@ REASONS = {
     "in float64 for each",
     "arrays._finite": "one pass over the 590,000 features, which refuses what is not finite",
     "attention._shares": "queries times keys in blocks, and their softmax",
-    "compiled.largest_eigenvectors": "the directions that most of the variation lies in, of a "
-    "matrix of the tokens with themselves",
     "density.distances": "the product of the tokens with themselves, in float64",
+    "driver.largest_eigenvectors": "the directions that most of the variation lies in",
+    "driver.squared_distances": "distances of all tokens to each of a few, one pass over the "
+    "features in float64 for each",
     "driver.cosines": "cosines with a few tokens, a few rows at a time in float64",
+    "farthest.Doubtful._farthest": "looking for the farthest, some calls on short arrays a pick",
+    "farthest.Doubtful._lower": "the distances to each pick, some calls on short arrays",
     "flashvid._spread_picks": "all distances within a frame, and their order",
     "kernels.patch_histograms": "one histogram entry raised for each pixel",
     "lending.eigenvalues": "the eigenvalues of the tokens' matrix, in float64",
@@ -50,6 +53,7 @@ REASONS = {
     "sparsevlm.SparseVLM.raters": "the hidden states of the image times those of the text",
     "vispruner._rounds": "the rounds of pairing, each a few calls on short arrays",
     "vispruner.unpaired": "the product of the tokens with themselves, in float64",
+    "vitcop._squares": "all distances within a group",
     "vitcop.density_clusters": "all distances within a group, and the nearest of each",
 }
 """Why a function takes what it takes."""

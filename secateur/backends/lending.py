@@ -139,6 +139,11 @@ _pool: ContextVar[Pool] = ContextVar("pool", default=NUMPY)
 
 SMALL = 1 << 29
 """Multiplications up to which a product is left to one thread: 576 tokens of 1,024 channels."""
+MANY = 1 << 20
+"""Numbers in a matrix from which on a product with it may be a part of a large one: a few of 50,000
+tokens with all of them. 1,024 tokens of 1,024 channels are as many."""
+PART = 1 << 24
+"""Multiplications up to which such a part is left to one thread: some hundred microseconds."""
 LINKED = 1 << 32
 """The same for eigenvalues, of some 1,600 tokens. Threads meet at each of thousands of steps there:
 that gains little, and beside other work a call waits for seconds."""
@@ -160,7 +165,9 @@ def worked_on_by(pool: Pool) -> Iterator[None]:
 def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
     """x @ y, by one thread or by all of one pool, in `out` where there is one."""
     rows = x.size // x.shape[-1] if x.ndim > 1 else 1
-    with _taken_by(rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1), SMALL) as pool:
+    part = max(x.size, y.size) > MANY and not _one.within
+    work = rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1)
+    with _taken_by(work, PART if part else SMALL) as pool:
         if pool is NUMPY:
             found: Floats = np.matmul(x, y, out=out)
             return found
@@ -264,6 +271,11 @@ class _OneThread:
                     _set(each, threads)
         for each, threads in mine.before:
             _set(each, threads)
+
+    @property
+    def within(self) -> bool:
+        """Whether the caller is."""
+        return self._mine.depth > 0
 
     @contextmanager
     def left(self) -> Iterator[None]:

@@ -114,6 +114,25 @@ def test_large_products_of_a_choice_on_one_thread_are_taken_by_all(
     assert (blas.num_threads, openmp.num_threads) == (2, 2)
 
 
+def test_parts_of_large_products_are_taken_by_all() -> None:
+    taken: list[int] = []
+    pool = lending.Pool(
+        lambda x, y: taken.append(x.size) or np.matmul(x, y), np.linalg.eigvalsh, lambda: 2
+    )
+    few, many = np.ones((80, 64), np.float32), np.ones((20_000, 64), np.float32)
+    small = np.ones((576, 1024), np.float32)
+    with lending.worked_on_by(pool):
+        lending.product(small, small.T)
+        lending.product(many, many[0])
+        assert taken == []
+        # A few tokens with all: one of the many products of facility location from features.
+        lending.product(few, many.T)
+        assert taken == [few.size]
+        with lending.alone(1):
+            lending.product(few, many.T)
+        assert taken == [few.size]
+
+
 def test_a_choice_among_few_tokens_is_one_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's threads would meet at each of its hundreds of steps, late beside other work."""
     torch = pytest.importorskip("torch")

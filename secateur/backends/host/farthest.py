@@ -136,7 +136,7 @@ def _go_on(
 
 DOUBT = 24
 """Tokens that single precision may leave in doubt before all of them are told apart in double."""
-ROWS = 8
+ROWS = 10
 """A matrix of cosines takes as long as the rows of one in so many tokens, one at a time."""
 STEP = 2_000_000
 """Multiplications that double precision would do while one pick in doubt is looked at."""
