@@ -5,7 +5,8 @@ python benchmarks/against.py 7bea2d5 --all # every case of the suite that both h
 
 Both processes run the cases of this tree's `benchmarks/suite`, each with its own secateur, on one
 thread. What is compared is processor time, the median of paired rounds. An operation that takes
-more than `--limit` times as long is measured once more, longer, before it counts.
+more than `--limit` times as long is measured again, longer and in up to three fresh pairs, before
+it counts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+AGAIN = 3
+"""Fresh pairs of processes in all of which an operation must be slower before it counts."""
 SUITE = ("operations", "selecting", "inside")
 USUAL = """
 operations.FacilityLocation.time_maximize('numba', (576, 64, 1), 'float32')
@@ -148,8 +151,11 @@ def main() -> int:
             print(f"{'now':>10} {asked.commit[:12]:>12} {'ratio':>6}")
             for name in names:
                 seen = compared(name, new, old, asked.rounds)
-                if seen is not None and seen[2] > asked.limit:
-                    # Where memory lies otherwise, two processes of one program differ by a third.
+                for _ in range(AGAIN):
+                    if seen is None or seen[2] <= asked.limit:
+                        break
+                    # Where memory lies otherwise, two processes of one program differ by a third;
+                    # what became slower is slower in every pair of them.
                     fresh = Worker(ROOT), Worker(tree)
                     seen = compared(name, *fresh, 3 * asked.rounds)
                     for worker in fresh:

@@ -139,17 +139,17 @@ _pool: ContextVar[Pool] = ContextVar("pool", default=NUMPY)
 
 SMALL = 1 << 29
 """Multiplications up to which a product is left to one thread: 576 tokens of 1,024 channels."""
-MANY = 1 << 20
-"""Numbers in a matrix from which on a product with it may be a part of a large one: a few of 50,000
-tokens with all of them. 1,024 tokens of 1,024 channels are as many."""
-PART = 1 << 24
-"""Multiplications up to which such a part is left to one thread: some hundred microseconds."""
 LINKED = 1 << 32
 """The same for eigenvalues, of some 1,600 tokens. Threads meet at each of thousands of steps there:
 that gains little, and beside other work a call waits for seconds."""
 WHOLE = 1 << 30
 """The same for a choice as a whole, as products of all its tokens: 1,000 tokens of 1,024 channels.
 What it does beside its large products is one thread's for some ten milliseconds."""
+MANY = 1 << 20
+"""Numbers in a matrix from which on a product with it may be a part of a large one: a few of 50,000
+tokens with all of them. 1,024 tokens of 1,024 channels are as many."""
+PART = 1 << 24
+"""Multiplications up to which such a part is left to one thread: some hundred microseconds."""
 
 
 @contextmanager

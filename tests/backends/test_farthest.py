@@ -35,6 +35,9 @@ def kinds(n: int, d: int, seed: int) -> dict[str, np.ndarray]:
         "tiny": (1e-40 * x).astype(np.float32),
         "huge": (1e37 * x).astype(np.float32),
         "halves": x.astype(np.float16),
+        # Told apart by double precision alone.
+        "wide": 1 + 1e-5 * x[some] + 1e-9 * noise,
+        "other bytes": (1 + 1e-5 * x[some] + 1e-9 * noise).astype(">f8"),
     }
 
 

@@ -17,7 +17,7 @@ import scipy.sparse
 import secateur as sc
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
-from secateur.backends.host import received
+from secateur.backends.host import lengths, received
 from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     Picks,
@@ -245,6 +245,19 @@ def test_from_features(driver: ModuleType, n: int, d: int, k: int) -> None:
         driver.facility_location_features(sc.FacilityLocation.from_features(x, w), k),
         facility_location_features.reference(sc.FacilityLocation.from_features(x, w), k),
     )
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (5, 7), (2, 3, 64)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f8"])
+def test_arrays_that_loops_fill_begin_with_a_line_of_the_cache(
+    shape: tuple[int, ...], dtype: str
+) -> None:
+    for _ in range(9):
+        found = lengths.lined(shape, dtype)
+        assert (found.shape, found.dtype) == (shape, np.dtype(dtype))
+        assert found.flags.c_contiguous
+        assert found.flags.writeable
+        assert found.ctypes.data % lengths.LINE == 0 or not found.size
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -34,6 +34,7 @@ from secateur.backends.host.farthest import (
     smallest_between,
 )
 from secateur.backends.host.greedy import Floats, Indices
+from secateur.backends.host.lengths import lined
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import Steps, by_steps, likeness_factors
 from secateur.backends.lending import over_batch, product, weights_at
@@ -140,7 +141,7 @@ def _workers(x: Floats) -> int:
 def _unit(x: Floats) -> Floats:
     """Vectors (..., D) scaled to length one; a zero vector stays zero."""
     x = np.ascontiguousarray(x)
-    out = np.empty_like(x)
+    out = lined(x.shape, x.dtype)
     _kernels().unit_rows(x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1]))
     return out
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from secateur.backends.host.greedy import EPSILON, PRODUCT, Floats, Indices, shifted, spans
-from secateur.backends.host.lengths import rounded_once, unit
+from secateur.backends.host.lengths import lined, rounded_once, unit
 from secateur.backends.lending import answer, budgets, flat, in_parts, over_batch, product
 from secateur.core.maximize import Picks
 
@@ -165,7 +165,7 @@ class Doubtful:
     ) -> None:
         self._features, self._run = features, run
         self._images, self._size, count = features.shape
-        wide = features.dtype == np.float64
+        wide = features.dtype.itemsize > 4
         x = unit(features) if wide else rounded(features.astype(np.float32, copy=False))
         self._x = x.astype(np.float32, copy=False)
         # Sums of D rounded products of entries that were rounded twice.
@@ -229,7 +229,7 @@ class Doubtful:
 
     def _together(self) -> Floats:
         """The cosines (B, N, N), of a token with itself less than any."""
-        cosines = np.empty((self._images, self._size, self._size), dtype=np.float32)
+        cosines = lined((self._images, self._size, self._size), np.float32)
         for image, x in enumerate(self._x):
             product(x, x.T, out=cosines[image])
         own = np.arange(self._size)
