@@ -131,6 +131,8 @@ def picture(config: Any, side: int) -> dict[str, torch.Tensor]:
 
 PATCH = 28
 """Pixels on a side of a visual token of Qwen2.5-VL."""
+LINES = 36
+"""Of text on the page that PixelPrune is given, which has room for 63."""
 FAMILIES = {"llava-1.5": llava, "qwen2.5-vl": qwen}
 LEAST = 3
 """Rounds at least."""
@@ -162,9 +164,9 @@ def rows_of(family: str, model: Any, inputs: dict[str, Any], share: float) -> di
     else:
         with torch.device(model.device):
             rows["picture smaller"] = Row(picture(model.config, round(36 * share**0.5)))
-            drawn = page(36 * PATCH, 36 * PATCH // 28)
+            drawn = page(36 * PATCH, LINES)
             pixels = inputs_of(model, PATCH // 2, drawn)["pixel_values"].to(model.device)
-            rows["PixelPrune, a page half full"] = Row(
+            rows[f"PixelPrune, a page of {LINES} lines"] = Row(
                 {**inputs, "pixel_values": pixels}, sc.PixelPrune()
             )
     return rows

@@ -59,15 +59,16 @@ REASONS = {
 """Why a function takes what it takes."""
 
 
-def calls() -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """One call of every method, and why there is none of the others."""
-    found, missing = {}, {}
+def calls() -> tuple[dict[str, Callable[[], object]], list[str]]:
+    """One call of every method, and of which there is none."""
+    found: dict[str, Callable[[], object]] = {}
+    missing = []
     for name in NAMES:
         try:
             call = case(name, lambda x: x)
             call()
-        except ValueError as error:
-            missing[name] = str(error)
+        except ValueError:
+            missing.append(name)
         else:
             found[name] = call
     return found, missing
@@ -121,7 +122,8 @@ def table(rounds: int) -> list[str]:
     if missing:
         print("\n".join(lines))
         raise SystemExit(f"give a reason for: {', '.join(sorted(set(missing)))}")
-    return [*lines, "", f"Without a row, for they do not choose from arrays: {', '.join(absent)}."]
+    none = f"do not choose from arrays or need trained weights: {', '.join(absent)}."
+    return [*lines, "", f"Without a row, for they {none}"]
 
 
 def main() -> None:

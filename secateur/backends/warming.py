@@ -11,7 +11,7 @@ import numpy as np
 
 from secateur.core.arrays import whole
 from secateur.core.dispatch import backend as backend_choice
-from secateur.core.dispatch import drivers
+from secateur.core.dispatch import drivers, wake
 from secateur.core.maximize import maximize
 from secateur.core.measures import effective_rank, patch_entropy
 from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant
@@ -53,9 +53,7 @@ def warm_up(backend: str = "auto", shapes: Iterable[tuple[int, int]] = ((576, 10
         raise ValueError(f"shapes: expected (N, D) of at least 1, got {shapes}")
     with backend_choice(backend):  # refuses a name it does not know
         if backend in ("auto", "torch"):
-            compiled = importlib.import_module("secateur.backends.host.compiled")
-            if compiled.available:
-                compiled.wake()
+            wake("numpy")
         for library, names in drivers().items():
             if backend in names or (backend == "auto" and library in sys.modules):
                 for n, d in shapes:

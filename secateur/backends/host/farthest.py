@@ -206,7 +206,7 @@ class Doubtful:
             nearest[:] = row
         else:
             np.maximum(nearest, row, out=nearest)
-        nearest[np.arange(self._images)[:, None], self._picks[:, : step + 1]] = math.inf
+        nearest[np.arange(self._images), pick] = math.inf
 
     def _alone(self, image: int, nearest: Floats, begun: int, gains: Floats) -> None:
         """All picks of an image from a step on."""

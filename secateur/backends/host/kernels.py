@@ -685,8 +685,7 @@ def farthest_surely(cosines: Any, nearest: Any, picks: Any, begun: int, width: f
         else:
             for i in range(n):
                 nearest[i] = max(nearest[i], row[i])
-        for t in range(step + 1):
-            nearest[picks[t]] = math.inf
+        nearest[place] = math.inf
     return len(picks)
 
 
