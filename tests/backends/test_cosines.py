@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from secateur.backends.host import cosines
+from secateur.backends import lending
+from secateur.backends.host import cosines, nearly
 from secateur.backends.host import greedy as host
 from secateur.backends.host.driver import rounded_once
 
@@ -19,7 +20,7 @@ DRIVERS = ["numpy", "numba"]
 def _classes(driver: str) -> tuple[Any, Any, Any]:
     """The source, what spares similarities, and what does not."""
     if driver == "numpy":
-        return host.Cosine, cosines.CosinesServed, host.NearlyServed
+        return host.Cosine, cosines.CosinesServed, nearly.NearlyServed
     pytest.importorskip("numba")
     from secateur.backends.host import compiled
 
@@ -34,13 +35,24 @@ def _grouped(n: int, d: int, dtype: str = "float64", seed: int = 0) -> Floats:
     return rounded_once(x.astype(dtype))
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short lists and small blocks, so that everything happens to few tokens."""
-    monkeypatch.setattr(host, "NEAR", 80)
+@pytest.fixture(params=[100, 300, 800])
+def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of lists a row, few, and small blocks, so that everything happens to few tokens."""
+    room: int = request.param
+    monkeypatch.setattr(nearly, "LISTED", room)
     monkeypatch.setattr(cosines, "PRODUCT", 9000)
     monkeypatch.setattr(host, "BLOCK", 2000)
     monkeypatch.setattr(cosines, "TURN", 4)
+    return room
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many that share every step, however small it is."""
+    count: int = request.param
+    for place in (host, lending):
+        monkeypatch.setattr(place, "hands", lambda work: count)
+    return count
 
 
 def _naive(x: Floats, w: Floats, k: int) -> list[int]:
@@ -57,11 +69,11 @@ def _naive(x: Floats, w: Floats, k: int) -> list[int]:
     return picks
 
 
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("k", [1, 2, 9, 120])
-def test_the_same_is_picked(driver: str, seed: int, k: int) -> None:
+@pytest.mark.usefixtures("threads")
+def test_the_same_is_picked(narrow: int, driver: str, seed: int, k: int) -> None:
     source, sparing, eager = _classes(driver)
     x = _grouped(300, 6, seed=seed)
     w = np.random.default_rng(seed).random(300)
@@ -70,13 +82,12 @@ def test_the_same_is_picked(driver: str, seed: int, k: int) -> None:
     assert found[0].tolist() == expected[0].tolist() == _naive(x, w, k)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-9)
     np.testing.assert_allclose(found[2:], expected[2:], rtol=1e-9)
-    assert (state._columns is not None) == (k == 120)
+    assert (state._columns is not None) == (k == 120 and narrow > 300)
 
 
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gains_stay_within_what_they_may_be_off(driver: str, dtype: str) -> None:
+def test_gains_stay_within_what_they_may_be_off(narrow: int, driver: str, dtype: str) -> None:
     source, sparing, _ = _classes(driver)
     x = _grouped(300, 6, dtype, seed=4)
     w = np.random.default_rng(4).random(300)
@@ -91,8 +102,7 @@ def test_gains_stay_within_what_they_may_be_off(driver: str, dtype: str) -> None
         # The coverage itself is rounded to the dtype.
         rounded = float(w.sum()) * np.finfo(dtype).eps
         np.testing.assert_allclose(state.g[others], exact[others], atol=state.slack + rounded)
-    assert state._columns is not None
-    assert state.slack < before / 2
+    assert state.slack < before / 2 or narrow <= 300
 
 
 def _counting(kind: Any) -> Any:
@@ -101,8 +111,8 @@ def _counting(kind: Any) -> Any:
     class Counting(kind):  # type: ignore[misc]
         asked = 0
 
-        def between(self, i: Any, j: Any) -> Floats:
-            found: Floats = super().between(i, j)
+        def between(self, i: Any, j: Any, out: Any = None) -> Floats:
+            found: Floats = super().between(i, j, out)
             self.asked += found.size
             return found
 
@@ -112,7 +122,11 @@ def _counting(kind: Any) -> Any:
             self.asked = before + found.size
             return found
 
-        rows = columns
+        def rows(self, i: Any) -> Floats:
+            before = self.asked
+            found: Floats = super().rows(i)
+            self.asked = before + found.size
+            return found
 
         def entries(self, i: Any, j: int) -> Floats:
             self.asked += len(i)
@@ -125,10 +139,11 @@ def _counting(kind: Any) -> Any:
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_fewer_similarities_are_computed(driver: str) -> None:
     kind, sparing, eager = _classes(driver)
-    x = _grouped(3000, 8, "float32")
+    x = _grouped(9000, 4, "float32")
     many, few = _counting(kind)(x), _counting(kind)(x)
     expected = host.greedy(eager(many, None), 300)
     found = host.greedy(sparing(few, None), 300)
     np.testing.assert_allclose(found[2], expected[2], rtol=1e-6)
     # Nearly half of one product at the first pick; rows that it could have listed are made up for.
-    assert few.asked < many.asked - 0.3 * 3000**2
+    assert few.asked < many.asked - 0.15 * 9000**2
+    assert few.asked < 2 * 9000**2

@@ -16,8 +16,7 @@ import scipy.sparse
 
 import secateur as sc
 from secateur.backends.host import driver as plain
-from secateur.backends.host import greedy as greedy_numpy
-from secateur.backends.host import lengths, received
+from secateur.backends.host import lengths, nearly, received
 from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     Picks,
@@ -318,12 +317,12 @@ def test_few_narrow_tokens_are_compared_in_a_matrix(
     assert n < 25 or not plain.small_enough(x)
 
 
-@pytest.mark.parametrize("room", [1, 40])
+@pytest.mark.parametrize("room", [1, 400])
 def test_from_features_with_little_room_to_note_neighbours(
     driver: ModuleType, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     x, w = features(260, 5, seed=4), weights(260)
-    monkeypatch.setattr(greedy_numpy, "NEAR", room)
+    monkeypatch.setattr(nearly, "LISTED", room)
     same(
         driver.facility_location_features(sc.FacilityLocation.from_features(x, w), 90),
         facility_location_features.reference(sc.FacilityLocation.from_features(x, w), 90),

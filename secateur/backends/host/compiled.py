@@ -35,6 +35,7 @@ from secateur.backends.host.farthest import (
 )
 from secateur.backends.host.greedy import Floats, Indices
 from secateur.backends.host.lengths import lined
+from secateur.backends.host.nearly import Lists, NearlyServed
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import Steps, by_steps, likeness_factors
 from secateur.backends.lending import over_batch, product, weights_at
@@ -158,21 +159,24 @@ def cosine_similarity(features: Floats) -> Floats:
 class _Cosine(greedy_numpy.Cosine):
     """(1 + cos) / 2 of features (N, D)."""
 
-    def between(self, i: Indices | slice, j: Indices | slice) -> Floats:
-        cosine = product(self.directions[i], self.directions[j].T)
+    def between(self, i: Indices | slice, j: Indices | slice, out: Floats | None = None) -> Floats:
+        cosine = product(self.directions[i], self.directions[j].T, out)
         _kernels().shift(cosine)
         return cosine
 
     def columns(self, j: Indices) -> Floats:
         if len(j) > FEW:
             return self.between(j, slice(None))
-        kernels, x = _kernels(), self.directions
-        entries = np.empty((len(j), self.size), dtype=x.dtype)
-        for column, each in zip(entries, j, strict=True):
-            kernels.similarities_to(x, each, column)
-        return entries
+        return self._few(j, np.empty((len(j), self.size), dtype=self.directions.dtype))
 
-    rows = columns
+    def rows(self, i: Indices) -> Floats:
+        out = self.scratch(len(i), self.size)
+        return self.between(i, slice(None), out) if len(i) > FEW else self._few(i, out)
+
+    def _few(self, i: Indices, out: Floats) -> Floats:
+        for row, each in zip(out, i, strict=True):
+            _kernels().similarities_to(self.directions, each, row)
+        return out
 
     def entries(self, i: Indices, j: int) -> Floats:
         column = np.empty(len(i), dtype=self.directions.dtype)
@@ -180,10 +184,48 @@ class _Cosine(greedy_numpy.Cosine):
         return column
 
 
-class _Nearly(greedy_numpy.NearlyServed):
+class _Lists(Lists):
+    """Lists that loops write and read."""
+
+    def note(self, s: Floats, i: Indices, limit: Floats) -> None:
+        kernels, limit = _kernels(), limit.astype(s.dtype)
+        count = np.empty(len(i), dtype=np.int64)
+        kernels.count_above(s, limit, count)
+        kernels.note_above(s, limit, self.reserve(i, count), self.near, self.level)
+
+    def dropped(self, rows: Indices, limit: Floats) -> int:
+        lists = self.near, self.level, self.start, self.count
+        return int(_kernels().drop_overtaken(rows, limit, *lists))
+
+    def turned(self, m: Floats, w: Floats, size: int) -> tuple[Indices, Indices, Floats, Floats]:
+        lists = self.near, self.level, self.start, self.count
+        starts = np.zeros(size + 1, dtype=np.int64)
+        rows = np.empty(self.used, dtype=np.int32)
+        gains, heavy = np.zeros((2, size))
+        _kernels().turn_lists(*lists, m, w, starts, rows, gains, heavy)
+        return starts, rows, gains, heavy
+
+    def lower(self, g: Floats, i: Indices, w: Floats, low: Floats, high: Floats) -> None:
+        lists = self.near, self.level, self.start[i], self.count[i]
+        _kernels().lower_by_lists(g, *lists, w, low, high)
+
+
+class _Nearly(NearlyServed):
     """Coverage and gains from features: matrix products by BLAS, the rest in loops."""
 
     piece = greedy_numpy.PRODUCT
+    lists = _Lists
+
+    def __init__(self, source: greedy_numpy.Source, weights: Floats | None) -> None:
+        super().__init__(source, weights)
+        n = len(self.g)
+        self._level, self._top = self._largest, np.empty(n)
+        self._places = np.empty(n + 1, dtype=np.int64)
+
+    def largest(self, k: int) -> float:
+        args = self._level, self._top, self._places
+        top, self._level = _kernels().top_sum(self.g, k, *args)
+        return float(top)
 
     def _gains(self, columns: Floats) -> Floats:
         kernels = _kernels()
@@ -191,15 +233,9 @@ class _Nearly(greedy_numpy.NearlyServed):
             [kernels.gain_of(column, self.m, self.w) for column in np.ascontiguousarray(columns)]
         )
 
-    def lower_listed(self, i: Indices, low: Floats) -> None:
-        starts, count = self.near.shape[1] * i, self.count[i]
-        near, level = self.near.reshape(-1), self.level.reshape(-1)
-        _kernels().lower_by_lists(self.g, near, level, starts, count, self.w[i], low, self.m[i])
-
-    def lower_by(self, s: Floats, i: Indices, low: Floats) -> None:
-        kernels = _kernels()
-        kernels.note_near(s, i, self._listed_above(i), self.near, self.level, self.count)
-        kernels.lower_rows(s, low, self.m[i], self.w[i], self.g)
+    def lower_by(self, s: Floats, i: Indices, low: Floats, g: Floats) -> None:
+        self.listed.note(s, i, self._limits(self.m[i]))
+        _kernels().lower_rows(s, low, self.m[i], self.w[i], g)
 
 
 class _CosinesServed(_Nearly, CosinesServed):

@@ -12,10 +12,12 @@ Of cosines, which are the same in both directions, two parts of that can be spar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
-from secateur.backends.host.greedy import PRODUCT, Cosine, Floats, Indices, NearlyServed, spans
+from secateur.backends.host.greedy import PRODUCT, Cosine, Floats, Indices, spans
+from secateur.backends.host.nearly import NearlyServed
 
 TURN = 16
 """Picks after which it is looked at whether the lists can be turned round, and after twice as many
@@ -49,10 +51,18 @@ class CosinesServed(NearlyServed):
             return
         # Rows that the first pick does not serve have a coverage of 0 still, and lose nothing.
         n = self.source.size
+
+        def change(parts: Iterator[slice]) -> Floats:
+            g = np.zeros(n)
+            for part in parts:
+                rest = slice(part.start, n)
+                out = self.source.scratch(part.stop - part.start, n - part.start)
+                s = self.source.between(part, rest, out)
+                self._lower_both(s, self.m[rest], self.w[rest], g[rest])
+            return g
+
         # In sixteen parts at least: within one, both halves are computed.
-        for part in spans(n, n, min(PRODUCT, max(n, n * n // 16))):
-            s = self.source.between(part, slice(part.start, n))
-            self._lower_both(s, self.m[part.start :], self.w[part.start :], self.g[part.start :])
+        self.change(change, spans(n, n, min(PRODUCT, max(n, n * n // 16))), n)
 
     def _lower_both(self, s: Floats, high: Floats, w: Floats, g: Floats) -> None:
         """Take from gains what rows served by none before no longer give.
@@ -70,35 +80,22 @@ class CosinesServed(NearlyServed):
 
     def _turn(self) -> None:
         """Turn the lists round, once every row has one and few candidates are left on them."""
-        # Only here, and late: SciPy takes longer to load than small choices take.
-        from scipy.sparse import csr_array
-
-        n, room = self.near.shape
-        open_rows = np.flatnonzero(self.count < 0)
+        n, listed = self.source.size, self.listed
+        open_rows = np.flatnonzero(listed.count < 0)
         if len(open_rows) > n // TURN:
             return
+        listed.tidy(self._limits(self.m))
         # They lose nothing: what they give is known. But they may be listed.
         self.compute(open_rows, self.m[open_rows])
-        if (self.count < 0).any():
+        if (listed.count < 0).any() or listed.used > len(listed.near) // 4:
             return
-        limit = (self.m - 2.0 * self.source.reach).astype(self.level.dtype)
-        alive = (np.arange(room) < self.count[:, None]) & (self.level > limit[:, None])
-        counts = np.count_nonzero(alive, axis=1)
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        if starts[-1] > n * room // 4:
-            return
-        near, level = self.near[alive], self.level[alive]
-        columns = csr_array((level, near, starts), shape=(n, n)).tocsc()
-        self._columns = columns.indptr, columns.indices
+        starts, rows, gains, heavy = listed.turned(self.m, self.w, n)
+        self._columns = starts, rows
         # The gains anew from the lists alone: what is off in rows that serve nobody is gone.
-        w = np.repeat(self.w, counts)
-        gains = w * np.maximum(level - np.repeat(self.m, counts), 0.0)
-        picked = np.isneginf(self.g)
-        self.g[:] = np.bincount(near, gains, minlength=n)
-        self.g[picked] = -math.inf
-        self._terms = int(np.diff(columns.indptr).max())
+        self.g[:] = np.where(np.isneginf(self.g), -math.inf, gains)
+        self._terms = int(np.diff(starts).max())
         self._largest = float(self.g.max())
-        self._reach = self.source.reach * float(np.bincount(near, w, minlength=n).max())
+        self._reach = self.source.reach * float(heavy.max())
 
     def _look(self, candidates: Indices) -> Floats:
         """The exact gains of candidates, from what they are listed for where that is known."""

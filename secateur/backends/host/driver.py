@@ -25,7 +25,6 @@ from secateur.backends.host.greedy import (
     Floats,
     Indices,
     Listed,
-    NearlyServed,
     Served,
     greedy,
     shifted,
@@ -34,6 +33,7 @@ from secateur.backends.host.greedy import (
 from secateur.backends.host.lengths import rounded_once as rounded_once
 from secateur.backends.host.lengths import squarable
 from secateur.backends.host.lengths import unit as unit
+from secateur.backends.host.nearly import NearlyServed
 from secateur.backends.host.received import attention_received
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.volume import determinant_factors, likeness_factors

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
-from secateur.backends.lending import product
+from secateur.backends.lending import hands, product, side_by_side
 from secateur.core.kernels import Kind, compared
 from secateur.core.objectives.coverage import refuse_sums
 
@@ -20,10 +21,8 @@ COSINE_ROUNDING = 8 * EPSILON
 """What counts as equal from features: the rounding of a cosine in float64."""
 BLOCK = 1 << 18
 """Numbers worked on at once, so that temporaries stay in the processor's cache."""
-PRODUCT = 1 << 22
+PRODUCT = 1 << 23
 """Similarities computed at once from features: enough for the matrix product to be fast."""
-NEAR = 768
-"""Candidates that facility location from features lists for a row, at most: 6 kB a token."""
 
 
 def shifted(cosine: Floats) -> Floats:
@@ -44,6 +43,8 @@ class Source(Protocol):
     """How far an entry may be off, as far as ties go; 0 for entries that are given."""
     room: int
     """Entries worth asking for at once."""
+    width: int
+    """Multiplications that one entry takes."""
     given: Any
     """What the similarities come from."""
     name: str
@@ -56,7 +57,7 @@ class Source(Protocol):
         """Entries (M, H) of the columns at `j` (M,)."""
 
     def rows(self, i: Indices) -> Floats:
-        """Entries (M, N) of the rows at `i` (M,), to be overwritten at will."""
+        """Entries (M, N) of the rows at `i` (M,), the caller's until its thread asks again."""
 
 
 class Dense:
@@ -64,6 +65,7 @@ class Dense:
 
     reach = 0.0
     room = BLOCK
+    width = 1
 
     def __init__(self, matrix: Floats, rounding: float = 0.0, name: str = "similarity") -> None:
         self.given, self.name = matrix, name
@@ -94,6 +96,8 @@ class Cosine:
     def __init__(self, directions: Floats) -> None:
         self.directions = self.given = directions
         self.size = self.height = len(directions)
+        self.width = directions.shape[1]
+        self._mine = threading.local()
         self.reach = 8 * float(np.finfo(directions.dtype).eps)
 
     def gains(self, w: Floats) -> Floats:
@@ -107,14 +111,25 @@ class Cosine:
         gains: Floats = 0.5 * (g + w.sum())
         return gains
 
-    def between(self, i: Indices | slice, j: Indices | slice) -> Floats:
-        """Entries (M, L) of rows `i` and columns `j`."""
-        return shifted(product(self.directions[i], self.directions[j].T))
+    def between(self, i: Indices | slice, j: Indices | slice, out: Floats | None = None) -> Floats:
+        """Entries (M, L) of rows `i` and columns `j`, in `out` where there is one."""
+        return shifted(product(self.directions[i], self.directions[j].T, out))
 
     def columns(self, j: Indices) -> Floats:
         return self.between(j, slice(None))
 
-    rows = columns
+    def rows(self, i: Indices) -> Floats:
+        return self.between(i, slice(None), self.scratch(len(i), self.size))
+
+    def scratch(self, rows: int, columns: int) -> Floats:
+        """Room for entries (rows, columns), the calling thread's until it asks again.
+
+        Memory that the system hands out anew costs a fifth of what the product in it does.
+        """
+        room = getattr(self._mine, "room", self.directions[:0, 0])
+        if room.size < rows * columns:
+            room = self._mine.room = np.empty(rows * columns, dtype=room.dtype)
+        return room[: rows * columns].reshape(rows, columns)
 
     def entries(self, i: Indices, j: int) -> Floats:
         """Entries (M,) of column `j` at the rows `i`."""
@@ -130,6 +145,7 @@ class Entries:
     def __init__(self, kind: Kind, features: Floats) -> None:
         self.given = features
         self.size = self.height = len(features)
+        self.width = features.shape[1]
         with np.errstate(over="ignore", invalid="ignore"):
             self._kernel = compared(kind, features, product)
         self.reach = self.rounding = COSINE_ROUNDING * self._kernel.error
@@ -254,70 +270,43 @@ class Served:
 
     def compute(self, i: Indices, low: Floats) -> None:
         """The same of rows that are computed for it."""
-        for part in spans(len(i), len(self.g), self.source.room):
-            s = self.source.rows(i[part])
-            for piece in spans(len(s), len(self.g), self.piece):
-                self.lower_by(s[piece], i[part][piece], low[part][piece])
+        n = len(self.g)
 
-    def lower_by(self, s: Floats, i: Indices, low: Floats) -> None:
-        """The same for rows whose entries s (M, N) are at hand, and overwritten."""
+        def change(parts: Iterator[slice]) -> Floats:
+            g = np.zeros(n)
+            for part in parts:
+                s = self.source.rows(i[part])
+                for piece in spans(len(s), n, self.piece):
+                    self.lower_by(s[piece], i[part][piece], low[part][piece], g)
+            return g
+
+        # As many for each thread, and of the same size: nobody waits long for the last one.
+        threads = hands(self._work(len(i)))
+        count = threads * -(-len(i) * n // (threads * self.source.room))
+        self.change(change, spans(len(i), 1, -(-len(i) // max(1, count))), len(i))
+
+    def change(
+        self, change: Callable[[Iterator[slice]], Floats], parts: Iterable[slice], rows: int
+    ) -> None:
+        """Change all gains by what some threads, who share parts of so many rows, make of them."""
+        work = self._work(rows)
+        # One iterator: who is done with a part takes the next.
+        shared = iter([*parts])
+        for each in side_by_side(change, [(shared,)] * hands(work), work):
+            self.g += each
+
+    def _work(self, rows: int) -> int:
+        """Multiplications that so many rows take."""
+        return rows * len(self.g) * self.source.width
+
+    def lower_by(self, s: Floats, i: Indices, low: Floats, g: Floats) -> None:
+        """The same, taken from `g`, for rows whose entries s (M, N) are at hand, overwritten."""
         # max(0, s - low) - max(0, s - high) = min(max(s, low), high) - low, and neither
         # bound is rounded in the dtype of s, where both come from.
         np.maximum(s, low.astype(s.dtype)[:, None], out=s)
         np.minimum(s, self.m[i].astype(s.dtype)[:, None], out=s)
         w = self.w[i]
-        self.g -= w @ s.astype(np.float64, copy=False) - float(w @ low)
-
-
-class NearlyServed(Served):
-    """The same, noting down rows that few candidates could still serve better.
-
-    As m_i rises, the candidates with s_ij > m_i, the only ones whose gains row i will ever
-    change again, become few. Once they fit, they are listed, and the row is never computed
-    again: about half of the rows touched, and nearly all after the first few picks.
-    """
-
-    def __init__(self, source: Source, weights: Floats | None) -> None:
-        super().__init__(source, weights)
-        n = source.size
-        room = min(n, NEAR)
-        self.near = np.empty((n, room), dtype=np.int32)
-        self.level = np.empty((n, room), dtype=source.rows(np.empty(0, dtype=np.int64)).dtype)
-        self.count = np.full(n, -1, dtype=np.int64)
-
-    def lower(self, i: Indices, low: Floats) -> None:
-        listed = self.count[i] >= 0
-        for part in spans(len(i), len(self.g) // 16 + 1):
-            known = listed[part]
-            self.lower_listed(i[part][known], low[part][known])
-        self.compute(i[~listed], low[~listed])
-
-    def lower_listed(self, i: Indices, low: Floats) -> None:
-        """Take what listed rows no longer give."""
-        ranges, count = self.near.shape[1] * i, self.count[i]
-        lower_by_lists(self.g, self.near, self.level, ranges, count, self.w[i], low, self.m[i])
-
-    def _listed_above(self, i: Indices) -> Floats:
-        """What entries of rows exceed that could exceed their coverage, asked another time."""
-        limit: Floats = self.m[i] - 2.0 * self.source.reach
-        return limit
-
-    def lower_by(self, s: Floats, i: Indices, low: Floats) -> None:
-        room = self.near.shape[1]
-        high = self._listed_above(i).astype(s.dtype)[:, None]
-        # A sample of the candidates tells which rows are worth counting.
-        sample = s[:, :: max(1, s.shape[1] // 256)] > high
-        few = np.flatnonzero(sample.mean(axis=1) <= 1.5 * room / s.shape[1])
-        better = s[few] > high[few]
-        count = np.count_nonzero(better, axis=1)
-        fits = count <= room
-        few, better, count = few[fits], better[fits], count[fits]
-        row, near = np.nonzero(better)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-        self.near[i[few][row], place] = near
-        self.level[i[few][row], place] = s[few[row], near]
-        self.count[i[few]] = count
-        super().lower_by(s, i, low)
+        g -= w @ s.astype(np.float64, copy=False) - float(w @ low)
 
 
 def lower_by_lists(
@@ -361,6 +350,7 @@ class Sparse:
     reach = 0.0
     rounding = 0.0
     room = BLOCK
+    width = 1
     name = "similarity"
 
     def __init__(self, matrix: Any) -> None:

@@ -403,35 +403,111 @@ def lower_both(s: Any, high: Any, w: Any, g: Any) -> None:
     candidates is taken as well.
     """
     count, n = s.shape
-    for i in range(count):
-        row, own, weight = s[i], high[i], w[i]
-        total = 0.0
-        for j in range(count):
-            g[j] -= weight * min(row[j], own)
+    whole = count - count % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = s[i], s[i + 1], s[i + 2], s[i + 3]
+        ha, hb, hc, hd = high[i], high[i + 1], high[i + 2], high[i + 3]
+        wa, wb, wc, wd = w[i], w[i + 1], w[i + 2], w[i + 3]
+        for j in range(n):
+            g[j] -= (
+                wa * min(a[j], ha) + wb * min(b[j], hb) + wc * min(c[j], hc) + wd * min(d[j], hd)
+            )
+        ta, tb, tc, td = 0.0, 0.0, 0.0, 0.0
         for j in range(count, n):
-            g[j] -= weight * min(row[j], own)
+            limit, weight = high[j], w[j]
+            ta += weight * min(a[j], limit)
+            tb += weight * min(b[j], limit)
+            tc += weight * min(c[j], limit)
+            td += weight * min(d[j], limit)
+        g[i] -= ta
+        g[i + 1] -= tb
+        g[i + 2] -= tc
+        g[i + 3] -= td
+    for i in range(whole, count):
+        row = s[i]
+        for j in range(n):
+            g[j] -= w[i] * min(row[j], high[i])
+        total = 0.0
+        for j in range(count, n):
             total += w[j] * min(row[j], high[j])
         g[i] -= total
 
 
 @exact
-def note_near(s: Any, rows: Any, high: Any, near: Any, level: Any, count: Any) -> None:
-    """List for each of `rows`, if they fit, the candidates whose entries in s exceed high."""
-    room = near.shape[1]
-    for each in range(len(rows)):
-        row, i = s[each], rows[each]
-        limit = row.dtype.type(high[each])
-        better = 0
+def count_above(s: Any, limit: Any, count: Any) -> None:
+    """How many entries of each row of s (M, N) exceed its limit."""
+    for i in range(len(s)):
+        row, least = s[i], limit[i]
+        above = 0
         for j in range(len(row)):
-            better += row[j] > limit
-        if better <= room:
-            found = 0
+            above += row[j] > least
+        count[i] = above
+
+
+@exact
+def note_above(s: Any, limit: Any, starts: Any, near: Any, level: Any) -> None:
+    """Write which these are, and the entries, from `starts` on; not where one is negative."""
+    for i in range(len(s)):
+        if starts[i] >= 0:
+            row, least, place = s[i], limit[i], starts[i]
             for j in range(len(row)):
-                if row[j] > limit:
-                    near[i, found] = j
-                    level[i, found] = row[j]
-                    found += 1
-            count[i] = found
+                if row[j] > least:
+                    near[place] = j
+                    level[place] = row[j]
+                    place += 1
+
+
+@exact
+def drop_overtaken(rows: Any, limit: Any, near: Any, level: Any, starts: Any, count: Any) -> int:
+    """Move entries that exceed their row's limit to the front; how many they are.
+
+    `rows` come as their lists lie in memory.
+    """
+    used = 0
+    for i in rows:
+        first, last, least = starts[i], starts[i] + count[i], limit[i]
+        starts[i] = used
+        for place in range(first, last):
+            if level[place] > least:
+                near[used] = near[place]
+                level[used] = level[place]
+                used += 1
+        count[i] = used - starts[i]
+    return used
+
+
+@exact
+def turn_lists(
+    near: Any,
+    level: Any,
+    first: Any,
+    count: Any,
+    m: Any,
+    w: Any,
+    starts: Any,
+    rows: Any,
+    gains: Any,
+    heavy: Any,
+) -> None:
+    """Lists of rows by candidate: `starts` (N + 1,), all zero at first, and `rows`, ascending.
+
+    To gains, what each candidate would add to coverage m of these rows is added, and to heavy
+    what they weigh.
+    """
+    size = len(gains)
+    for i in range(len(first)):
+        for place in range(first[i], first[i] + count[i]):
+            starts[near[place] + 1] += 1
+    for j in range(size):
+        starts[j + 1] += starts[j]
+    at = starts[:size].copy()
+    for i in range(len(first)):
+        for place in range(first[i], first[i] + count[i]):
+            j = near[place]
+            rows[at[j]] = i
+            at[j] += 1
+            gains[j] += w[i] * max(level[place] - m[i], 0.0)
+            heavy[j] += w[i]
 
 
 @exact
