@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,10 @@ def work() -> None:
         print(json.dumps(answer), flush=True)
 
 
+class EndedError(Exception):
+    """A process that is no more: its secateur cannot be imported."""
+
+
 class Worker:
     """A process that runs cases with the secateur of one tree."""
 
@@ -101,8 +106,18 @@ class Worker:
         )
 
     def ask(self, what: str | int) -> Any:
-        print(json.dumps(what), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
+        self.tell(what)
+        return self.hear()
+
+    def tell(self, what: str | int) -> None:
+        with suppress(BrokenPipeError):
+            print(json.dumps(what), file=self.process.stdin, flush=True)
+
+    def hear(self) -> Any:
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise EndedError
+        return json.loads(answer)
 
     def end(self) -> None:
         self.process.stdin.close()
@@ -111,7 +126,11 @@ class Worker:
 
 def compared(case: str, new: Worker, old: Worker, rounds: int) -> tuple[float, float, float] | None:
     """Seconds now and then and the median of their paired ratios; None where one cannot run it."""
-    if any(each.ask(case) is not None for each in (new, old)):
+    # Both at once: each may have something to compile.
+    for each in (new, old):
+        each.tell(case)
+    refused = [each.hear() for each in (new, old)]
+    if refused != [None, None]:
         return None
     often = max(1, min(200, round(0.02 / max(new.ask(1), 1e-6))))
     now, then = [], []

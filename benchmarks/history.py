@@ -23,7 +23,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from against import ROOT, USUAL, Worker, compared
+from against import ROOT, USUAL, EndedError, Worker, compared
 from machine import DOCS, described
 
 FIRST = "7bea2d5"
@@ -36,7 +36,8 @@ AGAIN = 3
 INTRODUCTION = """# From commit to commit
 
 Printed by `python benchmarks/history.py --write`: {cases} cases of the suite on {measured} of the
-{all} commits since 0.1 that changed the library, each beside {beside} in two processes that took
+{all} commits since 0.1 that changed the library ({broken} of them cannot be imported, being half of
+a change), each beside {beside} in two processes that took
 turns, processor time on one thread, the median of {rounds} pairs. Where a case changed by more than
 {percent:g} % and stayed so, commits between were measured until the one was found that did it; it
 is named below if it shows in {again} more pairs of processes, too, in which it runs beside the
@@ -62,36 +63,57 @@ def commits() -> list[str]:
     return [git("rev-parse", "--short=8", FIRST), *later.split()]
 
 
+class Trees:
+    """Two trees that commits are checked out in, one after the other.
+
+    A file that stays the same keeps its date, and what Numba compiled of it stands.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.trees = [Path(folder) / name for name in ("beside", "other")]
+        for tree in self.trees:
+            git("worktree", "add", "--quiet", "--detach", str(tree), FIRST)
+
+    def workers(self, beside: str, commit: str) -> list[Worker]:
+        for tree, wanted in zip(self.trees, (beside, commit), strict=True):
+            git("-C", str(tree), "checkout", "--quiet", "--detach", wanted)
+        return [Worker(tree) for tree in self.trees]
+
+    def end(self) -> None:
+        for tree in self.trees:
+            git("worktree", "remove", "--force", str(tree))
+
+
 @contextmanager
-def checked_out(*wanted: str) -> Iterator[list[Path]]:
-    """Trees of some commits."""
+def checked_out() -> Iterator[Trees]:
     with tempfile.TemporaryDirectory() as folder:
-        trees = [Path(folder) / str(place) for place in range(len(wanted))]
-        for tree, commit in zip(trees, wanted, strict=True):
-            git("worktree", "add", "--quiet", "--detach", str(tree), commit)
+        trees = Trees(folder)
         try:
             yield trees
         finally:
-            for tree in trees:
-                git("worktree", "remove", "--force", str(tree))
+            trees.end()
 
 
 def measured(
-    commit: str, beside: str, rounds: int, cases: Sequence[str] = USUAL
+    trees: Trees, commit: str, beside: str, rounds: int, cases: Sequence[str] = USUAL
 ) -> dict[str, float | None]:
-    """How long each case takes there, as a multiple of what it takes beside; None: not there."""
-    with checked_out(beside, commit) as trees:
-        workers = [Worker(tree) for tree in trees]
-        try:
-            found: dict[str, float | None] = {}
-            for case in cases:
-                seen = compared(case, workers[0], workers[1], rounds)
-                found[case] = None if seen is None else 1 / seen[2]
-            return found
-        finally:
-            for each in workers:
-                each.process.kill()
-                each.process.wait()
+    """How long each case takes there, as a multiple of what it takes beside; None: not there.
+
+    Nothing where secateur cannot be imported.
+    """
+    workers = trees.workers(beside, commit)
+    try:
+        found: dict[str, float | None] = {}
+        for case in cases:
+            seen = compared(case, workers[0], workers[1], rounds)
+            found[case] = None if seen is None else 1 / seen[2]
+        return found
+    except EndedError:
+        return {}
+    finally:
+        for each in workers:
+            each.process.kill()
+            each.process.wait()
 
 
 def spread(line: list[str], steps: int) -> list[str]:
@@ -125,21 +147,21 @@ def changes(line: list[str], known: Known, change: float) -> list[tuple[str, str
 
 
 @functools.cache
-def stands(before: str, after: str, case: str, rounds: int, change: float) -> bool:
+def stands(trees: Trees, before: str, after: str, case: str, rounds: int, change: float) -> bool:
     """Whether a case takes that much longer, or less, in every one of some pairs of processes."""
     ratios = []
     for _ in range(AGAIN):
-        ratio = measured(after, before, rounds, (case,))[case]
+        ratio = measured(trees, after, before, rounds, (case,))[case]
         ratios.append(1.0 if ratio is None else ratio)
     print(f"{after} {short(case)}: {ratios}", file=sys.stderr, flush=True)
     return min(ratios) > 1 + change or max(ratios) < 1 / (1 + change)
 
 
-def doubtful(line: list[str], known: Known, rounds: int, change: float) -> str | None:
+def doubtful(trees: Trees, line: list[str], known: Known, rounds: int, change: float) -> str | None:
     """A commit not measured, half-way between two neighbours of whom one differs."""
     for before, after, case, _ in changes(line, known, change):
         low, high = line.index(before), line.index(after)
-        if high - low > 1 and stands(before, after, case, rounds, change):
+        if high - low > 1 and stands(trees, before, after, case, rounds, change):
             return line[(low + high) // 2]
     return None
 
@@ -176,12 +198,15 @@ def draw(line: list[str], known: Known) -> None:
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
-def page(line: list[str], known: Known, beside: str, rounds: int, change: float) -> str:
+def page(
+    trees: Trees, line: list[str], known: Known, beside: str, rounds: int, change: float
+) -> str:
     """The page."""
     count = sum(commit in known for commit in line)
     text = INTRODUCTION.format(
         cases=len(USUAL),
         measured=count,
+        broken=sum(commit in known and not known[commit] for commit in line),
         all=len(line),
         beside=beside,
         rounds=rounds,
@@ -196,7 +221,9 @@ def page(line: list[str], known: Known, beside: str, rounds: int, change: float)
         began = f"{first:.2f}" if first else "not there"
         text += f"| `{short(case)}` | {began} | {max(seen):.2f} | {min(seen):.2f} |\n"
     text += f"\n## Commits that changed a case by more than {100 * change:g} %\n\n"
-    found = [each for each in changes(line, known, change) if stands(*each[:3], rounds, change)]
+    found = [
+        each for each in changes(line, known, change) if stands(trees, *each[:3], rounds, change)
+    ]
     if not found:
         return text + "None.\n"
     text += "| commit | case | ratio | what it says |\n| --- | --- | ---: | --- |\n"
@@ -218,13 +245,14 @@ def main() -> None:
     if STORE.exists():
         beside, known = json.loads(STORE.read_text())
     todo = [commit for commit in spread(line, asked.steps) if commit not in known]
-    while todo or (more := doubtful(line, known, asked.rounds, asked.change)):
-        commit = todo.pop(0) if todo else more
-        print(f"{line.index(commit) + 1} of {len(line)}: {commit}", file=sys.stderr, flush=True)
-        known[commit] = measured(commit, beside, asked.rounds)
-        STORE.parent.mkdir(exist_ok=True)
-        STORE.write_text(json.dumps([beside, known]))
-    text = page(line, known, beside, asked.rounds, asked.change)
+    with checked_out() as trees:
+        while todo or (more := doubtful(trees, line, known, asked.rounds, asked.change)):
+            commit = todo.pop(0) if todo else more
+            print(f"{line.index(commit) + 1} of {len(line)}: {commit}", file=sys.stderr, flush=True)
+            known[commit] = measured(trees, commit, beside, asked.rounds)
+            STORE.parent.mkdir(exist_ok=True)
+            STORE.write_text(json.dumps([beside, known]))
+        text = page(trees, line, known, beside, asked.rounds, asked.change)
     print(text)
     if asked.write:
         PAGE.write_text(text)

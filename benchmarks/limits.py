@@ -355,9 +355,9 @@ def main() -> None:
             *features,
             "",
             "The first pick touches every row, and half of the similarities will do for it. A row",
-            "that is touched again is computed once more, and the candidates that could still serve",
-            "it better are listed, in 6 kB a token; then it is never computed again. Several threads",
-            "compute rows, each its own.",
+            "that is touched again is computed once more, and the candidates that could serve it",
+            "better yet are listed, in 6 kB a token: then it is never computed again. Threads",
+            "share the rows of a pick.",
             "",
         ]
         (DOCS / "benchmarks" / "limits.md").write_text("\n".join(page))

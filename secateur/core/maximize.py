@@ -23,7 +23,13 @@ from secateur.core.dispatch import Operation, eager, operation
 from secateur.core.dispatch import backend as backend_choice
 from secateur.core.greedy import Picks as Picks
 from secateur.core.greedy import by_row, incremental, lazy, naive, stochastic, track
-from secateur.core.objectives import Dispersion, FacilityLocation, LogDeterminant, Objective
+from secateur.core.objectives import (
+    Dispersion,
+    FacilityLocation,
+    LogDeterminant,
+    Objective,
+    SalientCoverage,
+)
 from secateur.core.objectives.base import keeps_track
 from secateur.core.parameters import typed
 from secateur.core.selection import Selection
@@ -244,6 +250,13 @@ def by_squares(
         return found._replace(indices=namespace(places).take(places, found.indices))
 
     return by_row(f, k, run)
+
+
+@solves(SalientCoverage)
+@operation
+def salient_coverage(f: SalientCoverage, k: Any) -> Picks:
+    """Greedy coverage, each gain weighed by the candidate's saliency."""
+    return by_row(f, k, incremental)
 
 
 @solves(LogDeterminant, "factors")

@@ -28,6 +28,7 @@ from secateur.core.maximize import (
     farthest_first,
     farthest_first_features,
     naive,
+    salient_coverage,
 )
 from secateur.core.measures import largest_eigenvectors, patch_entropy, singular_values
 from secateur.core.objectives import FacilityLocation, LogDeterminant, SoftmaxBlock
@@ -296,6 +297,31 @@ def test_squared_distances(
     found, slow = plain.squared_distances(x, y), squared_distances.reference(x, y)
     assert found.dtype == slow.dtype
     np.testing.assert_array_equal(found, slow)
+
+
+@pytest.mark.parametrize("combine", ["multi", "add"])
+@pytest.mark.parametrize("make", [similar, _integers, _signed, _duplicates, _low])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_salient_coverage(combine: str, make: Callable[[int], np.ndarray], dtype: str) -> None:
+    n = 40
+    s = np.stack([make(n), make(n)[::-1, ::-1]]).astype(dtype)
+    w = np.random.default_rng(2).gamma(0.5, size=(2, n))
+    w[:, 5:15], w[:, 20] = w[:, 4:5], 0.0
+    f = sc.SalientCoverage(s, w, combine)
+    k = np.asarray([7, n])
+    same(plain.salient_coverage(f, k), salient_coverage.reference(f, k))
+
+
+def test_salient_coverage_leaves_to_the_definition_what_it_does_not_take() -> None:
+    s, w = similar(9), weights(9)
+    for f in (
+        sc.SalientCoverage(s, w, selectable=np.arange(9) > 2),
+        sc.SalientCoverage(s[:5], w),
+        sc.SalientCoverage(scipy.sparse.csr_array(s), w),
+        sc.SalientCoverage(s, w * 1e305),
+        sc.SalientCoverage(s, np.where(w > 0.5, np.nan, w), check_finite=False),
+    ):
+        assert plain.salient_coverage(f, 3) is NotImplemented
 
 
 @pytest.mark.parametrize("n", [1, 2, 90, 700])

@@ -201,7 +201,8 @@ def test_gains_of_tensors_are_kept_on_lent_memory(
     matrix, salient = dice.random((2, 90, 90)).astype(np.float32), dice.random((2, 90))
     wanted = sc.maximize(kind(matrix, salient), [7, 30])
     found = sc.maximize(kind(torch.from_numpy(matrix), torch.from_numpy(salient)), [7, 30])
-    assert set(seen) == {np.ndarray}
+    # Of salient coverage NumPy's driver keeps the gains itself.
+    assert set(seen) == ({np.ndarray} if name == "MarginalRelevance" else set())
     assert isinstance(found.indices, torch.Tensor)
     assert found.indices.tolist() == wanted.indices.tolist()
     assert found.gains.tolist() == wanted.gains.tolist()

@@ -36,6 +36,7 @@ from secateur.backends.host.lengths import unit as unit
 from secateur.backends.host.nearly import NearlyServed
 from secateur.backends.host.received import attention_received
 from secateur.backends.host.rows import from_matrices
+from secateur.backends.host.salience import salient_coverage
 from secateur.backends.host.volume import determinant_factors, likeness_factors
 from secateur.backends.lending import (
     LINKED,
@@ -67,6 +68,7 @@ __all__ = [
     "largest_eigenvectors",
     "likeness_factors",
     "patch_entropy",
+    "salient_coverage",
     "singular_values",
     "smallest",
     "squared_distances",

@@ -217,19 +217,24 @@ class Served:
 
     def largest(self, k: int) -> float:
         """The sum of the k largest gains."""
-        n = len(self.g)
-        top = self.g if k == n else np.partition(self.g, n - k)[n - k :]
+        worth = self.worth(slice(None))
+        n = len(worth)
+        top = worth if k == n else np.partition(worth, n - k)[n - k :]
         return float(np.maximum(top, 0.0).sum())
+
+    def worth(self, at: Indices | slice) -> Floats:
+        """What greedy goes by, of some tokens: their gains."""
+        return self.g[at]
 
     def take(self) -> tuple[int, float]:
         """Pick the token of largest gain, ties to the lowest index; its gain, exactly."""
-        g = self.g
-        best = float(g.max())
-        hopeful = np.flatnonzero(g >= best - 2.0 * self.slack - self._margin(best))
+        g, worth = self.g, self.worth(slice(None))
+        best = float(worth.max())
+        hopeful = np.flatnonzero(worth >= best - 2.0 * self.slack - self._margin(best))
         stale = hopeful[g[hopeful] != self._exact[hopeful]]
         g[stale] = self._look(stale)
         self._exact[stale] = g[stale]
-        exact = g[hopeful]
+        exact = self.worth(hopeful)
         best = float(exact.max())
         place = int(np.argmax(exact >= best - self._margin(best)))
         pick, gain = int(hopeful[place]), float(exact[place])

@@ -59,6 +59,7 @@ __all__ = [
     "gain_by_gain",
     "likeness_factors",
     "patch_entropy",
+    "salient_coverage",
     "singular_values",
     "smallest",
     "text_relevance",
@@ -338,9 +339,16 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
 
 def gain_by_gain(f: Objective, k: Any) -> Picks:
     """Greedy on a tracker's gains; of objectives on the host, whose arrays are all known."""
-    if type(f) not in (MarginalRelevance, SalientCoverage) or _cuda(f.sample):
+    if type(f) is not MarginalRelevance or _cuda(f.sample):
         return cast(Picks, NotImplemented)
     return cast(Picks, _on_host(maximize.gain_by_gain, f, k))
+
+
+def salient_coverage(f: SalientCoverage, k: Any) -> Picks:
+    """Greedy coverage weighed by saliency, on the host."""
+    if _cuda(f.sample):
+        return cast(Picks, NotImplemented)
+    return cast(Picks, _on_host(maximize.salient_coverage, f, k))
 
 
 def threshold_scan(
