@@ -143,3 +143,24 @@ def test_images_together_get_what_each_gets_alone(start, room, monkeypatch):
     behind = np.arange(40) >= budgets[..., None]
     assert (found.indices[behind] == -1).all()
     assert (found.gains[behind] == 0).all()
+
+
+@pytest.mark.parametrize("matrix", [False, True])
+def test_what_is_in_doubt_is_compared_with_the_nearest_picks_only(
+    matrix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 300, 2000)).astype(np.float32)
+    asked: list[int] = []
+
+    def watched(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        if a.dtype == np.float64:
+            asked.append(b.shape[-1])
+        return np.matmul(a, b, out=out)
+
+    monkeypatch.setattr(farthest, "product", watched)
+    doubtful = farthest.Doubtful(x, matrix=matrix)
+    doubtful.picks(100, 0)
+    doubts = int(doubtful._doubts[0])
+    assert doubts > 20
+    # What follows are the gains of all picks.
+    assert max(asked[:doubts]) < 20 < max(asked[doubts:])

@@ -178,6 +178,10 @@ class Doubtful:
         """Picks and gains (B, K), as `farthest` has them."""
         self._picks = np.empty((self._images, k), dtype=np.int64)
         self._picked = np.empty((self._images, k, self._x.shape[-1]))
+        # Of few picks, their cosines with all tokens are kept.
+        few = self._cosines is None and self._images * k * self._size <= PRODUCT
+        shape = self._images, k, self._size
+        self._rows = np.empty(shape, dtype=np.float32) if few else None
         self._known, self._doubts = np.zeros((2, self._images), dtype=np.int64)
         self._sure = np.zeros(self._images, dtype=bool)
         gains = np.empty((self._images, k))
@@ -202,6 +206,8 @@ class Doubtful:
         """Note a pick (B,), and the cosines with it."""
         self._picks[:, step] = pick
         row = self._to(pick)
+        if self._rows is not None:
+            self._rows[:, step] = row
         if step == 0:
             nearest[:] = row
         else:
@@ -254,8 +260,20 @@ class Doubtful:
             exact = np.asarray([self._neighbour(image, int(each)) for each in tokens])
         else:
             picked = self._directions_of_picks(image, step)
+            # Only of the picks that are nearest but for the error of single precision.
+            cosines = self._with_picks(image, tokens, step)
+            if cosines is not None:
+                near = cosines >= cosines.max(axis=1, keepdims=True) - 2 * self.error
+                picked = picked[near.any(axis=0)]
             exact = apart(product(self._exactly(image, tokens), picked.T)).min(axis=1)
         return int(tokens[np.argmax(exact >= exact.max() - CosineDistances.margin)])
+
+    def _with_picks(self, image: int, tokens: Indices, count: int) -> Floats | None:
+        """Cosines (M, count) of tokens with the first picks in single precision, where known."""
+        if self._cosines is not None:
+            found: Floats = self._cosines[image][np.ix_(tokens, self._picks[image, :count])]
+            return found
+        return None if self._rows is None else self._rows[image, :count, tokens]
 
     def _exactly(self, image: int, tokens: Indices) -> Floats:
         directions: Floats = unit(self._features[image, tokens].astype(np.float64))

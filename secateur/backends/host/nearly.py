@@ -128,8 +128,8 @@ class NearlyServed(Served):
     """As `Served`, noting down rows that few candidates could still serve better.
 
     As m_i rises, the candidates with s_ij > m_i, the only ones whose gains row i will ever
-    change again, become few. Once they fit, they are listed, and the row is never computed
-    again: about half of the rows touched, and nearly all after the first few picks.
+    change again, become few. Once there is room they are listed, and the row is never computed
+    again: nearly all rows after the first two or three picks.
     """
 
     lists = Lists
