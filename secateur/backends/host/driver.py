@@ -98,16 +98,20 @@ def cosines(x: Floats, y: Floats) -> Floats:
         return product(directions, np.swapaxes(directions, -1, -2))
     x, y = (np.broadcast_to(z, (*batch, *z.shape[-2:])) for z in (x, y))
     out = np.empty((*batch, count, y.shape[-2]))
+    # Each product reads all others again: more rows for more of them.
+    step = max(1, BLOCK // 4 // size, min(2 * y.shape[-2], 128, count))
+    wide = np.empty((min(step, count), size))
     with alone(count * size * y.shape[-2]):
         for at in each_row(batch):
             aims = unit(y[at].astype(np.float64, copy=False)).T
-            for part in spans(count, size, BLOCK // 4):
-                rows = x[at][part].astype(np.float64, copy=False)
+            for part in spans(count, 1, step):
+                rows = wide[: len(x[at][part])]
+                np.copyto(rows, x[at][part])
                 lengths = squarable(rows)
                 if lengths is None:
                     out[at][part] = product(unit(rows), aims)
                 else:
-                    out[at][part] = product(rows, aims)
+                    product(rows, aims, out[at][part])
                     out[at][part] /= lengths[:, None]
     return out
 
