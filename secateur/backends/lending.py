@@ -137,13 +137,14 @@ class Pool(NamedTuple):
 NUMPY = Pool(np.matmul, np.linalg.eigvalsh)
 _pool: ContextVar[Pool] = ContextVar("pool", default=NUMPY)
 
-SMALL = 1 << 29
-"""Multiplications up to which a product is left to one thread: 576 tokens of 1,024 channels."""
+SMALL = 3 << 28
+"""Multiplications up to which a product is left to one thread: 576 tokens of 4,096 channels with
+themselves, of which BLAS takes half."""
 LINKED = 1 << 32
 """The same for eigenvalues, of some 1,600 tokens. Threads meet at each of thousands of steps there:
 that gains little, and beside other work a call waits for seconds."""
-WHOLE = 1 << 30
-"""The same for a choice as a whole, as products of all its tokens: 1,000 tokens of 1,024 channels.
+WHOLE = 2 * SMALL
+"""The same for a choice as a whole, as products of all its tokens: 576 tokens of 4,096 channels.
 What it does beside its large products is one thread's for some ten milliseconds."""
 MANY = 1 << 20
 """Numbers in a matrix from which on a product with it may be a part of a large one: a few of 50,000
@@ -165,9 +166,10 @@ def worked_on_by(pool: Pool) -> Iterator[None]:
 def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
     """x @ y, by one thread or by all of one pool, in `out` where there is one."""
     rows = x.size // x.shape[-1] if x.ndim > 1 else 1
-    part = max(x.size, y.size) > MANY and not _one.within
     work = rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1)
-    with _taken_by(work, PART if part else SMALL) as pool:
+    whole = work > SMALL and _turned(x, y)
+    part = max(x.size, y.size) > MANY and not whole and not _one.within
+    with _taken_by(work // 2 if whole else work, PART if part else SMALL) as pool:
         if pool is NUMPY:
             found: Floats = np.matmul(x, y, out=out)
             return found
@@ -176,6 +178,13 @@ def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
         return large
     out[...] = large
     return out
+
+
+def _turned(x: Floats, y: Floats) -> bool:
+    """Whether y is x with its last axes exchanged, for which BLAS takes half of the product."""
+    if x.ndim < 2 or x.shape[::-1][:2] != y.shape[-2:] or x.strides[::-1][:2] != y.strides[-2:]:
+        return False
+    return bool(x.__array_interface__["data"] == y.__array_interface__["data"])
 
 
 def eigenvalues(x: Floats) -> Floats:

@@ -48,6 +48,25 @@ def test_large_products_on_tensors_are_taken_by_the_library_that_lent_them(
     assert taken == []
 
 
+def test_a_product_of_tokens_with_themselves_counts_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, ...]] = []
+    pool = lending.Pool(lambda x, y: taken.append(x.shape) or x @ y, np.linalg.eigvalsh, lambda: 2)
+    x = np.random.default_rng(0).standard_normal((3, 40, 12))
+    monkeypatch.setattr(lending, "SMALL", 3 * 40 * 40 * 12 // 2)
+    with lending.worked_on_by(pool):
+        found = lending.product(x, np.swapaxes(x, -1, -2))
+        np.testing.assert_allclose(found, x @ np.swapaxes(x, -1, -2))
+        lending.product(x[::-1], np.swapaxes(x[::-1], -1, -2))
+        assert taken == []
+        for other in (x.copy(), x[::-1], x[:, ::-1]):
+            lending.product(x, np.swapaxes(other, -1, -2))
+        assert taken == 3 * [x.shape]
+        lending.product(x, x.copy().reshape(3, 12, 40))
+        monkeypatch.setattr(lending, "SMALL", 40 * 12)
+        lending.product(x[0], x[0, 0])
+        assert len(taken) == 4
+
+
 class _Library:
     num_threads = 2
 
