@@ -52,14 +52,12 @@ class CosinesServed(NearlyServed):
         # Rows that the first pick does not serve have a coverage of 0 still, and lose nothing.
         n = self.source.size
 
-        def change(parts: Iterator[slice]) -> Floats:
-            g = np.zeros(n)
+        def change(g: Floats, parts: Iterator[slice]) -> None:
             for part in parts:
                 rest = slice(part.start, n)
                 out = self.source.scratch(part.stop - part.start, n - part.start)
                 s = self.source.between(part, rest, out)
                 self._lower_both(s, self.m[rest], self.w[rest], g[rest])
-            return g
 
         # In sixteen parts at least: within one, both halves are computed.
         self.change(change, spans(n, n, min(PRODUCT, max(n, n * n // 16))), n)

@@ -277,13 +277,11 @@ class Served:
         """The same of rows that are computed for it."""
         n = len(self.g)
 
-        def change(parts: Iterator[slice]) -> Floats:
-            g = np.zeros(n)
+        def change(g: Floats, parts: Iterator[slice]) -> None:
             for part in parts:
                 s = self.source.rows(i[part])
                 for piece in spans(len(s), n, self.piece):
                     self.lower_by(s[piece], i[part][piece], low[part][piece], g)
-            return g
 
         # As many for each thread, and of the same size: nobody waits long for the last one.
         threads = hands(self._work(len(i)))
@@ -291,13 +289,22 @@ class Served:
         self.change(change, spans(len(i), 1, -(-len(i) // max(1, count))), len(i))
 
     def change(
-        self, change: Callable[[Iterator[slice]], Floats], parts: Iterable[slice], rows: int
+        self, change: Callable[[Floats, Iterator[slice]], None], parts: Iterable[slice], rows: int
     ) -> None:
-        """Change all gains by what some threads, who share parts of so many rows, make of them."""
-        work = self._work(rows)
+        """Change all gains by parts of so many rows, which some threads share."""
+        work, shared = self._work(rows), iter([*parts])
+        threads = hands(work)
+        if threads < 2:
+            change(self.g, shared)
+            return
+
+        def one(parts: Iterator[slice]) -> Floats:
+            g = np.zeros(len(self.g))
+            change(g, parts)
+            return g
+
         # One iterator: who is done with a part takes the next.
-        shared = iter([*parts])
-        for each in side_by_side(change, [(shared,)] * hands(work), work):
+        for each in side_by_side(one, [(shared,)] * threads, work):
             self.g += each
 
     def _work(self, rows: int) -> int:
