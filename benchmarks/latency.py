@@ -38,13 +38,16 @@ ALONE, MOST, LEAST = 15, 200, 20
 """Calls of a row alone, and how many at most and at least beside others."""
 LOOPS = (1e-3, 5e-3)
 """Seconds of the loops beside which the methods are read."""
+WIDE, WIDTH = ("agilepruner", "cdpruner", "divprune", "eadp"), 4096
+"""Methods that multiply all tokens, and how many numbers LLaVA-1.5's language model has of each."""
 BUSY = "while True: pass"
 
 INTRODUCTION = """# How long a choice takes beside other work
 
-Printed by `python benchmarks/latency.py --write`: one image of 576 tokens of 1024 numbers (those
-that choose inside the language model: one layer shaped as Qwen2.5-VL-7B's), 64 tokens kept,
-float32, after `secateur.warm_up`. The first time is the median alone on the machine; p50, p95 and
+Printed by `python benchmarks/latency.py --write`: one image of 576 tokens of 1024 numbers, or
+*wide* ones of 4096, as LLaVA-1.5-7B's language model is given them (those that choose inside the
+language model: one layer shaped as Qwen2.5-VL-7B's), 64 tokens kept, float32, after
+`secateur.warm_up`. The first time is the median alone on the machine; p50, p95 and
 p99 are beside one busy process for every core, all at the same priority, and the ratio is p99 to
 the median alone. The goal is a ratio of {goal:g}. A process that is put aside waits for the time
 slices of others, some milliseconds each, whatever it computes: the loops, one thread in plain
@@ -75,7 +78,9 @@ def lifted(suite: Any, lift: Callable[[np.ndarray], Any]) -> Any:
     return suite
 
 
-def case(name: str, lift: Callable[[np.ndarray], Any]) -> Callable[[], object]:
+def case(
+    name: str, lift: Callable[[np.ndarray], Any], width: int = Select.width
+) -> Callable[[], object]:
     """One call of a method: `select`, or `keep_visual` where it acts inside the model.
 
     ValueError says why there is none.
@@ -94,6 +99,7 @@ def case(name: str, lift: Callable[[np.ndarray], Any]) -> Callable[[], object]:
             hidden=inside.hidden,
         )
     suite: Any = Select()
+    suite.width = width
     try:
         suite.setup(name)
     except NotImplementedError:
@@ -216,10 +222,12 @@ def main() -> None:
     }
     calls[f"a loop of {1e3 * LOOPS[-1]:g} ms over arrays |"] = steps(LOOPS[-1])
     absent: dict[str, str] = {}
-    for name in given.method or NAMES:
+    named = given.method or NAMES
+    wide = [(f"{name}, wide", name, WIDTH) for name in WIDE if name in named]
+    for label, name, width in [*((name, name, Select.width) for name in named), *wide]:
         for library, lift in (("arrays", np.asarray), ("tensors", torch.from_numpy)):
             try:
-                calls[f"{name} | {library}"] = case(name, lift)
+                calls[f"{label} | {library}"] = case(name, lift, width)
             except (TypeError, ValueError, NotImplementedError) as error:
                 absent[name] = f"{name} ({str(error).partition(';')[0]})"
     for run in calls.values():

@@ -20,13 +20,14 @@ class Select:
 
     params = (NAMES,)
     param_names = ("method",)
+    width = WIDTH
 
     def setup(self, name: str) -> None:
         n = SIDE * SIDE
         dice = np.random.default_rng(0)
-        words = photo_like(77, WIDTH, seed=1)
+        words = photo_like(77, self.width, seed=1)
         self.tokens = sc.Tokens(
-            features=photo_like(n, WIDTH),
+            features=photo_like(n, self.width),
             grid=(SIDE, SIDE),
             text=words,
             text_global=words.mean(0),
