@@ -37,8 +37,8 @@ INTRODUCTION = """# From commit to commit
 
 Printed by `python benchmarks/history.py --write`: {cases} cases of the suite on {measured} of the
 {all} commits since 0.1 that changed the library ({broken} of them cannot be imported, being half of
-a change), each beside {beside} in two processes that took
-turns, processor time on one thread, the median of {rounds} pairs. Where a case changed by more than
+a change), each beside {beside} in two processes that took turns, processor time on one thread,
+the median of {rounds} pairs. Where a case changed by more than
 {percent:g} % and stayed so, commits between were measured until the one was found that did it; it
 is named below if it shows in {again} more pairs of processes, too, in which it runs beside the
 commit before it: two processes of one program may differ by a third where memory lies otherwise.
@@ -86,6 +86,7 @@ class Trees:
 
 @contextmanager
 def checked_out() -> Iterator[Trees]:
+    """Trees that are gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         trees = Trees(folder)
         try:

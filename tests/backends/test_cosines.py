@@ -102,7 +102,9 @@ def test_gains_stay_within_what_they_may_be_off(narrow: int, driver: str, dtype:
         # The coverage itself is rounded to the dtype.
         rounded = float(w.sum()) * np.finfo(dtype).eps
         np.testing.assert_allclose(state.g[others], exact[others], atol=state.slack + rounded)
-    assert state.slack < before / 2 or narrow <= 300
+    # With less room lists may never be few enough to be turned round.
+    assert state._columns is not None or narrow < 800
+    assert state.slack < before / 2 or state._columns is None
 
 
 def _counting(kind: Any) -> Any:
@@ -145,5 +147,5 @@ def test_fewer_similarities_are_computed(driver: str) -> None:
     found = host.greedy(sparing(few, None), 300)
     np.testing.assert_allclose(found[2], expected[2], rtol=1e-6)
     # Nearly half of one product at the first pick; rows that it could have listed are made up for.
-    assert few.asked < many.asked - 0.15 * 9000**2
-    assert few.asked < 2 * 9000**2
+    assert few.asked < many.asked - 0.3 * 9000**2
+    assert few.asked < 1.9 * 9000**2
