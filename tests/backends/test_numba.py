@@ -55,17 +55,57 @@ def test_matrices_symmetric_but_for_rounding_count_as_symmetric() -> None:
     assert kernels.first_gains(s, np.ones(300), np.empty(300))
 
 
-@pytest.mark.parametrize("count", range(10))
-def test_rows_are_lowered_in_fours_and_ones(count: int) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("count", range(20))
+def test_rows_are_lowered_in_eights_and_ones(count: int, dtype: str) -> None:
     dice = np.random.default_rng(2)
-    s, w = dice.random((12, 33)), dice.random(count)
-    rows = dice.permutation(12)[:count]
-    low = dice.random(count)
-    high = low + dice.random(count)
+    s, w = dice.random((24, 33)).astype(dtype), dice.random(count)
+    rows = dice.permutation(24)[:count]
+    low = dice.random(count).astype(dtype)
+    high = low + dice.random(count).astype(dtype)
     g = np.full(33, 5.0)
-    expected = g - w @ (np.clip(s[rows], low[:, None], high[:, None]) - low[:, None])
+    wide = s[rows].astype(np.float64)
+    expected = g - w @ (np.clip(wide, low[:, None], high[:, None]) - low[:, None].astype(float))
     kernels.lower_dense(s, rows, low, high, w, g)
     np.testing.assert_allclose(g, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-36, 1e-30, 1.0, 1e30, 3e38])
+@pytest.mark.parametrize("heavy", [1e-200, 1.0, 1e200])
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_gains_are_those_of_the_definition_whatever_their_size(
+    scale: float, heavy: float, backend: str
+) -> None:
+    dice = np.random.default_rng(4)
+    x = dice.random((70, 70))
+    s = (np.maximum(x, x.T) * scale).astype(np.float32)
+    wide = s.astype(np.float64)
+    for w in (dice.random(70), 10.0 ** dice.uniform(-40, 0, 70), dice.integers(0, 2, 70)):
+        chosen = sc.maximize(sc.FacilityLocation(s, w * heavy), 60, backend=backend)
+        m, opened = np.zeros(70), np.ones(70, dtype=bool)
+        for pick, gain in zip(chosen.indices, chosen.gains, strict=True):
+            # By hand, from the rows, one pick after the other.
+            gains = np.where(opened, (w * heavy) @ np.maximum(wide - m[:, None], 0.0), -1.0)
+            assert gains[pick] >= gains.max() * (1 - 1e-12)
+            assert abs(gain - gains[pick]) <= 1e-12 * gains[pick]
+            opened[pick] = False
+            m = np.maximum(m, wide[:, pick])
+        bound = sc.maximize(sc.FacilityLocation(wide, w * heavy), 60, backend="numpy").upper_bound
+        np.testing.assert_allclose(chosen.upper_bound, bound, rtol=1e-9)
+
+
+def test_gains_that_single_precision_cannot_tell_apart_are_worked_out_again() -> None:
+    # Columns that differ by less than what float32 knows of their gains.
+    dice = np.random.default_rng(5)
+    near = 1.0 - dice.integers(0, 8, (600, 60)) * 2.0**-24
+    s = np.hstack([np.full((600, 1), 0.5), near]).astype(np.float32)
+    s[:200, 0] = 1.0
+    s[dice.random((600, 61)) < 0.7] = 0.0
+    f = sc.FacilityLocation(s, dice.random(600))
+    single = sc.maximize(f, 30, backend="numba")
+    double = sc.maximize(f, 30, backend="numpy")
+    np.testing.assert_array_equal(single.indices, double.indices)
+    np.testing.assert_allclose(single.gains, double.gains, rtol=1e-13)
 
 
 def test_top_sum_follows_gains_that_shrink() -> None:

@@ -235,7 +235,8 @@ class _Nearly(NearlyServed):
 
     def lower_by(self, s: Floats, i: Indices, low: Floats, g: Floats) -> None:
         self.listed.note(s, i, self._limits(self.m[i]))
-        _kernels().lower_rows(s, low, self.m[i], self.w[i], g)
+        low, high = low.astype(s.dtype), self.m[i].astype(s.dtype)
+        _kernels().lower_rows(s, low, high, self.w[i], g)
 
 
 class _CosinesServed(_Nearly, CosinesServed):

@@ -314,11 +314,11 @@ class Served:
     def lower_by(self, s: Floats, i: Indices, low: Floats, g: Floats) -> None:
         """The same, taken from `g`, for rows whose entries s (M, N) are at hand, overwritten."""
         # max(0, s - low) - max(0, s - high) = min(max(s, low), high) - low, and neither
-        # bound is rounded in the dtype of s, where both come from.
+        # bound is rounded in the dtype of s, where both come from. Taken from each entry, low
+        # leaves nothing of those below it: what a light row gave is not lost beside a heavy one.
         np.maximum(s, low.astype(s.dtype)[:, None], out=s)
         np.minimum(s, self.m[i].astype(s.dtype)[:, None], out=s)
-        w = self.w[i]
-        g -= w @ s.astype(np.float64, copy=False) - float(w @ low)
+        g -= self.w[i] @ (s - low[:, None])
 
 
 def lower_by_lists(

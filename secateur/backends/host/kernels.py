@@ -151,26 +151,37 @@ def best_of(g: Any) -> float:
 
 @regroup
 def lower_dense(s: Any, rows: Any, low: Any, high: Any, w: Any, g: Any) -> None:
-    """Take from g_j what rows no longer give: w_i (min(max(s_ij, low_i), high_i) - low_i)."""
+    """Take from g_j what rows no longer give: w_i (min(max(s_ij, low_i), high_i) - low_i).
+
+    `low` and `high` in the dtype of s: single numbers are held between them many at a time, and
+    made double ones after.
+    """
     n = len(g)
     count = len(rows)
-    whole = count - count % 4
-    for start in range(0, whole, 4):
-        a, b, c, d = s[rows[start]], s[rows[start + 1]], s[rows[start + 2]], s[rows[start + 3]]
-        la, lb, lc, ld = low[start], low[start + 1], low[start + 2], low[start + 3]
-        ha, hb, hc, hd = high[start], high[start + 1], high[start + 2], high[start + 3]
-        wa, wb, wc, wd = w[start], w[start + 1], w[start + 2], w[start + 3]
+    whole = count - count % 8
+    for t in range(0, whole, 8):
+        a, b, c, d = s[rows[t]], s[rows[t + 1]], s[rows[t + 2]], s[rows[t + 3]]
+        e, f, p, q = s[rows[t + 4]], s[rows[t + 5]], s[rows[t + 6]], s[rows[t + 7]]
+        la, lb, lc, ld = low[t], low[t + 1], low[t + 2], low[t + 3]
+        le, lf, lp, lq = low[t + 4], low[t + 5], low[t + 6], low[t + 7]
+        ha, hb, hc, hd = high[t], high[t + 1], high[t + 2], high[t + 3]
+        he, hf, hp, hq = high[t + 4], high[t + 5], high[t + 6], high[t + 7]
+        wa, wb, wc, wd = w[t], w[t + 1], w[t + 2], w[t + 3]
+        we, wf, wp, wq = w[t + 4], w[t + 5], w[t + 6], w[t + 7]
         for j in range(n):
-            g[j] -= (
-                wa * (min(max(a[j], la), ha) - la)
-                + wb * (min(max(b[j], lb), hb) - lb)
-                + wc * (min(max(c[j], lc), hc) - lc)
-                + wd * (min(max(d[j], ld), hd) - ld)
-            )
-    for each in range(whole, count):
-        row, lo, hi, weight = s[rows[each]], low[each], high[each], w[each]
+            four = wa * (np.float64(min(max(a[j], la), ha)) - np.float64(la))
+            four += wb * (np.float64(min(max(b[j], lb), hb)) - np.float64(lb))
+            four += wc * (np.float64(min(max(c[j], lc), hc)) - np.float64(lc))
+            four += wd * (np.float64(min(max(d[j], ld), hd)) - np.float64(ld))
+            more = we * (np.float64(min(max(e[j], le), he)) - np.float64(le))
+            more += wf * (np.float64(min(max(f[j], lf), hf)) - np.float64(lf))
+            more += wp * (np.float64(min(max(p[j], lp), hp)) - np.float64(lp))
+            more += wq * (np.float64(min(max(q[j], lq), hq)) - np.float64(lq))
+            g[j] -= four + more
+    for t in range(whole, count):
+        row, lo, hi, weight = s[rows[t]], low[t], high[t], w[t]
         for j in range(n):
-            g[j] -= weight * (min(max(row[j], lo), hi) - lo)
+            g[j] -= weight * (np.float64(min(max(row[j], lo), hi)) - np.float64(lo))
 
 
 @regroup
@@ -322,8 +333,8 @@ def greedy_dense(
     column = np.empty(h)
     work = np.empty(n)
     places = np.empty(max(h, n) + 1, dtype=np.int64)
-    low = np.empty(h)
-    high = np.empty(h)
+    low = np.empty(h, dtype=s.dtype)
+    high = np.empty(h, dtype=s.dtype)
     heavy = np.empty(h)
     symmetric = first_gains(s, w, g)
     if not summable(g):
