@@ -9,7 +9,8 @@ SEED ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+# Files in their order: by their number of tests, those with few long ones would come last.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST_SERVING = OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/serving
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Of what pip says, what it fetches, of what size, and when it begins to install.

@@ -15,6 +15,10 @@ with extra("ray", "secateur.integrations.corpus"):
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
+RAYS = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
+"""The names of Ray's own tensors of one shape, whose numbers lie one after the other in lists."""
+
+
 def lists(values: Any, counts: Numbers) -> pa.Array:
     """Lists of so many of the values each, one after the other."""
     # Refused by Arrow, and not wrapped round, where there are more than it can count.
@@ -22,9 +26,9 @@ def lists(values: Any, counts: Numbers) -> pa.Array:
     return pa.ListArray.from_arrays(ends, pa.array(values))
 
 
-def block(column: pa.ChunkedArray) -> Numbers | None:
+def block(column: pa.ChunkedArray | pa.Array) -> Numbers | None:
     """A whole column (B, ...), where nothing is missing and all cells have one shape, else None."""
-    level = column.combine_chunks()
+    level = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(level, pa.ChunkedArray):
         level = level.chunk(0) if level.num_chunks == 1 else pa.concat_arrays(level.chunks)
     if level.null_count:
@@ -32,6 +36,9 @@ def block(column: pa.ChunkedArray) -> Numbers | None:
     if isinstance(level, pa.FixedShapeTensorArray):
         tensors: Numbers = level.to_numpy_ndarray()
         return tensors
+    if getattr(level.type, "extension_name", "") in RAYS:
+        flat = block(level.storage)
+        return None if flat is None else flat.reshape(len(level), *level.type.shape)
     if not is_list(level.type):
         return None
     shape = [len(level)]

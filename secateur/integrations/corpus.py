@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -402,17 +403,20 @@ def prune_shard(shard: Shard, pruner: Pruner, batch_size: int = 64) -> Done:
 
 
 def _tables(shard: Shard, batch_size: int) -> Iterator[pa.Table]:
-    """The rows of a shard, `batch_size` at a time."""
+    """The rows of a shard, `batch_size` at a time, the next ones read while these are pruned."""
     reader = opened(shard.source)
     batches = reader.iter_batches(batch_size=batch_size, row_groups=list(shard.row_groups))
-    while True:
-        try:
-            batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{shard.source} cannot be read as Parquet: {error}") from None
-        if batch is None:
-            return
-        yield pa.Table.from_batches([batch])
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(next, batches, None)
+        while True:
+            try:
+                batch = coming.result()
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{shard.source} cannot be read as Parquet: {error}") from None
+            if batch is None:
+                return
+            coming = ahead.submit(next, batches, None)
+            yield pa.Table.from_batches([batch])
 
 
 def split(results: pa.Table) -> tuple[pa.Table, pa.Table]:

@@ -9,6 +9,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 import secateur as sc  # noqa: E402
+from secateur.integrations import cells  # noqa: E402
 from secateur.integrations.corpus import (  # noqa: E402
     Pruner,
     open_corpus,
@@ -315,8 +316,24 @@ def as_fixed_lists(x):
     return pa.FixedSizeListArray.from_arrays(width, x.shape[1])
 
 
+def as_tensors_of_ray(x):
+    tensors = pytest.importorskip("ray.data.extensions").ArrowTensorArray
+    return tensors.from_numpy(x)
+
+
+def test_tensors_of_ray_are_read_as_a_whole():
+    x = np.random.default_rng(0).standard_normal((9, 30, 4)).astype(np.float32)
+    for each in (x, x > 0, x.astype(np.float16)):
+        stored = as_tensors_of_ray(each)
+        parts = pa.chunked_array([stored.slice(2, 3), stored.slice(5)])
+        np.testing.assert_array_equal(cells.block(parts), each[2:])
+    stored = as_tensors_of_ray(x)
+    assert cells.block(pa.chunked_array([stored, pa.nulls(1, stored.type)])) is None
+
+
 @pytest.mark.parametrize(
-    "stored", [as_lists, as_fixed_lists, pa.FixedShapeTensorArray.from_numpy_ndarray]
+    "stored",
+    [as_lists, as_fixed_lists, pa.FixedShapeTensorArray.from_numpy_ndarray, as_tensors_of_ray],
 )
 @pytest.mark.parametrize("name", ["divprune", "topk"])
 def test_columns_taken_whole_give_what_rows_give(name, stored):
