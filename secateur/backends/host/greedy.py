@@ -316,9 +316,14 @@ class Served:
         # max(0, s - low) - max(0, s - high) = min(max(s, low), high) - low, and neither
         # bound is rounded in the dtype of s, where both come from. Taken from each entry, low
         # leaves nothing of those below it: what a light row gave is not lost beside a heavy one.
-        np.maximum(s, low.astype(s.dtype)[:, None], out=s)
-        np.minimum(s, self.m[i].astype(s.dtype)[:, None], out=s)
-        g -= self.w[i] @ (s - low[:, None])
+        low, high = low.astype(s.dtype), self.m[i].astype(s.dtype)
+        np.maximum(s, low[:, None], out=s)
+        np.minimum(s, high[:, None], out=s)
+        # Numbers within a factor of two differ by one of their own dtype.
+        if not np.all((0.5 * high <= low) | (low == 0.0)):
+            s = s.astype(np.float64, copy=False)
+        s -= low[:, None]
+        g -= self.w[i] @ s.astype(np.float64, copy=False)
 
 
 def lower_by_lists(
