@@ -191,4 +191,5 @@ def test_the_optimum_is_the_best_of_all(f, k):
     assert len(set(best)) == k
     assert value == float(f.value(list(best)))
     order = np.random.default_rng(0).permutation(f.size)[:k]
-    assert float(f.value(order)) <= value
+    # Exponentials of softmax similarities round by where a column stands: one set in two orders.
+    assert float(f.value(order)) <= value * (1 + 1e-14)
