@@ -190,6 +190,6 @@ def test_the_optimum_is_the_best_of_all(f, k):
     best, value = optimum(f, k)
     assert len(set(best)) == k
     assert value == float(f.value(list(best)))
-    order = np.random.default_rng(0).permutation(f.size)[:k]
-    # Exponentials of softmax similarities round by where a column stands: one set in two orders.
-    assert float(f.value(order)) <= value * (1 + 1e-14)
+    # Ascending, as sets are tried: softmax similarities are rounded by where a column stands.
+    other = np.sort(np.random.default_rng(0).permutation(f.size)[:k])
+    assert float(f.value(other)) <= value
