@@ -284,6 +284,19 @@ def test_a_corrupt_file_is_named(tmp_path):
         open_corpus(source, tmp_path / "out", Pruner(sc.DivPrune(keep=3)))
 
 
+def test_a_file_that_cannot_be_read_to_its_end_is_named_and_not_done(tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    table = pa.Table.from_pylist(images(200))
+    pq.write_table(table, source / "torn.parquet", compression="gzip")
+    torn = bytearray((source / "torn.parquet").read_bytes())
+    torn[len(torn) // 2 : len(torn) // 2 + 2000] = bytes(2000)
+    (source / "torn.parquet").write_bytes(torn)
+    with pytest.raises(ValueError, match=r"torn\.parquet cannot be read as Parquet"):
+        list(prune_corpus(source, target, Pruner(sc.DivPrune(keep=3)), batch_size=8))
+    assert not [*target.glob("*.parquet")]
+
+
 def test_what_cannot_be_pruned_is_refused_before_the_first_row(tmp_path):
     source = corpus(tmp_path / "in", images(4))
     with pytest.raises(ValueError, match="FastV prunes inside a language model"):
