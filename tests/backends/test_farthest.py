@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import secateur as sc
-from secateur.backends.host import farthest
+from secateur.backends.host import candidates, farthest
 from secateur.core.maximize import farthest_first_features
 from secateur.core.similarity import unit
 
@@ -51,27 +51,67 @@ def kinds(n: int, d: int, seed: int) -> dict[str, np.ndarray]:
     matrix=st.booleans(),
     patient=st.booleans(),
     compiled=st.booleans(),
+    room=st.sampled_from([8, 64]),
 )
 @settings(max_examples=300, deadline=None)
 def test_what_single_precision_cannot_tell_is_told_in_double(
-    n, d, seed, kind, share, start, matrix, patient, compiled
+    n, d, seed, kind, share, start, matrix, patient, compiled, room
 ):
     x = kinds(n, d, seed)[kind]
     k = max(1, round(share * n))
     first = None if start is None else start % n
     slow = farthest_first_features.reference(sc.Dispersion.from_features(x), k, first)
-    # Beside another image, which takes its own steps.
-    both = np.stack([x, x[::-1]])
+    # Beside another image, which takes its own steps; candidates are one image's.
+    images = np.stack([x, x[::-1]]) if matrix else x[None]
     run = None
     if compiled and "numba" in DRIVERS:
         from secateur.backends.host.kernels import farthest_surely as run
-    doubtful = farthest.Doubtful(both, matrix, run)
+    way = farthest.ByMatrix if matrix else candidates.ByCandidates
+    doubtful = way(images, run)
     doubtful.patience = 1 << 30 if patient else 0
+    doubtful._room = room
     picks, gains = doubtful.picks(k, first)
     assert picks[0].tolist() == slow.indices.tolist()
     np.testing.assert_allclose(gains[0], slow.gains, rtol=1e-6, atol=1e-7)
     value = gains[0, 1:].min(initial=np.inf)
     np.testing.assert_allclose(value, float(slow.value), rtol=1e-6, atol=1e-7)
+
+
+@given(
+    n=st.integers(20, 300),
+    d=st.sampled_from([2, 3, 16, 64]),
+    seed=st.integers(0, 99),
+    kind=st.sampled_from(["apart", "nearly copies", "copies", "in groups", "on a path"]),
+    share=st.floats(0.02, 1.0),
+    start=st.sampled_from([None, 5]),
+    room=st.sampled_from([8, 20]),
+    few=st.sampled_from([1, 8]),
+    whole=st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_candidates_are_the_only_tokens_that_could_be_picked(
+    n, d, seed, kind, share, start, room, few, whole
+):
+    dice = np.random.default_rng(seed)
+    if kind == "in groups":
+        x = dice.standard_normal((4, d))[dice.integers(0, 4, n)] + 0.1 * dice.standard_normal(
+            (n, d)
+        )
+    elif kind == "on a path":
+        x = 3 + np.cumsum(0.3 * dice.standard_normal((n, d)), axis=0)
+    else:
+        x = kinds(n, d, seed)[kind]
+    x = x.astype(np.float32)
+    k = max(1, round(share * n))
+    slow = farthest_first_features.reference(sc.Dispersion.from_features(x), k, start)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(candidates, "ROOM", room)
+        patched.setattr(candidates, "FEW", few)
+        doubtful = candidates.ByCandidates(x[None], whole=whole)
+        doubtful._room = room
+        picks, gains = doubtful.picks(k, start)
+    assert picks[0].tolist() == slow.indices.tolist()
+    np.testing.assert_allclose(gains[0], slow.gains, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["apart", "nearly copies", "whole numbers"])
@@ -80,7 +120,7 @@ def test_single_precision_is_off_by_less_than_what_is_looked_at_again(kind, size
     x = kinds(60, size, 0)[kind]
     exact = unit.reference(x.astype(np.float64))
     for features in (x, x.astype(np.float64)):
-        doubtful = farthest.Doubtful(features[None], matrix=True)
+        doubtful = farthest.ByMatrix(features[None])
         off = doubtful._cosines[0] - exact @ exact.T
         np.fill_diagonal(off, 0)
         assert np.abs(off).max() < doubtful.error
@@ -127,6 +167,7 @@ def test_what_is_no_number_is_refused(name, start, k):
 @pytest.mark.parametrize("room", [1, 5000])
 def test_images_together_get_what_each_gets_alone(start, room, monkeypatch):
     monkeypatch.setattr(farthest, "PRODUCT", room)
+    monkeypatch.setattr(candidates, "PRODUCT", room)
     x = np.random.default_rng(0).integers(-2, 3, (2, 4, 40, 6)).astype(np.float32)
     budgets = np.asarray([[1, 40, 7, 0], [12, 12, 3, 2]])
     with sc.backend("numpy"):
@@ -145,9 +186,9 @@ def test_images_together_get_what_each_gets_alone(start, room, monkeypatch):
     assert (found.gains[behind] == 0).all()
 
 
-@pytest.mark.parametrize("matrix", [False, True])
+@pytest.mark.parametrize("way", [farthest.ByMatrix, candidates.ByCandidates])
 def test_what_is_in_doubt_is_compared_with_the_nearest_picks_only(
-    matrix: bool, monkeypatch: pytest.MonkeyPatch
+    way: type[farthest.Doubtful], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = np.random.default_rng(0).standard_normal((1, 300, 2000)).astype(np.float32)
     asked: list[int] = []
@@ -158,9 +199,72 @@ def test_what_is_in_doubt_is_compared_with_the_nearest_picks_only(
         return np.matmul(a, b, out=out)
 
     monkeypatch.setattr(farthest, "product", watched)
-    doubtful = farthest.Doubtful(x, matrix=matrix)
+    doubtful = way(x)
     doubtful.picks(100, 0)
     doubts = int(doubtful._doubts[0])
     assert doubts > 20
     # What follows are the gains of all picks.
     assert max(asked[:doubts]) < 20 < max(asked[doubts:])
+
+
+def multiplied(x: np.ndarray, k: int, start: int | None, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Entries of cosines in single precision that picks take, by tokens times picks."""
+    taken = 0
+
+    def watched(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        nonlocal taken
+        if a.dtype == np.float32:
+            taken += len(a) * (b.shape[-1] if b.ndim > 1 else 1)
+        return np.matmul(a, b, out=out)
+
+    with monkeypatch.context() as patched:
+        for module in (candidates, farthest):
+            patched.setattr(module, "product", watched)
+        candidates.ByCandidates(x[None]).picks(k, start)
+    return taken / (k * len(x))
+
+
+def test_candidates_take_fewer_cosines_than_rows_or_a_matrix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dice = np.random.default_rng(0)
+    n, k = 6000, 300
+    # Forty things of a few shades each, neighbours of one thing: what tokens of images are like.
+    things = dice.standard_normal((40, 64))[np.arange(n) * 40 // n]
+    noise = dice.standard_normal((n, 64))
+    x = (things + 0.5 * noise).astype(np.float32)
+    assert multiplied(x, k, 0, monkeypatch) < 0.85
+    # Without any likeness, too.
+    assert multiplied(noise.astype(np.float32), k, 0, monkeypatch) < 0.85
+    # The first pick by distance takes no half of all, which would be 10 here.
+    assert multiplied(x, k, None, monkeypatch) < 1.2
+
+
+def test_large_images_are_chosen_from_by_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    for name in ("ByMatrix", "ByCandidates"):
+        way = getattr(candidates, name)
+
+        def noted(*given: object, name: str = name, way: type = way) -> object:
+            used.append(name)
+            return way(*given)
+
+        monkeypatch.setattr(candidates, name, noted)
+    dice = np.random.default_rng(0)
+    for n, d, k, expected in (
+        (300, 64, 30, ["ByMatrix"]),
+        (2100, 600, 20, ["ByCandidates"]),
+        (2100, 600, 2000, ["ByMatrix"]),
+        # All cosines at once would take more than four times the memory of the features.
+        (2100, 32, 2000, ["ByCandidates"]),
+    ):
+        x = dice.standard_normal((n, d)).astype(np.float32)
+        with sc.backend("numpy"):
+            farthest_first_features(sc.Dispersion.from_features(x), k, start=0)
+        assert used == expected
+        used.clear()
+    # Without neighbours in the order of tokens the first pick takes all cosines, which are kept.
+    with sc.backend("numpy"):
+        x = dice.standard_normal((2100, 600)).astype(np.float32)
+        farthest_first_features(sc.Dispersion.from_features(x), 20)
+    assert used == ["ByCandidates", "ByMatrix"]

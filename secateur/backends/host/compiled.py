@@ -24,12 +24,11 @@ import numpy as np
 
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
+from secateur.backends.host.candidates import of_features
 from secateur.backends.host.cosines import CosinesServed
 from secateur.backends.host.driver import unit
 from secateur.backends.host.farthest import (
-    Doubtful,
     GivenDistances,
-    by_matrix,
     refuse_distances,
     smallest_between,
 )
@@ -375,23 +374,23 @@ def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:
 
 
 def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> Picks:
-    """Farthest-first under 1 - cos of features (..., N, D), by loops where a matrix is built.
+    """Farthest-first under 1 - cos of features (..., N, D), by loops over the cosines.
 
     It gains little for what loading Numba takes, and so is left to NumPy's driver until something
     else has.
     """
     features: Any = f.features
-    loaded = _kernels.cache_info().currsize and features.dtype in KNOWN
-    if not (loaded and plain.small_enough(features) and by_matrix(features.shape[-2], k, start)):
+    if not (_kernels.cache_info().currsize and features.dtype in KNOWN):
         return plain.farthest_first_features(f, k, start)
-
-    def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
-        run = _kernels().farthest_surely
-        doubtful = Doubtful(features[at][None], matrix=True, run=run, rounded=_unit)
-        picks, gains = doubtful.picks(budget, start)
-        return picks[0], gains[0], float(gains[0, 1:].min(initial=math.inf)), math.inf
-
-    return over_batch(features.shape[:-2], k, solve, _workers(features))
+    return of_features(
+        features,
+        k,
+        start,
+        matrix=plain.small_enough(features),
+        run=_kernels().farthest_surely,
+        rounded=_unit,
+        workers=_workers(features),
+    )
 
 
 @_for_known

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from secateur.backends.host.candidates import of_features
 from secateur.backends.host.cosines import CosinesServed
-from secateur.backends.host.farthest import GivenDistances, farthest, of_features
+from secateur.backends.host.farthest import GivenDistances, farthest
 from secateur.backends.host.greedy import (
     BLOCK,
     COSINE_ROUNDING,

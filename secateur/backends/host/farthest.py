@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 
 from secateur.backends.host.greedy import EPSILON, PRODUCT, Floats, Indices, shifted, spans
 from secateur.backends.host.lengths import lined, rounded_once, unit
-from secateur.backends.lending import answer, budgets, flat, in_parts, over_batch, product
-from secateur.core.maximize import Picks
+from secateur.backends.lending import product
 
 
 class Distances(Protocol):
@@ -136,34 +136,29 @@ def _go_on(
 
 DOUBT = 24
 """Tokens that single precision may leave in doubt before all of them are told apart in double."""
-ROWS = 10
-"""A matrix of cosines takes as long as the rows of one in so many tokens, one at a time."""
 STEP = 2_000_000
 """Multiplications that double precision would do while one pick in doubt is looked at."""
 
-Run = Callable[[Floats, Floats, Indices, int, float], int]
+Run = Callable[[Floats, Floats, Indices, int, float, float], int]
 """Goes on with an image from a step on: by cosines (N, N), the largest (N,) of each token with
-those picked, and picks (K,), while the smallest is smaller than all others by so much. Returns the
-step that is in doubt, K where none is."""
+those picked, and picks (K,), while the smallest is smaller than all others by so much, and smaller
+than a limit by so much. Returns the step that is in doubt or comes near to the limit, K where none
+does."""
 
 
-class Doubtful:
+class Doubtful(ABC):
     """Farthest-first of images (B, N, D) by single precision, by double where that is in doubt.
 
     The picks are those of `CosineDistances`: what is within twice the error of single precision
     of the farthest is told apart by it. An image of which too much is in doubt goes on in double
-    precision from then on. Images take their steps together, or one after the other where `run`
-    takes many at once.
+    precision from then on. This much is the same whoever is looked at; see `ByMatrix` and
+    `candidates.ByCandidates`.
     """
 
     def __init__(
-        self,
-        features: Floats,
-        matrix: bool,
-        run: Run | None = None,
-        rounded: Callable[[Floats], Floats] = rounded_once,
+        self, features: Floats, rounded: Callable[[Floats], Floats] = rounded_once
     ) -> None:
-        self._features, self._run = features, run
+        self._features = features
         self._images, self._size, count = features.shape
         wide = features.dtype.itemsize > 4
         x = unit(features) if wide else rounded(features.astype(np.float32, copy=False))
@@ -172,84 +167,53 @@ class Doubtful:
         self.error = (count + 16) * float(np.finfo(np.float32).eps) / 2
         self._width = 2 * self.error + CosineDistances.margin
         self.patience = self._size * self._size * count // STEP
-        self._cosines = self._together() if matrix else None
 
-    def picks(self, k: int, start: int | None) -> tuple[Indices, Floats]:
-        """Picks and gains (B, K), as `farthest` has them."""
+    def _begin(self, k: int) -> Floats:
+        """Make room for so many picks of each image; for their gains (B, K)."""
         self._picks = np.empty((self._images, k), dtype=np.int64)
         self._picked = np.empty((self._images, k, self._x.shape[-1]))
-        # Of few picks, their cosines with all tokens are kept.
-        few = self._cosines is None and self._images * k * self._size <= PRODUCT
-        shape = self._images, k, self._size
-        self._rows = np.empty(shape, dtype=np.float32) if few else None
         self._known, self._doubts = np.zeros((2, self._images), dtype=np.int64)
         self._sure = np.zeros(self._images, dtype=bool)
-        gains = np.empty((self._images, k))
-        # The largest cosine belongs to the smallest distance.
-        nearest = self._nearest() if start is None else np.full_like(self._x[..., 0], -math.inf)
-        begun = 0
-        if start is not None and k:
-            self._lower(nearest, 0, np.full(self._images, start))
-            begun = 1
-        if np.isnan(nearest).any():
-            refuse_distances("features")
-        if self._run is not None and self._cosines is not None:
-            for image in range(self._images):
-                self._alone(image, nearest[image], begun, gains)
-        else:
-            for step in range(begun, k):
-                self._lower(nearest, step, self._farthest(nearest, step, gains))
-        self._gained(np.flatnonzero(~self._sure), gains, k)
-        return self._picks, gains
+        return np.empty((self._images, k))
 
-    def _lower(self, nearest: Floats, step: int, pick: Indices) -> None:
-        """Note a pick (B,), and the cosines with it."""
-        self._picks[:, step] = pick
-        row = self._to(pick)
-        if self._rows is not None:
-            self._rows[:, step] = row
-        if step == 0:
-            nearest[:] = row
-        else:
-            np.maximum(nearest, row, out=nearest)
-        nearest[np.arange(self._images), pick] = math.inf
+    def _go_through(
+        self,
+        image: int,
+        run: Run,
+        cosines: Floats,
+        nearest: Floats,
+        tokens: Indices,
+        begun: int,
+        gains: Floats,
+        limit: float = math.inf,
+    ) -> int:
+        """Pick among tokens (M,), whose cosines (M, M) are known, from a step on.
 
-    def _alone(self, image: int, nearest: Floats, begun: int, gains: Floats) -> None:
-        """All picks of an image from a step on."""
-        cosines, picks, step = self._cosines[image], self._picks[image], begun  # type: ignore[index]
+        `nearest` (M,) are their largest cosines with picks. The step at which one of the others,
+        whose cosines are at least the limit, could be the farthest; K where all are made.
+        """
+        picks, step = self._picks[image], begun
+        places = np.empty_like(picks)
         while True:
-            step = self._run(cosines, nearest, picks, step, self._width)  # type: ignore[misc]
+            behind = step
+            step = run(cosines, nearest, places, step, self._width, limit)
+            picks[behind:step] = tokens[places[behind:step]]
             if step == len(picks):
-                return
-            doubted = np.flatnonzero(nearest <= nearest.min() + self._width)
-            pick = self._told_apart(image, doubted, step, gains)
+                return step
+            level = nearest.min() + self._width
+            if level >= limit:
+                return step
+            pick = self._told_apart(image, tokens[nearest <= level], step, gains)
             if self._sure[image]:
-                return
+                return len(picks)
             picks[step] = pick
+            place = np.searchsorted(tokens, pick)
             if step == 0:
-                nearest[:] = cosines[pick]
+                nearest[:] = cosines[place]
             else:
-                np.maximum(nearest, cosines[pick], out=nearest)
-            nearest[pick] = math.inf
+                np.maximum(nearest, cosines[place], out=nearest)
+            nearest[place] = math.inf
             step += 1
-
-    def _together(self) -> Floats:
-        """The cosines (B, N, N), of a token with itself less than any."""
-        cosines = lined((self._images, self._size, self._size), np.float32)
-        for image, x in enumerate(self._x):
-            product(x, x.T, out=cosines[image])
-        own = np.arange(self._size)
-        cosines[:, own, own] = -math.inf
-        return cosines
-
-    def _farthest(self, nearest: Floats, step: int, gains: Floats) -> Indices:
-        """The next pick (B,) of each image, whose tokens' largest cosines are (B, N)."""
-        near = nearest <= nearest.min(axis=1, keepdims=True) + self._width
-        pick: Indices = near.argmax(axis=1)
-        pick[self._sure] = self._picks[self._sure, step]
-        for image in np.flatnonzero((np.count_nonzero(near, axis=1) > 1) & ~self._sure):
-            pick[image] = self._told_apart(int(image), np.flatnonzero(near[image]), step, gains)
-        return pick
 
     def _told_apart(self, image: int, tokens: Indices, step: int, gains: Floats) -> int:
         """Which of the ascending tokens, of which one is the farthest, is that."""
@@ -262,18 +226,18 @@ class Doubtful:
             picked = self._directions_of_picks(image, step)
             # Only of the picks that are nearest but for the error of single precision.
             cosines = self._with_picks(image, tokens, step)
-            if cosines is not None:
-                near = cosines >= cosines.max(axis=1, keepdims=True) - 2 * self.error
-                picked = picked[near.any(axis=0)]
+            near = cosines >= cosines.max(axis=1, keepdims=True) - 2 * self.error
+            picked = picked[near.any(axis=0)]
             exact = apart(product(self._exactly(image, tokens), picked.T)).min(axis=1)
         return int(tokens[np.argmax(exact >= exact.max() - CosineDistances.margin)])
 
-    def _with_picks(self, image: int, tokens: Indices, count: int) -> Floats | None:
-        """Cosines (M, count) of tokens with the first picks in single precision, where known."""
-        if self._cosines is not None:
-            found: Floats = self._cosines[image][np.ix_(tokens, self._picks[image, :count])]
-            return found
-        return None if self._rows is None else self._rows[image, :count, tokens]
+    @abstractmethod
+    def picks(self, k: int, start: int | None) -> tuple[Indices, Floats]:
+        """Picks and gains (B, K), as `farthest` has them."""
+
+    @abstractmethod
+    def _with_picks(self, image: int, tokens: Indices, count: int) -> Floats:
+        """Cosines (M, count) of tokens with the first picks, in single precision."""
 
     def _exactly(self, image: int, tokens: Indices) -> Floats:
         directions: Floats = unit(self._features[image, tokens].astype(np.float64))
@@ -288,20 +252,6 @@ class Doubtful:
             self._known[image] = count
         directions: Floats = self._picked[image, :count]
         return directions
-
-    def _to(self, tokens: Indices) -> Floats:
-        """Cosines (B, N) with one token of each image, in single precision; a copy."""
-        if self._cosines is not None:
-            rows: Floats = self._cosines[np.arange(self._images), tokens]
-            return rows
-        return np.stack([product(x, x[token]) for x, token in zip(self._x, tokens, strict=True)])
-
-    def _nearest(self) -> Floats:
-        """The largest cosine (B, N) of every token with another one."""
-        if self._cosines is not None:
-            largest: Floats = self._cosines.max(axis=1)
-            return largest
-        return np.stack([CosineDistances(x).largest() for x in self._x])
 
     def _neighbour(self, image: int, token: int) -> float:
         """How far the nearest other token is from one."""
@@ -345,6 +295,73 @@ class Doubtful:
         return int(picks[begun])
 
 
+class ByMatrix(Doubtful):
+    """All cosines at once. Images take their steps together, or alone where there is a `run`."""
+
+    def __init__(
+        self,
+        features: Floats,
+        run: Run | None = None,
+        rounded: Callable[[Floats], Floats] = rounded_once,
+    ) -> None:
+        super().__init__(features, rounded)
+        self._run = run
+        # Of a token with itself less than any.
+        self._cosines = lined((self._images, self._size, self._size), np.float32)
+        for image, x in enumerate(self._x):
+            product(x, x.T, out=self._cosines[image])
+        own = np.arange(self._size)
+        self._cosines[:, own, own] = -math.inf
+
+    def picks(self, k: int, start: int | None) -> tuple[Indices, Floats]:
+        gains = self._begin(k)
+        # The largest cosine belongs to the smallest distance.
+        if start is None:
+            nearest = self._cosines.max(axis=1)
+        else:
+            nearest = np.full_like(self._x[..., 0], -math.inf)
+        begun = 0
+        if start is not None and k:
+            self._lower(nearest, 0, np.full(self._images, start))
+            begun = 1
+        if np.isnan(nearest).any():
+            refuse_distances("features")
+        if self._run is not None:
+            all_of_them = np.arange(self._size)
+            for image, cosines in enumerate(self._cosines):
+                self._go_through(
+                    image, self._run, cosines, nearest[image], all_of_them, begun, gains
+                )
+        else:
+            for step in range(begun, k):
+                self._lower(nearest, step, self._farthest(nearest, step, gains))
+        self._gained(np.flatnonzero(~self._sure), gains, k)
+        return self._picks, gains
+
+    def _lower(self, nearest: Floats, step: int, pick: Indices) -> None:
+        """Note a pick (B,), and the cosines with it."""
+        self._picks[:, step] = pick
+        row = self._cosines[np.arange(self._images), pick]
+        if step == 0:
+            nearest[:] = row
+        else:
+            np.maximum(nearest, row, out=nearest)
+        nearest[np.arange(self._images), pick] = math.inf
+
+    def _farthest(self, nearest: Floats, step: int, gains: Floats) -> Indices:
+        """The next pick (B,) of each image, whose tokens' largest cosines are (B, N)."""
+        near = nearest <= nearest.min(axis=1, keepdims=True) + self._width
+        pick: Indices = near.argmax(axis=1)
+        pick[self._sure] = self._picks[self._sure, step]
+        for image in np.flatnonzero((np.count_nonzero(near, axis=1) > 1) & ~self._sure):
+            pick[image] = self._told_apart(int(image), np.flatnonzero(near[image]), step, gains)
+        return pick
+
+    def _with_picks(self, image: int, tokens: Indices, count: int) -> Floats:
+        found: Floats = self._cosines[image][np.ix_(tokens, self._picks[image, :count])]
+        return found
+
+
 def refuse_distances(name: str) -> NoReturn:
     """Say why no token is the farthest."""
     raise ValueError(f"{name}: contains NaN or infinity, so that no token is the farthest")
@@ -357,34 +374,3 @@ def smallest_between(distances: GivenDistances, picks: Indices) -> float:
     d = distances.among(picks)
     np.fill_diagonal(d, math.inf)
     return float(np.fmin.reduce(d, axis=None))
-
-
-def by_matrix(size: int, k: Any, start: int | None) -> bool:
-    """Whether all cosines of so many tokens at once are sooner there than rows one by one."""
-    return start is None or ROWS * int(np.max(k, initial=0)) > size
-
-
-def of_features(features: Floats, k: Any, start: int | None, *, matrix: bool) -> Picks:
-    """Farthest-first of features (..., N, D) under 1 - cos; `matrix` if N x N may be built."""
-    size = features.shape[-2]
-    if matrix and by_matrix(size, k, start):
-        room = max(1, PRODUCT // size**2)
-        return in_parts(features, None, k, room, lambda x, _, k: _each(x, k, start))
-
-    def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
-        picks, gains = Doubtful(features[at][None], matrix=False).picks(budget, start)
-        return picks[0], gains[0], float(gains[0, 1:].min(initial=math.inf)), math.inf
-
-    return over_batch(features.shape[:-2], k, solve)
-
-
-def _each(features: Floats, k: Any, start: int | None) -> Picks:
-    """The same of as many images as there is room for the matrices of."""
-    x = flat(features, 2)
-    each, longest = budgets(k, (len(x),))
-    picks, gains = Doubtful(x, matrix=True).picks(longest, start)
-    # A pick's gain is its distance to those before it.
-    behind = np.arange(longest) >= each[:, None]
-    value = np.where(behind, math.inf, gains)[:, 1:].min(axis=1, initial=math.inf)
-    picks[behind], gains[behind] = -1, 0.0
-    return answer(features.shape[:-2], picks, gains, value)

@@ -753,11 +753,15 @@ def smallest_of(g: Any) -> float:
 
 
 @regroup
-def farthest_surely(cosines: Any, nearest: Any, picks: Any, begun: int, width: float) -> int:
+def farthest_surely(
+    cosines: Any, nearest: Any, picks: Any, begun: int, width: float, limit: float
+) -> int:
     """Farthest-first from a step on, while nothing is in doubt; see `farthest.Run`."""
     n = len(nearest)
     for step in range(begun, len(picks)):
         level = nearest.dtype.type(smallest_of(nearest) + width)
+        if level >= limit:
+            return step
         near = place = 0
         for i in range(n):
             reaches = nearest[i] <= level

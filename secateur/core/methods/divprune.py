@@ -28,8 +28,8 @@ class DivPrune(Method):
 
     Notes
     -----
-    O(N^2 D) time for the first pick and O(k N D) for the others, O(N D) memory: distances are
-    worked out when they are asked for. `gains` are the distances at which tokens were picked,
+    At most O(N^2 D) time for the first pick and O(k N D) for the others, O(N D) memory: distances
+    are worked out when they are asked for. `gains` are the distances at which tokens were picked,
     `value` the smallest distance within the kept set.
 
     Distances equal but for rounding go to the lowest index; in the authors' program rounding
