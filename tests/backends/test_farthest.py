@@ -35,9 +35,10 @@ def kinds(n: int, d: int, seed: int) -> dict[str, np.ndarray]:
         "tiny": (1e-40 * x).astype(np.float32),
         "huge": (1e37 * x).astype(np.float32),
         "halves": x.astype(np.float16),
-        # Told apart by double precision alone.
-        "wide": 1 + 1e-5 * x[some] + 1e-9 * noise,
-        "other bytes": (1 + 1e-5 * x[some] + 1e-9 * noise).astype(">f8"),
+        # Told apart by double precision alone, copies by none: of 1e-9 the noise would move
+        # distances by about the margin within which they count as equal.
+        "wide": 1 + 1e-5 * x[some] + 1e-12 * noise,
+        "other bytes": (1 + 1e-5 * x[some] + 1e-12 * noise).astype(">f8"),
     }
 
 

@@ -24,7 +24,16 @@ from secateur.backends.host.farthest import (
 )
 from secateur.backends.host.greedy import PRODUCT, Floats, Indices
 from secateur.backends.host.lengths import rounded_once
-from secateur.backends.lending import answer, budgets, flat, hands, in_parts, over_batch, product
+from secateur.backends.lending import (
+    alone,
+    answer,
+    budgets,
+    flat,
+    hands,
+    in_parts,
+    over_batch,
+    product,
+)
 from secateur.core.maximize import Picks
 
 ROOM = 64
@@ -62,12 +71,12 @@ class ByCandidates(Doubtful):
         x, (picks,) = self._x[0], self._picks
         self._directions, self._noted = np.empty((k, x.shape[-1]), dtype=np.float32), 0
         if k and start is None:
-            alone = self._most_alone()
-            if alone is None:
+            isolated = self._most_isolated()
+            if isolated is None:
                 return ByMatrix(self._features, self._run, self._rounded).picks(k, None)
-            start = int(alone[0])
-            if len(alone) > 1:
-                start = self._told_apart(0, alone, 0, gains)
+            start = int(isolated[0])
+            if len(isolated) > 1:
+                start = self._told_apart(0, isolated, 0, gains)
         if k and not self._sure[0]:
             picks[0] = start
             self._nearest = product(x, x[start])
@@ -129,13 +138,14 @@ class ByCandidates(Doubtful):
         x, nearest, seen = self._x[0], self._nearest, self._seen
         tokens = tokens[seen[tokens] < step]
         picks = self._directions_until(step)
-        for since in np.unique(seen[tokens]):
-            group = tokens[seen[tokens] == since]
-            near = product(x[group], picks[since:].T).max(axis=1)
-            nearest[group] = np.maximum(nearest[group], near)
+        with alone(int((step - seen[tokens]).sum()) * x.shape[-1]):
+            for since in np.unique(seen[tokens]):
+                group = tokens[seen[tokens] == since]
+                near = between(x[group], picks[since:]).max(axis=1)
+                nearest[group] = np.maximum(nearest[group], near)
         seen[tokens] = step
 
-    def _most_alone(self) -> Indices | None:
+    def _most_isolated(self) -> Indices | None:
         """The tokens whose nearest other one is the farthest, but for what is in doubt.
 
         None where that takes looking at all, whose cosines may be kept.
@@ -168,7 +178,13 @@ class ByCandidates(Doubtful):
         return np.flatnonzero(seen & (nearest <= level))
 
     def _with_picks(self, image: int, tokens: Indices, count: int) -> Floats:
-        return product(self._x[image, tokens], self._directions_until(count).T)
+        return between(self._x[image, tokens], self._directions_until(count))
+
+
+def between(x: Floats, y: Floats) -> Floats:
+    """Cosines (M, N) of directions (M, D) with others (N, D)."""
+    # BLAS copies the right ones first, which should be the fewer.
+    return product(y, x.T).T if len(x) < len(y) else product(x, y.T)
 
 
 def smallest(x: Floats, count: int) -> Indices:

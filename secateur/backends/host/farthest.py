@@ -11,7 +11,7 @@ import numpy as np
 
 from secateur.backends.host.greedy import EPSILON, PRODUCT, Floats, Indices, shifted, spans
 from secateur.backends.host.lengths import lined, rounded_once, unit
-from secateur.backends.lending import product
+from secateur.backends.lending import alone, product
 
 
 class Distances(Protocol):
@@ -220,6 +220,11 @@ class Doubtful(ABC):
         self._doubts[image] += 1
         if len(tokens) > DOUBT or self._doubts[image] > self.patience:
             return self._surely(image, step, gains)
+        # Once for some small products.
+        with alone(0):
+            return self._few_told_apart(image, tokens, step)
+
+    def _few_told_apart(self, image: int, tokens: Indices, step: int) -> int:
         if step == 0:
             exact = np.asarray([self._neighbour(image, int(each)) for each in tokens])
         else:
