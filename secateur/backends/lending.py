@@ -146,6 +146,9 @@ that gains little, and beside other work a call waits for seconds."""
 WHOLE = 2 * SMALL
 """The same for a choice as a whole, as products of all its tokens: 576 tokens of 4,096 channels.
 What it does beside its large products is one thread's for some ten milliseconds."""
+PAIRS = 1 << 22
+"""Pairs of tokens that are looked at together: beyond some tens of megabytes, arrays of them are
+made anew in memory for each step."""
 MANY = 1 << 20
 """Numbers in a matrix from which on a product with it may be a part of a large one: a few of 50,000
 tokens with all of them. 1,024 tokens of 1,024 channels are as many."""
@@ -202,6 +205,11 @@ def hands(work: int) -> int:
         return pool.threads()
     blas, _ = _libraries("torch" in sys.modules, "scipy.linalg" in sys.modules)
     return max((each.num_threads for each in blas), default=1)
+
+
+def images_at_once(size: int) -> int:
+    """How many images to choose from at once whose tokens make so many pairs."""
+    return max(2 * hands(WHOLE + 1), PAIRS // size, 1)
 
 
 def side_by_side(

@@ -219,6 +219,18 @@ def whole(x: Array, work: int) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def images_at_once(x: Array, size: int) -> int | None:
+    """How many images to choose from at once where each has `size` pairs of tokens.
+
+    None where all may be: no driver of `x` has a say.
+    """
+    for name in () if _choice.get() == "reference" else _serving(x)[1]:
+        at_once = getattr(_load(name), "images_at_once", None)
+        if at_once is not None:
+            return cast(int, at_once(size))
+    return None
+
+
 def lender(x: Array) -> ModuleType | None:
     """The driver that lends arrays such as `x` to another library for a whole choice, if one does.
 

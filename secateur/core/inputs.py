@@ -24,8 +24,11 @@ from secateur.core.arrays import (
     spell,
     whole,
 )
+from secateur.core.batches import Given, images_at, texts_of_frames
 from secateur.core.maps import checked_grid
 from secateur.core.parameters import typed
+from secateur.core.requests import REQUESTS as REQUESTS
+from secateur.core.requests import Request as Request
 
 Axis = Literal["token", "frame", "image", "text", "fact"]
 """What an input has one entry of: each token, each frame, each image, each text; or a fact that
@@ -63,37 +66,6 @@ class Input:
     def own_axes(self) -> int:
         """How many axes follow those of the batch."""
         return self.layout.count(",") if self.layout.startswith("(...") else 0
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a method wants to see of a model's encoder: (what, layer, of whom).
-
-    Attributes
-    ----------
-    what
-        ``"attention"`` that tokens receive; ``"keys"``; ``"states"``, the tokens before the
-        projector; ``"class"``, the class token there.
-    layer
-        ``"features"``, the layer whose states become features; ``"last"``; a share of the
-        layers, as 9/24 for the ninth of 24; or a number, counted from 0, or from the end when
-        negative. Of attention and keys; states are always those that the projector takes.
-    by
-        Who pays the attention: ``"class"``, the class token where there is one, else all;
-        ``"all"``, the mean over every query, a class token's included.
-    heads
-        ``"mean"`` over the heads. ``"one"``: queries and keys as one head of full width.
-        ``"each"``: of keys, those of all heads one beside the other.
-    """
-
-    what: Literal["attention", "keys", "states", "class"]
-    layer: Literal["features", "last"] | float | int = "features"
-    by: Literal["class", "all"] = "class"
-    heads: Literal["mean", "one", "each"] = "mean"
-
-    def __post_init__(self) -> None:
-        if self.what == "attention" and self.heads == "each":
-            raise ValueError("heads: expected mean or one for attention, got 'each'")
 
 
 INPUTS: dict[str, Input] = {
@@ -204,15 +176,6 @@ INPUTS: dict[str, Input] = {
     ),
 }
 """Every input of every method, by its name in `Tokens`."""
-
-REQUESTS = {
-    "attention": Request("attention"),
-    "attention_shallow": Request("attention", layer=9 / 24),
-    "keys": Request("keys", heads="each"),
-    "states": Request("states"),
-    "class_state": Request("class"),
-}
-"""What is observed for an input unless a method asks for something else."""
 
 SOURCES = {name: f"{row.says}; {row.source}" for name, row in INPUTS.items()}
 """What each input is and where it comes from, for messages."""
@@ -419,19 +382,25 @@ class Tokens:
     def rows(self) -> Iterator[Tokens]:
         """The images of a batch one by one, for methods that think of one image at a time.
 
-        Texts are shared by all; join the selections with `secateur.core.selection.stack`.
+        Texts are shared by all, unless each image has its own; join the selections with
+        `secateur.core.selection.stack`.
         """
         batch = self.batch_shape
         if not batch:
             yield self
             return
-        own = [
-            name
-            for name, row in INPUTS.items()
-            if row.axis in ("token", "frame", "image") and getattr(self, name) is not None
-        ]
         for position in each_row(batch):
-            yield self.with_(**{name: getattr(self, name)[(*position, ...)] for name in own})
+            yield self.at(position)
+
+    def at(self, place: tuple[Any, ...]) -> Tokens:
+        """The images at an index into the axes of the batch."""
+        return self.with_(**images_at(self.batch_shape, self._given(), place))
+
+    def _given(self) -> dict[str, Given]:
+        return {
+            name: Given(x, INPUTS[name].own_axes, INPUTS[name].axis == "text")
+            for name, x in arrays_of(self)
+        }
 
     def each_frame(self) -> Tokens:
         """The frames of a video as a batch of images (..., T), each by itself."""
@@ -439,6 +408,7 @@ class Tokens:
             return self
         times, batch = self.times, self.batch_shape
         changes: dict[str, Any] = {"frames": None, "frame_features": None}
+        changes |= texts_of_frames(self.batch_shape, self._given())
         for name in PER_TOKEN:
             x = getattr(self, name)
             if x is not None:

@@ -45,9 +45,11 @@ from secateur.backends.lending import (
     eigenvalues,
     over_batch,
     product,
+    side_by_side,
     weights_at,
 )
 from secateur.backends.lending import alone as alone
+from secateur.backends.lending import images_at_once as images_at_once
 from secateur.core.arrays import checked, each_row, is_sparse, refuse_kind
 from secateur.core.maximize import Picks
 from secateur.core.measures import check_image, grey_levels
@@ -425,14 +427,21 @@ def singular_values(features: Floats) -> Floats:
     always closer than an SVD in float32, which is uncertain by 1e-7 s_1. For float64 input the
     Gram matrix is used if the smallest singular value exceeds s_1 / 1000.
     """
-    wide = features.astype(np.float64, copy=False)
-    turned = np.swapaxes(wide, -1, -2)
-    tall = features.shape[-2] > features.shape[-1]
-    squares = eigenvalues(product(turned, wide) if tall else product(wide, turned))[..., ::-1]
-    if features.dtype == np.float64 and not np.all(squares[..., -1] >= 1e-6 * squares[..., 0]):
-        exact: Floats = np.linalg.svd(features, compute_uv=False)
+    batch, sizes = features.shape[:-2], features.shape[-2:]
+    # One image after the other: what its numbers are does not depend on the others.
+    jobs = [(features[at],) for at in each_row(batch)]
+    values = side_by_side(_singular_values, jobs, features.size * min(sizes))
+    return np.asarray(values, dtype=features.dtype).reshape(*batch, min(sizes))
+
+
+def _singular_values(x: Floats) -> Floats:
+    """The same of one matrix (N, D)."""
+    wide = x.astype(np.float64, copy=False)
+    squares = eigenvalues(product(wide.T, wide) if len(x) > x.shape[1] else product(wide, wide.T))
+    if x.dtype == np.float64 and not squares[0] >= 1e-6 * squares[-1]:
+        exact: Floats = np.linalg.svd(x, compute_uv=False)
         return exact
-    values: Floats = np.sqrt(np.maximum(squares, 0.0)).astype(features.dtype, copy=False)
+    values: Floats = np.sqrt(np.maximum(squares[::-1], 0.0))
     return values
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from secateur.backends.host.greedy import EPSILON, Floats, Indices
-from secateur.backends.lending import product
+from secateur.backends.lending import LINKED, WHOLE, alone, product
 from secateur.core.arrays import each_row
 from secateur.core.maximize import Picks
 from secateur.core.objectives import LogDeterminant
@@ -52,7 +52,9 @@ def _rooted(z: Floats, zero: Flags) -> Floats:
     squares = product(z.T, z)
     squares[zero, zero] = 1.0  # a pivot for them; it multiplies zeros
     try:
-        lower = np.linalg.cholesky(squares)
+        # As of eigenvalues: threads meet at every block.
+        with alone(len(squares) ** 3 * WHOLE // LINKED):
+            lower = np.linalg.cholesky(squares)
     except np.linalg.LinAlgError:
         # No full rank, as far as rounding lets one see.
         triangle: Any = np.linalg.qr(z, mode="r")

@@ -118,6 +118,7 @@ class ApET(Method, Cuts):
     name: ClassVar[str] = "apet"
     complexity: ClassVar[str] = "N b D + k N D"
     reference: ClassVar[str] = "Ma et al., CVPR 2026, arXiv 2602.19870"
+    in_parts: ClassVar[bool] = True
     parity: ClassVar[str] = "the authors' program in float64: basis, errors, picks, merged tokens"
     program: ClassVar[Program | None] = Program(
         "MaQianKun0/ApET", "70cc01b", "the first basis token is drawn at random there"

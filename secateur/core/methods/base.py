@@ -22,10 +22,11 @@ from secateur.core.arrays import (
     to_numpy,
 )
 from secateur.core.dispatch import backend as backend_choice
-from secateur.core.dispatch import eager, lender, whole
+from secateur.core.dispatch import eager, images_at_once, lender, whole
 from secateur.core.frames import allocate_in_time, joined
 from secateur.core.inputs import INPUTS, Request, Tokens, arrays_of, taken_elsewhere
 from secateur.core.parameters import check_types, typed
+from secateur.core.parts import chosen_in_parts
 from secateur.core.selection import Selection, stack, taken_back
 
 CountedFrom = Literal["size", "pixels", "features"]
@@ -79,6 +80,9 @@ class Method(ABC):
     """What it was checked against, for the table of methods."""
     prunes_before: ClassVar[bool] = True
     """Whether `select` chooses before the language model; False for methods that act inside."""
+    in_parts: ClassVar[bool] = False
+    """Whether to choose from a large batch a few images at a time on a CPU, as what is made of all
+    their pairs is large. What is chosen from one image must not depend on the others."""
 
     program: ClassVar[Program | None] = None
     """The authors' program, where there is one."""
@@ -296,7 +300,16 @@ class Method(ABC):
 
     def choose_each(self, images: Sequence[Tokens]) -> list[Selection]:
         """Choose from each `Tokens` of a list; a method may weigh them against each other."""
-        return [self.choose(each, self.budget(each.size, each.times)) for each in images]
+        return [self._choose_in_parts(each, self.budget(each.size, each.times)) for each in images]
+
+    def _choose_in_parts(self, tokens: Tokens, k: int) -> Selection:
+        """`choose`, of a large batch a few images at a time where that is `in_parts`."""
+        if self.in_parts and tokens.batch_shape and self._is_ours():
+            longest = max(tokens.size, shape_of(tokens.sample)[-1])
+            images = images_at_once(tokens.sample, tokens.size * longest)
+            if images is not None and images < math.prod(tokens.batch_shape):
+                return chosen_in_parts(lambda part: self.choose(part, k), tokens, images)
+        return self.choose(tokens, k)
 
     def _choose_in_time(self, images: Sequence[Tokens]) -> list[Selection]:
         """Choose from images, and from videos as `over` says."""

@@ -68,6 +68,7 @@ class CDPruner(Method):
     complexity: ClassVar[str] = "N^2 D + k^2 N"
     reference: ClassVar[str] = "Zhang et al., NeurIPS 2025, arXiv 2506.10967"
     guarantee: ClassVar[str] = "none: log det is submodular, but not monotone"
+    in_parts: ClassVar[bool] = True
     parity: ClassVar[str] = (
         "the authors' program: kept set, on arrays and in a model, where the kernel has full rank"
     )

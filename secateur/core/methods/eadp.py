@@ -167,6 +167,7 @@ class EADP(Method, ChoosesParts):
     complexity: ClassVar[str] = "N L C + N^2 D"
     reference: ClassVar[str] = "Wang, Yang, Shen, ECCV 2026, arXiv 2607.02484"
     guarantee: ClassVar[str] = "1 - 1/e of the best coverage, and a certificate for each set"
+    in_parts: ClassVar[bool] = True
     parity: ClassVar[str] = (
         "the authors' program: relevance maps, picks in order, crop budgets, on arrays; in models "
         "maps, kept tokens, answers"

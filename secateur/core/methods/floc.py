@@ -68,6 +68,7 @@ class FLoC(Method):
     complexity: ClassVar[str] = "N^2 D + k N"
     reference: ClassVar[str] = "Cho et al., ICLR 2026, arXiv 2511.00141"
     guarantee: ClassVar[str] = "1 - 1/e of the best coverage, and a certificate for each set"
+    in_parts: ClassVar[bool] = True
     parity: ClassVar[str] = "its definition, by hand; there is no program"
 
     def __post_init__(self) -> None:

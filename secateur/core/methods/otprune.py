@@ -68,6 +68,7 @@ class OTPrune(Method):
     complexity: ClassVar[str] = "N D min(N, D) + k N D"
     reference: ClassVar[str] = "Chen et al., CVPR 2026, arXiv 2602.20205"
     guarantee: ClassVar[str] = "1 - 1/e of the best value, and a certificate for every set"
+    in_parts: ClassVar[bool] = True
     parity: ClassVar[str] = "the authors' program: picks in order, values"
     program: ClassVar[Program | None] = Program(
         "xiwenc1/OTPrune", "3414730", "a channel of zeros makes everything NaN"

@@ -116,6 +116,7 @@ class PruneSID(Method):
     name: ClassVar[str] = "prunesid"
     complexity: ClassVar[str] = "N C min(N, C) + N^2 C"
     reference: ClassVar[str] = "Fang et al., ICLR 2026, arXiv 2603.09480"
+    in_parts: ClassVar[bool] = True
     parity: ClassVar[str] = (
         "the authors' program in float64, given its singular vectors: thresholds, groups, picks"
     )

@@ -65,6 +65,7 @@ class SCOPE(Method):
     complexity: ClassVar[str] = "N^2 D"
     reference: ClassVar[str] = "Deng et al., NeurIPS 2025, arXiv 2510.24214"
     guarantee: ClassVar[str] = '1 - 1/e with a certificate for "add"; none for "multi"'
+    in_parts: ClassVar[bool] = True
     parity: ClassVar[str] = "the authors' program: picks in order"
     program: ClassVar[Program | None] = Program(
         "kinredon/SCOPE", "6bf7306", "scope/clip_encoder.py"

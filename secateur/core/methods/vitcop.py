@@ -272,6 +272,7 @@ class ViTCoP(Method, Cuts):
     name: ClassVar[str] = "vitcop"
     complexity: ClassVar[str] = "N log N + n^2 C, then G n d a cut"
     reference: ClassVar[str] = "Luo et al., AAAI 2026, arXiv 2601.17818"
+    in_parts: ClassVar[bool] = True
     parity: ClassVar[str] = "the authors' program: kept set, clusters, folded tokens"
     looks: ClassVar[frozenset[Look]] = frozenset({"keys", "hidden"})
     program: ClassVar[Program | None] = Program("chaser682/ViTCoP", "627f632")

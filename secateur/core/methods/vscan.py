@@ -130,6 +130,7 @@ class VScan(Method, Cuts):
     name: ClassVar[str] = "vscan"
     complexity: ClassVar[str] = "N log N + N k D"
     reference: ClassVar[str] = "Zhang et al., TMLR 2026, arXiv 2505.22654"
+    in_parts: ClassVar[bool] = True
     parity: ClassVar[str] = "the authors' program in float64: local picks, kept set, merged tokens"
     program: ClassVar[Program | None] = Program("Tencent/SelfEvolvingAgent", "a82450e", "VScan")
     as_published: ClassVar[Mapping[str, Any]] = {"inner": 1 / 3}
