@@ -146,8 +146,8 @@ that gains little, and beside other work a call waits for seconds."""
 WHOLE = 2 * SMALL
 """The same for a choice as a whole, as products of all its tokens: 576 tokens of 4,096 channels.
 What it does beside its large products is one thread's for some ten milliseconds."""
-PAIRS = 1 << 22
-"""Pairs of tokens that are looked at together: beyond some tens of megabytes, arrays of them are
+PAIRS = 1 << 21
+"""Pairs of tokens that are looked at together: of more, arrays of them are
 made anew in memory for each step."""
 MANY = 1 << 20
 """Numbers in a matrix from which on a product with it may be a part of a large one: a few of 50,000
