@@ -124,7 +124,9 @@ def test_a_large_batch_takes_no_more_memory_than_a_small_one() -> None:
     assert peaks[1] < 1.2 * peaks[0]
 
 
-def test_methods_of_others_get_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_way_to_choose_gets_the_whole_batch_unless_it_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[tuple[int, ...]] = []
 
     class Mine(sc.FLoC):
@@ -132,9 +134,17 @@ def test_methods_of_others_get_the_whole_batch(monkeypatch: pytest.MonkeyPatch) 
             seen.append(tokens.batch_shape)
             return super().choose(tokens, k)
 
+    class InParts(Mine):
+        in_parts = True
+
     monkeypatch.setattr(lending, "PAIRS", 1)
-    Mine(keep=9).select(of("floc", batch(7)))
+    monkeypatch.setattr(lending, "hands", lambda work: 1)
+    tokens = of("floc", batch(7))
+    Mine(keep=9).select(tokens)
     assert seen == [(7,)]
+    seen.clear()
+    InParts(keep=9).select(tokens)
+    assert seen == [(2,), (2,), (2,), (1,)]
 
 
 @pytest.mark.parametrize("text", ["own", "one", "several"])

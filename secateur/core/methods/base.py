@@ -93,6 +93,9 @@ class Method(ABC):
         super().__init_subclass__(**more)
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = Method.__repr__  # type: ignore[method-assign]
+        if "choose" in cls.__dict__ and "in_parts" not in cls.__dict__:
+            # Another way to choose may weigh images against each other.
+            cls.in_parts = False
 
     def __post_init__(self) -> None:
         resolve_keep(self.keep, 1)
@@ -304,7 +307,7 @@ class Method(ABC):
 
     def _choose_in_parts(self, tokens: Tokens, k: int) -> Selection:
         """`choose`, of a large batch a few images at a time where that is `in_parts`."""
-        if self.in_parts and tokens.batch_shape and self._is_ours():
+        if self.in_parts and tokens.batch_shape:
             longest = max(tokens.size, shape_of(tokens.sample)[-1])
             images = images_at_once(tokens.sample, tokens.size * longest)
             if images is not None and images < math.prod(tokens.batch_shape):
