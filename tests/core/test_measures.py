@@ -92,6 +92,17 @@ def test_effective_rank_of_float32_survives_extreme_scales(to_xp, scale):
     assert float(sc.effective_rank(x)) == pytest.approx(3.0, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(20, 8), (8, 20)])
+def test_an_image_of_a_batch_has_the_rank_that_it_has_alone(shape):
+    x = np.random.default_rng(0).standard_normal((2, 2, *shape))
+    # Of one the Gram matrix is not exact enough in float64.
+    x[1, 0] = np.outer(x[1, 0, :, 0], x[1, 0, 0])
+    together = sc.effective_rank(x)
+    for at in np.ndindex(2, 2):
+        assert together[at] == sc.effective_rank(x[at])
+    assert together[1, 0] == pytest.approx(1.0, abs=1e-9)
+
+
 def test_singular_values_largest_first(to_xp, to_numpy):
     x = np.diag([1.0, 4.0, 2.0])[:2]
     np.testing.assert_allclose(to_numpy(singular_values(to_xp(x))), [4.0, 1.0])
