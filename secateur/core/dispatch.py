@@ -219,15 +219,16 @@ def whole(x: Array, work: int) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def images_at_once(x: Array, size: int) -> int | None:
-    """How many images to choose from at once where each has `size` pairs of tokens.
+def images_at_once(x: Array) -> int | None:
+    """How many of the images that x (..., N, D) are the tokens of to choose from at once.
 
     None where all may be: no driver of `x` has a say.
     """
+    size, width = (int(n) for n in x.shape[-2:])
     for name in () if _choice.get() == "reference" else _serving(x)[1]:
         at_once = getattr(_load(name), "images_at_once", None)
         if at_once is not None:
-            return cast(int, at_once(size))
+            return cast(int, at_once(size * max(size, width)))
     return None
 
 

@@ -390,17 +390,7 @@ class Tokens:
             yield self
             return
         for position in each_row(batch):
-            yield self.at(position)
-
-    def at(self, place: tuple[Any, ...]) -> Tokens:
-        """The images at an index into the axes of the batch."""
-        return self.with_(**images_at(self.batch_shape, self._given(), place))
-
-    def _given(self) -> dict[str, Given]:
-        return {
-            name: Given(x, INPUTS[name].own_axes, INPUTS[name].axis == "text")
-            for name, x in arrays_of(self)
-        }
+            yield images_of(self, position)
 
     def each_frame(self) -> Tokens:
         """The frames of a video as a batch of images (..., T), each by itself."""
@@ -408,7 +398,7 @@ class Tokens:
             return self
         times, batch = self.times, self.batch_shape
         changes: dict[str, Any] = {"frames": None, "frame_features": None}
-        changes |= texts_of_frames(self.batch_shape, self._given())
+        changes |= texts_of_frames(self.batch_shape, _given(self))
         for name in PER_TOKEN:
             x = getattr(self, name)
             if x is not None:
@@ -443,6 +433,18 @@ def arrays_of(tokens: Tokens) -> Iterator[tuple[str, Any]]:
         x = getattr(tokens, name)
         if x is not None and row.axis != "fact":
             yield name, x
+
+
+def _given(tokens: Tokens) -> dict[str, Given]:
+    return {
+        name: Given(x, INPUTS[name].own_axes, INPUTS[name].axis == "text")
+        for name, x in arrays_of(tokens)
+    }
+
+
+def images_of(tokens: Tokens, place: tuple[Any, ...]) -> Tokens:
+    """The images at an index into the axes of a batch."""
+    return tokens.with_(**images_at(tokens.batch_shape, _given(tokens), place))
 
 
 def taken_elsewhere(tokens: Tokens, change: Callable[[Any], Any]) -> Tokens:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from secateur.core.arrays import shape_of
-from secateur.core.inputs import Tokens
+from secateur.core.inputs import Tokens, images_of
 from secateur.core.selection import Selection, Shares, stack
 
 
@@ -29,7 +29,7 @@ def chosen_in_parts(
         stop = min(start + images, count)
         # Of one axis, a view of what is there.
         some = (slice(start, stop),) if len(batch) == 1 else tuple(x[start:stop] for x in places)
-        rows += rows_of(choose(tokens.at(some)))
+        rows += rows_of(choose(images_of(tokens, some)))
     return stack(rows, batch)
 
 

@@ -81,8 +81,8 @@ class Method(ABC):
     prunes_before: ClassVar[bool] = True
     """Whether `select` chooses before the language model; False for methods that act inside."""
     in_parts: ClassVar[bool] = False
-    """Whether to choose from a large batch a few images at a time on a CPU, as what is made of all
-    their pairs is large. What is chosen from one image must not depend on the others."""
+    """Whether a CPU chooses from a large batch a few images at a time, which do not matter to each
+    other, as what is made of all pairs of tokens is large."""
 
     program: ClassVar[Program | None] = None
     """The authors' program, where there is one."""
@@ -94,8 +94,7 @@ class Method(ABC):
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = Method.__repr__  # type: ignore[method-assign]
         if "choose" in cls.__dict__ and "in_parts" not in cls.__dict__:
-            # Another way to choose may weigh images against each other.
-            cls.in_parts = False
+            cls.in_parts = False  # another way to choose may weigh images against each other
 
     def __post_init__(self) -> None:
         resolve_keep(self.keep, 1)
@@ -308,8 +307,7 @@ class Method(ABC):
     def _choose_in_parts(self, tokens: Tokens, k: int) -> Selection:
         """`choose`, of a large batch a few images at a time where that is `in_parts`."""
         if self.in_parts and tokens.batch_shape:
-            longest = max(tokens.size, shape_of(tokens.sample)[-1])
-            images = images_at_once(tokens.sample, tokens.size * longest)
+            images = images_at_once(tokens.sample)
             if images is not None and images < math.prod(tokens.batch_shape):
                 return chosen_in_parts(lambda part: self.choose(part, k), tokens, images)
         return self.choose(tokens, k)
