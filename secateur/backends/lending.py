@@ -147,8 +147,8 @@ WHOLE = 2 * SMALL
 """The same for a choice as a whole, as products of all its tokens: 576 tokens of 4,096 channels.
 What it does beside its large products is one thread's for some ten milliseconds."""
 PAIRS = 1 << 21
-"""Pairs of tokens that are looked at together: of more, arrays of them are
-made anew in memory for each step."""
+"""Pairs of tokens that are looked at together: of more, arrays are made anew in memory at each
+step."""
 MANY = 1 << 20
 """Numbers in a matrix from which on a product with it may be a part of a large one: a few of 50,000
 tokens with all of them. 1,024 tokens of 1,024 channels are as many."""

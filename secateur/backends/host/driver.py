@@ -45,7 +45,6 @@ from secateur.backends.lending import (
     eigenvalues,
     over_batch,
     product,
-    side_by_side,
     weights_at,
 )
 from secateur.backends.lending import alone as alone
@@ -428,10 +427,11 @@ def singular_values(features: Floats) -> Floats:
     Gram matrix is used if the smallest singular value exceeds s_1 / 1000.
     """
     batch, sizes = features.shape[:-2], features.shape[-2:]
+    values = np.empty((*batch, min(sizes)), dtype=features.dtype)
     # One image after the other: what its numbers are does not depend on the others.
-    jobs = [(features[at],) for at in each_row(batch)]
-    values = side_by_side(_singular_values, jobs, features.size * min(sizes))
-    return np.asarray(values, dtype=features.dtype).reshape(*batch, min(sizes))
+    for at in each_row(batch):
+        values[at] = _singular_values(features[at])
+    return values
 
 
 def _singular_values(x: Floats) -> Floats:
