@@ -38,8 +38,8 @@ REASONS = {
     "driver.squared_distances": "distances of all tokens to each of a few, one pass over the "
     "features in float64 for each",
     "driver.cosines": "cosines with a few tokens, a few rows at a time in float64",
-    "farthest.Doubtful._farthest": "looking for the farthest, some calls on short arrays a pick",
-    "farthest.Doubtful._lower": "the distances to each pick, some calls on short arrays",
+    "farthest.ByMatrix._farthest": "looking for the farthest, some calls on short arrays a pick",
+    "farthest.ByMatrix._lower": "the distances to each pick, some calls on short arrays",
     "flashvid._spread_picks": "all distances within a frame, and their order",
     "kernels.patch_histograms": "one histogram entry raised for each pixel",
     "lending.eigenvalues": "the eigenvalues of the tokens' matrix, in float64",
