@@ -21,7 +21,6 @@ from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     Picks,
     determinant,
-    determinant_factors,
     facility_location,
     facility_location_features,
     facility_location_rows,
@@ -31,7 +30,7 @@ from secateur.core.maximize import (
     salient_coverage,
 )
 from secateur.core.measures import largest_eigenvectors, patch_entropy, singular_values
-from secateur.core.objectives import FacilityLocation, LogDeterminant, SoftmaxBlock
+from secateur.core.objectives import FacilityLocation, SoftmaxBlock
 from secateur.core.relevance import dense_relevance, text_relevance
 from secateur.core.similarity import (
     cosine_similarity,
@@ -722,18 +721,6 @@ def test_likeness_factors_without_full_rank(driver: ModuleType) -> None:
     for twice in (np.tile(x, 3), np.tile(x, 3) + 1e-9 * np.random.default_rng(1).random((50, 24))):
         y, slow = driver.likeness_factors(twice), likeness_factors.reference(twice)
         np.testing.assert_allclose(y @ y.T, slow @ slow.T, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize(("ahead", "kept"), [(64, 512), (5, 20), (1, 1)])
-def test_determinant_factors_look_ahead(
-    driver: ModuleType, monkeypatch: pytest.MonkeyPatch, ahead: int, kept: int
-) -> None:
-    monkeypatch.setattr("secateur.backends.host.volume.AHEAD", ahead)
-    monkeypatch.setattr("secateur.backends.host.volume.KEPT", kept)
-    y = np.repeat(features(70, 12), 2, axis=0)
-    f = LogDeterminant.from_factors(y, 0.5, selectable=np.arange(140) % 5 > 0)
-    for k in (1, 30, 112):
-        same(driver.determinant_factors(f, k), determinant_factors.reference(f, k))
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 0)])

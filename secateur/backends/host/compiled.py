@@ -24,6 +24,7 @@ import numpy as np
 
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
+from secateur.backends.host import volume
 from secateur.backends.host.candidates import of_features
 from secateur.backends.host.cosines import CosinesServed
 from secateur.backends.host.driver import unit
@@ -34,9 +35,9 @@ from secateur.backends.host.farthest import (
 )
 from secateur.backends.host.greedy import Floats, Indices
 from secateur.backends.host.lengths import lined
+from secateur.backends.host.likeness import likeness_factors as likeness_factors
 from secateur.backends.host.nearly import Lists, NearlyServed
 from secateur.backends.host.rows import from_matrices
-from secateur.backends.host.volume import Steps, by_steps, likeness_factors
 from secateur.backends.lending import over_batch, product, weights_at
 from secateur.core.arrays import each_row, is_sparse
 from secateur.core.maximize import Picks
@@ -329,16 +330,21 @@ def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
     return over_batch(features.shape[:-2], k, solve)
 
 
+def _steps() -> volume.Steps:
+    return volume.Steps(_kernels().most_left, _kernels().explain_left)
+
+
 def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of I + gamma Y Y^T from factors (..., N, D): O(k N (D + k))."""
-    kernels = _kernels()
-    return by_steps(f, k, Steps(kernels.most_left, kernels.explain_above_one))
+    return volume.of_factors(f, k, _steps())
 
 
 @_for_known
 def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
     kernel: Any = f.kernel
+    if int(np.max(k, initial=0)) * f.size > volume.FORESEEN:
+        return volume.of_kernels(f, k, _steps(), _workers(kernel))
     epsilon = float(np.finfo(kernel.dtype).eps)
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
@@ -347,7 +353,7 @@ def determinant(f: LogDeterminant, k: Any) -> Picks:
         _kernels().explain(np.ascontiguousarray(kernel[at]), budget, epsilon, picks, gains)
         return picks, gains, float(gains.sum()), math.inf
 
-    return over_batch(kernel.shape[:-2], k, solve, _workers(kernel))
+    return over_batch(f.batch_shape, k, solve, _workers(kernel))
 
 
 def _farthest(distance: Floats, k: int, start: int | None) -> tuple[Any, Any, float, float]:

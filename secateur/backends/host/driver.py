@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from secateur.backends.host import volume
 from secateur.backends.host.candidates import of_features
 from secateur.backends.host.cosines import CosinesServed
 from secateur.backends.host.farthest import GivenDistances, farthest
 from secateur.backends.host.greedy import (
     BLOCK,
     COSINE_ROUNDING,
-    EPSILON,
     Cosine,
     Dense,
     Entries,
@@ -34,11 +34,11 @@ from secateur.backends.host.greedy import (
 from secateur.backends.host.lengths import rounded_once as rounded_once
 from secateur.backends.host.lengths import squarable
 from secateur.backends.host.lengths import unit as unit
+from secateur.backends.host.likeness import likeness_factors as likeness_factors
 from secateur.backends.host.nearly import NearlyServed
 from secateur.backends.host.received import attention_received
 from secateur.backends.host.rows import from_matrices
 from secateur.backends.host.salience import salient_coverage
-from secateur.backends.host.volume import determinant_factors, likeness_factors
 from secateur.backends.lending import (
     LINKED,
     WHOLE,
@@ -61,6 +61,7 @@ __all__ = [
     "cosines",
     "determinant",
     "determinant_factors",
+    "determinant_span",
     "facility_location",
     "facility_location_features",
     "facility_location_kernel",
@@ -213,47 +214,18 @@ def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
 
 
 def determinant(f: LogDeterminant, k: Any) -> Picks:
-    """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
-    kernel: Any = f.kernel
-
-    def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
-        picks, gains = _explain(kernel[at], budget)
-        return picks, gains, float(gains.sum()), math.inf
-
-    return over_batch(kernel.shape[:-2], k, solve)
+    """Greedy log-determinant of kernels (..., N, N): O(k^2 N)."""
+    return volume.of_kernels(f, k)
 
 
-def _explain(kernel: Floats, k: int) -> tuple[Indices, Floats]:
-    n = len(kernel)
-    left = np.diagonal(kernel).astype(np.float64)
-    noise = 128 * float(np.finfo(kernel.dtype).eps) * left
-    opened = np.ones(n, dtype=bool)
-    factor = np.empty((k, n))
-    rank = 0
-    picks = np.empty(k, dtype=np.int64)
-    gains = np.empty(k)
-    for step in range(k):
-        pick = lowest_of_largest(np.where(left > noise, left, 0.0), opened)
-        opened[pick] = False
-        picks[step] = pick
-        if not left[pick] > noise[pick]:
-            gains[step] = -math.inf
-            continue
-        gains[step] = math.log(left[pick])
-        row = factor[rank]
-        row[:] = kernel[pick]
-        row -= factor[:rank, pick] @ factor[:rank]
-        row /= math.sqrt(left[pick])
-        left -= row * row
-        rank += 1
-    return picks, gains
+def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
+    """Greedy log-determinant of I + gamma Y Y^T from factors (..., N, D): O(k N (D + k))."""
+    return volume.of_factors(f, k)
 
 
-def lowest_of_largest(left: Floats, opened: np.ndarray[Any, Any]) -> int:
-    """The lowest open place whose log equals the largest but for rounding."""
-    left = np.where(opened, left, -1.0)
-    best = float(left.max())
-    return int(np.argmax(left >= best * math.exp(-4.0 * len(left) * EPSILON)))
+def determinant_span(f: LogDeterminant, k: Any) -> Picks:
+    """Greedy log-determinant of Y Y^T from vectors (..., N, D): O(k N D), O(N D) memory."""
+    return volume.of_span(f, k)
 
 
 def farthest_first(f: Dispersion, k: Any, start: int | None = None) -> Picks:

@@ -683,12 +683,13 @@ def most_left(left: Any, opened: Any, level: float) -> int:
 
 
 @exact
-def explain_above_one(factor: Any, rank: int, pick: int, left: Any) -> None:
-    """Explain by a pick what is left, of which 1 is never explained."""
-    explain_row(factor, rank, pick, math.sqrt(max(left[pick], 1.0)))
-    row = factor[rank]
+def explain_left(rows: Any, rank: int, pick: int, left: Any, noise: Any, rest: float) -> None:
+    """Take from what is left what a pick explains; see `volume.Steps.explain`."""
+    explain_row(rows, rank, pick, math.sqrt(left[pick]))
+    row = rows[rank]
     for j in range(len(left)):
-        left[j] = max(left[j] - row[j] * row[j], 1.0)
+        less = left[j] - row[j] * row[j]
+        left[j] = less if less > noise[j] else rest
 
 
 @sees_nan

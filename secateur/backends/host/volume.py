@@ -1,69 +1,34 @@
-"""Greedy log-determinant from factors, and OTPrune's factors.
+"""Greedy log-determinant of a kernel, of I + gamma Y Y^T, and of Y Y^T.
 
-Rows of the kernel are worked out when one of them is picked, for several tokens at once: a
-product with one vector takes as long as reading the factors does, one with many hardly longer.
+What is left of a token's variance only shrinks. So the next picks are most likely among the few
+tokens with most left: what those leave of each other is worked out at once, and picks are made
+among them until another token may have more left. Then what these picks explain of all tokens is
+one product, where a pick at a time reads all that was explained before. Each is made if it is the
+one with most left when its turn comes, so that which picks were foreseen changes nothing but time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from secateur.backends.host.greedy import EPSILON, Floats, Indices
-from secateur.backends.lending import LINKED, WHOLE, alone, product
-from secateur.core.arrays import each_row
+from secateur.backends.lending import alone, over_batch, product
 from secateur.core.maximize import Picks
 from secateur.core.objectives import LogDeterminant
-from secateur.core.tolerances import SUM
+from secateur.core.tolerances import SPENT, SUM
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
+ROOM, MOST_ROOM, SHARE = 64, 256, 24
+"""Tokens that picks are foreseen among: at least, at most, and between them one in so many."""
 AHEAD = 64
-"""Tokens whose rows are worked out together at most: those with most left, soon to be picked."""
-KEPT = 8 * AHEAD
-"""Rows of tokens not picked yet that are kept at most."""
-LEAST, MOST = 1e-100, 1e100
-"""Between these the squares of float64 numbers, and sums of many, are numbers."""
-
-
-def likeness_factors(x: Floats) -> Floats:
-    """Y (..., N, min(N, D)) with Y Y^T = (Z Z^T)^2, where Z are features of unit channels."""
-    x = x.astype(np.float64, copy=False)
-    largest = np.maximum(x.max(axis=-2), -x.min(axis=-2))[..., None, :]
-    zero = largest == 0
-    if not ((LEAST < largest) & (largest < MOST) | zero).all():
-        x = x / np.where(zero, 1.0, largest)
-    length = np.sqrt(np.einsum("...nd,...nd->...d", x, x))[..., None, :]
-    z: Floats = x / np.where(zero, 1.0, length)
-    n, d = z.shape[-2:]
-    if d >= n:
-        return product(z, np.swapaxes(z, -1, -2))
-    y = np.empty_like(z)
-    for at in each_row(z.shape[:-2]):
-        y[at] = _rooted(z[at], zero[at][0])
-    return y
-
-
-def _rooted(z: Floats, zero: Flags) -> Floats:
-    """Z L, where L L^T is Z^T Z; `zero` (D,) says which channels are nothing but zeros."""
-    squares = product(z.T, z)
-    squares[zero, zero] = 1.0  # a pivot for them; it multiplies zeros
-    try:
-        # As of eigenvalues: threads meet at every block.
-        with alone(len(squares) ** 3 * WHOLE // LINKED):
-            lower = np.linalg.cholesky(squares)
-    except np.linalg.LinAlgError:
-        # No full rank, as far as rounding lets one see.
-        triangle: Any = np.linalg.qr(z, mode="r")
-        return product(z, triangle.T)
-    # SciPy takes a tenth of a second to load, which no other choice waits for.
-    from scipy.linalg.blas import dtrmm
-
-    rooted: Floats = dtrmm(1.0, lower.T, z.T).T
-    return rooted
+"""Picks foreseen at most."""
+FORESEEN = 1 << 18
+"""Numbers that picks of a kernel explain, up to which one at a time is the sooner."""
 
 
 class Steps(NamedTuple):
@@ -71,95 +36,286 @@ class Steps(NamedTuple):
 
     most_left: Callable[[Floats, Flags, float], int]
     """The lowest open place of the largest number, those of a share of it included."""
-    explain: Callable[[Floats, int, int, Floats], None]
-    """Of a factor whose row `rank` is the kernel's, of a pick, make that row the factor's, and
-    take from what is left what it explains; 1 never is."""
+    explain: Callable[[Floats, int, int, Floats, Floats, float], None]
+    """Of covariances (K, N) of picks with all tokens, whose first `rank` rows were explained, make
+    the next row, of a pick, what it explains, and take its squares from what is left: of what
+    comes down to the noise (N,), the rest stays."""
 
 
 def most_left(left: Floats, opened: Flags, level: float) -> int:
     """See `Steps.most_left`."""
-    return int(np.argmax(opened & (left >= float(left[opened].max()) * level)))
+    free = np.where(opened, left, -1.0)
+    return int((free >= free.max() * level).argmax())
 
 
-def explain(factor: Floats, rank: int, pick: int, left: Floats) -> None:
+def explain(rows: Floats, rank: int, pick: int, left: Floats, noise: Floats, rest: float) -> None:
     """See `Steps.explain`."""
-    row = factor[rank]
-    row -= factor[:rank, pick] @ factor[:rank]
-    row /= math.sqrt(max(left[pick], 1.0))
-    # What is left of I + M is at least 1 whatever was explained; rounding may say less, or nothing
-    # where squares leave the range.
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.fmax(left - row * row, 1.0, out=left)
+    row = rows[rank]
+    row -= rows[:rank, pick] @ rows[:rank]
+    row /= math.sqrt(left[pick])
+    take(row, left, noise, rest)
+
+
+def take(row: Floats, left: Floats, noise: Floats, rest: float) -> None:
+    """Take squares from what is left."""
+    left -= row * row
+    np.copyto(left, rest, where=~(left > noise))
 
 
 ARRAYS = Steps(most_left, explain)
 
 
-def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
+class Volume(Protocol):
+    """What is left of the variance of one image's tokens beside what picks explain."""
+
+    left: Floats
+    """(N,)."""
+    noise: Floats
+    """What counts as nothing left (N,)."""
+    rest: float
+    """What that counts as."""
+    spans: int
+    """How many picks explain anything at most."""
+    certified: bool
+    """Whether gains bound what any set adds."""
+    ahead: int
+    """How many picks to foresee at most."""
+
+    def among(self, tokens: Indices) -> Floats:
+        """Covariances (M, M) of tokens beside what the picks explain."""
+
+    def foresee(self, picks: Indices) -> None:
+        """Work out what the next picks explain."""
+
+    def explain(self, place: int) -> None:
+        """Take from what is left what the next one of those foreseen explains."""
+
+
+class OfKernel:
+    """Of a kernel (N, N); what picks explain is a row of its Cholesky factor each."""
+
+    rest = 0.0
+    certified = False
+
+    def __init__(self, kernel: Floats, k: int, steps: Steps) -> None:
+        self._kernel, self._steps = kernel, steps
+        self._begin(np.diagonal(kernel).astype(np.float64), k)
+        self.ahead = AHEAD if self._factor.size > FORESEEN else 1
+        self.noise = SPENT * float(np.finfo(kernel.dtype).eps) * self.left
+        self.left[~(self.left > self.noise)] = self.rest
+
+    def _begin(self, left: Floats, k: int) -> None:
+        self.left, self.spans = left, len(left)
+        self._factor, self._rank, self.ahead = np.empty((k, len(left))), 0, AHEAD
+
+    def _rows(self, picks: Indices) -> Floats:
+        return self._kernel[picks]
+
+    def _between(self, tokens: Indices) -> Floats:
+        return self._kernel[tokens[:, None], tokens]
+
+    def among(self, tokens: Indices) -> Floats:
+        """See `Volume.among`."""
+        between = self._between(tokens)
+        if self._rank == 0:
+            return between
+        explained = self._factor[: self._rank][:, tokens]
+        return between - product(explained.T, explained)
+
+    def foresee(self, picks: Indices) -> None:
+        """See `Volume.foresee`."""
+        rank = self._rank
+        self._picks, self._since = picks, rank
+        ahead = self._factor[rank : rank + len(picks)]
+        ahead[:] = self._rows(picks)
+        if len(picks) == 1:
+            self._since = 0
+        elif rank:
+            explained = self._factor[:rank]
+            ahead -= product(explained[:, picks].T, explained)
+
+    def explain(self, place: int) -> None:
+        """See `Volume.explain`."""
+        pick, since = int(self._picks[place]), self._since
+        rows, rank = self._factor[since:], self._rank - since
+        self._steps.explain(rows, rank, pick, self.left, self.noise, self.rest)
+        self._rank += 1
+
+
+class OfFactors(OfKernel):
+    """Of I + gamma Y Y^T for factors (N, D) in double precision: 1 is left of all."""
+
+    rest = 1.0
+    certified = True
+
+    def __init__(self, y: Floats, gamma: float, k: int, steps: Steps) -> None:
+        self._y, self._gamma, self._steps = y, gamma, steps
+        self._begin(1.0 + gamma * np.einsum("ij,ij->i", y, y), k)
+        if np.isnan(self.left).any():
+            raise ValueError(
+                "features or factors: contain NaN or infinity, so that no volume is largest"
+            )
+        self.noise = np.ones(len(y))
+
+    def _rows(self, picks: Indices) -> Floats:
+        rows = product(self._y[picks], self._y.T)
+        rows *= self._gamma
+        rows[np.arange(len(picks)), picks] += 1.0
+        return rows
+
+    def _between(self, tokens: Indices) -> Floats:
+        own = self._y[tokens]
+        return self._gamma * product(own, own.T) + np.eye(len(tokens))
+
+
+class OfSpan:
+    """Of Y Y^T for vectors (N, D): directions that picks span, in double precision.
+
+    What lies along them is multiplied in the precision of the vectors.
+    """
+
+    rest = 0.0
+    certified = False
+    ahead = AHEAD
+
+    def __init__(self, y: Floats, k: int) -> None:
+        self._y, self.spans = y, y.shape[-1]
+        self.left = np.einsum("ij,ij->i", y, y, dtype=np.float64)
+        self.noise = SPENT * float(np.finfo(y.dtype).eps) * self.left
+        self.left[~(self.left > self.noise)] = self.rest
+        self._basis, self._rank = np.empty((min(k, self.spans), self.spans)), 0
+
+    def among(self, tokens: Indices) -> Floats:
+        """See `Volume.among`."""
+        own = self._y[tokens].astype(np.float64)
+        covariances = product(own, own.T)
+        if self._rank:
+            along = product(own, self._basis[: self._rank].T)
+            covariances -= product(along, along.T)
+        return covariances
+
+    def _beside(self, tokens: Indices) -> Floats:
+        """What of vectors lies along no direction so far; once leaves what rounding left."""
+        new, basis = self._y[tokens].astype(np.float64), self._basis[: self._rank]
+        for _ in range(2 if self._rank else 0):
+            new -= product(product(new, basis.T), basis)
+        return new
+
+    def foresee(self, picks: Indices) -> None:
+        """See `Volume.foresee`."""
+        new = np.linalg.qr(self._beside(picks).T)[0].T
+        self._ahead = product(new.astype(self._y.dtype), self._y.T)
+        self._basis[self._rank : self._rank + len(new)] = new
+
+    def explain(self, place: int) -> None:
+        """See `Volume.explain`."""
+        take(self._ahead[place].astype(np.float64), self.left, self.noise, self.rest)
+        self._rank += 1
+
+
+def of_kernels(f: LogDeterminant, k: Any, steps: Steps = ARRAYS, workers: int = 1) -> Picks:
+    """Greedy log-determinant of kernels (..., N, N): O(k^2 N)."""
+    kernel: Any = f.kernel
+    return _each(f, k, lambda at, budget: OfKernel(kernel[at], budget, steps), steps, workers)
+
+
+def of_factors(f: LogDeterminant, k: Any, steps: Steps = ARRAYS) -> Picks:
     """Greedy log-determinant of I + gamma Y Y^T from factors (..., N, D): O(k N (D + k))."""
-    return by_steps(f, k, ARRAYS)
+
+    def volume(at: tuple[int, ...], budget: int) -> Volume:
+        y: Any = f.factors
+        return OfFactors(y[at].astype(np.float64, copy=False), f.gamma, budget, steps)
+
+    return _each(f, k, volume, steps)
 
 
-def by_steps(f: LogDeterminant, k: Any, steps: Steps) -> Picks:
-    """Greedy log-determinant of each image of a batch."""
-    factors: Any = f.factors
-    batch, opened = f.batch_shape, f.open()
-    budgets = np.broadcast_to(np.asarray(k, dtype=np.int64), batch)
-    longest = int(budgets.max())
-    indices = np.full((*batch, longest), -1, dtype=np.int64)
-    gains = np.zeros((*batch, longest))
-    bound = np.empty(batch)
-    for position in each_row(batch):
-        budget = int(budgets[position])
-        y = factors[position].astype(np.float64, copy=False)
-        picks, gained, limit = _greedy(y, f.gamma, opened[position].copy(), budget, steps)
-        indices[position][:budget], gains[position][:budget] = picks, gained
-        bound[position] = limit
-    return Picks(indices, gains, gains.sum(axis=-1), bound)
+def of_span(f: LogDeterminant, k: Any, steps: Steps = ARRAYS) -> Picks:
+    """Greedy log-determinant of Y Y^T from vectors (..., N, D): O(k N D), O(N D) memory."""
+    vectors: Any = f.factors
+    return _each(f, k, lambda at, budget: OfSpan(vectors[at], budget), steps)
 
 
-def _greedy(
-    y: Floats, gamma: float, opened: Flags, k: int, steps: Steps
+def _each(
+    f: LogDeterminant,
+    k: Any,
+    volume: Callable[[tuple[int, ...], int], Volume],
+    steps: Steps,
+    workers: int = 1,
+) -> Picks:
+    """Greedy of the volume of each image of a batch."""
+    opened, width = f.open(), int(f.sample.shape[-1])
+
+    def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
+        with alone(budget * f.size * width), np.errstate(over="ignore", invalid="ignore"):
+            picks, gains, bound = greedy(volume(at, budget), budget, steps, opened[at])
+        return picks, gains, float(gains.sum()), bound
+
+    return over_batch(f.batch_shape, k, solve, workers)
+
+
+def greedy(
+    volume: Volume, k: int, steps: Steps, selectable: Flags
 ) -> tuple[Indices, Floats, float]:
-    """k picks of one image with their gains, and the smallest bound on the best value."""
-    n = len(y)
-    left = 1.0 + gamma * np.einsum("ij,ij->i", y, y)
-    if np.isnan(left).any():
-        raise ValueError(
-            "features or factors: contain NaN or infinity, so that no volume is largest"
-        )
-    selectable, level = opened.copy(), math.exp(-SUM * n * EPSILON)
-    factor = np.empty((k, n))
-    picks, gains = np.empty(k, dtype=np.int64), np.empty(k)
-    known: dict[int, Floats] = {}
-    ahead = min(AHEAD, 1 + k // 4, n)
-    total, bound = 0.0, math.inf
-    for step in range(k):
+    """k picks with their gains, and the smallest bound on the best value, if there is one."""
+    left, certified = volume.left, volume.certified
+    opened, level = selectable.copy(), math.exp(-SUM * len(left) * EPSILON)
+    picks, gains = np.empty(k, dtype=np.int64), np.full(k, -math.inf)
+    step, total, bound = 0, 0.0, math.inf
+    while step < k:
+        count = min(volume.ahead, k - step, volume.spans - step)
+        ahead = _foreseen(volume, opened, level, count, steps)
+        if len(ahead) == 0:
+            picks[step:] = np.flatnonzero(opened)[: k - step]
+            break
+        volume.foresee(ahead)
+        for place, pick in enumerate(ahead.tolist()):
+            if place and (steps.most_left(left, opened, level) != pick or not left[pick] > 0.0):
+                break
+            if certified:
+                bound = min(bound, total + _largest(left, selectable, k))
+            opened[pick] = False
+            picks[step], gains[step] = pick, math.log(left[pick])
+            total += float(gains[step])
+            volume.explain(place)
+            step += 1
+    if certified:
         bound = min(bound, total + _largest(left, selectable, k))
-        pick = steps.most_left(left, opened, level)
-        if pick not in known:
-            _look_ahead(known, y, pick, np.where(opened, left, 0.0), ahead)
-        opened[pick] = False
-        picks[step], gains[step] = pick, math.log(max(left[pick], 1.0))
-        row = factor[step]
-        np.multiply(known.pop(pick), gamma, out=row)
-        row[pick] += 1.0
-        steps.explain(factor, step, pick, left)
-        total += float(gains[step])
-    return picks, gains, min(bound, total + _largest(left, selectable, k))
+    return picks, gains, bound
 
 
-def _look_ahead(known: dict[int, Floats], y: Floats, pick: int, left: Floats, count: int) -> None:
-    """Add the rows of Y Y^T of a pick, and of the tokens that have most left beside it."""
-    if len(known) > KEPT - AHEAD:
-        known.clear()
-    most = np.argpartition(left, -count)[-count:]
-    ahead = [pick, *(int(j) for j in most if left[j] > 0.0 and j != pick and int(j) not in known)]
-    known.update(zip(ahead, product(y[ahead], y.T), strict=True))
+def _foreseen(volume: Volume, opened: Flags, level: float, count: int, steps: Steps) -> Indices:
+    """The next pick, and those likely to follow, at most `count`; none where all is spent."""
+    left, n = volume.left, len(volume.left)
+    pick = steps.most_left(left, opened, level)
+    if count < 1 or not left[pick] > 0.0:
+        return np.empty(0, dtype=np.int64)
+    alone = np.asarray([pick])
+    if count == 1:
+        return alone
+    tokens, limit = np.arange(n), volume.rest
+    room = min(max(ROOM, n // SHARE), MOST_ROOM)
+    if room < n:
+        free = np.where(opened, left, 0.0)
+        most = np.argpartition(free, n - room - 1)[n - room - 1 :]
+        tokens, limit = np.sort(most[1:]), max(float(free[most[0]]), limit)
+    if not left[pick] * level > limit:
+        return alone
+    rows = np.empty((count, len(tokens)))
+    covariances, left = volume.among(tokens), left[tokens]
+    opened, noise = opened[tokens], volume.noise[tokens]
+    found, place = np.empty(count, dtype=np.int64), int(np.searchsorted(tokens, pick))
+    for rank in range(count):
+        found[rank], opened[place] = tokens[place], False
+        rows[rank] = covariances[place]
+        steps.explain(rows, rank, place, left, noise, volume.rest)
+        place = steps.most_left(left, opened, level) if opened.any() else place
+        if not (opened[place] and left[place] * level > limit):
+            break
+    return found[: rank + 1]
 
 
 def _largest(left: Floats, selectable: Flags, k: int) -> float:
     """The sum of the k largest gains among selectable tokens."""
     inside = left[selectable]
     top = inside if k >= len(inside) else np.partition(inside, len(inside) - k)[-k:]
-    return float(np.log(np.maximum(top, 1.0)).sum())
+    return float(np.log(top).sum())

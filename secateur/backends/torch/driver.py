@@ -50,6 +50,7 @@ __all__ = [
     "cosine_similarity",
     "determinant",
     "determinant_factors",
+    "determinant_span",
     "facility_location",
     "facility_location_features",
     "facility_location_kernel",
@@ -300,6 +301,13 @@ def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of I + gamma Y Y^T; on CUDA left to the reference."""
     if not _cuda(f.sample):
         return cast(Picks, _on_host(maximize.determinant_factors, f, k))
+    return cast(Picks, NotImplemented)
+
+
+def determinant_span(f: LogDeterminant, k: Any) -> Picks:
+    """Greedy log-determinant of Y Y^T; on CUDA left to the reference."""
+    if not _cuda(f.sample):
+        return cast(Picks, _on_host(maximize.determinant_span, f, k))
     return cast(Picks, NotImplemented)
 
 
