@@ -37,7 +37,7 @@ from secateur.backends.host.greedy import Floats, Indices
 from secateur.backends.host.lengths import lined
 from secateur.backends.host.likeness import likeness_factors as likeness_factors
 from secateur.backends.host.nearly import Lists, NearlyServed
-from secateur.backends.host.rows import from_matrices
+from secateur.backends.host.rows import of_rows
 from secateur.backends.lending import over_batch, product, weights_at
 from secateur.core.arrays import each_row, is_sparse
 from secateur.core.maximize import Picks
@@ -297,7 +297,7 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
 @_for_known
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location over rectangular, stacked or masked rows, from a matrix."""
-    return from_matrices(f, k, _greedy)
+    return of_rows(f, k, _greedy, _Nearly)
 
 
 @_for_known

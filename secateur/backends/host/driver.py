@@ -37,7 +37,7 @@ from secateur.backends.host.lengths import unit as unit
 from secateur.backends.host.likeness import likeness_factors as likeness_factors
 from secateur.backends.host.nearly import NearlyServed
 from secateur.backends.host.received import attention_received
-from secateur.backends.host.rows import from_matrices
+from secateur.backends.host.rows import of_rows
 from secateur.backends.host.salience import salient_coverage
 from secateur.backends.lending import (
     LINKED,
@@ -168,7 +168,7 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
 
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location over rectangular, stacked or masked rows, from a matrix."""
-    return from_matrices(
+    return of_rows(
         f, k, lambda s, w, budget, rounding: greedy(Served(Dense(s, rounding), w), budget)
     )
 

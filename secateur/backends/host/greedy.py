@@ -86,7 +86,24 @@ class Dense:
         return self._matrix[i]
 
 
-class Cosine:
+class Scratch:
+    """Memory for entries, one piece for each thread.
+
+    What the system hands out anew costs a fifth of what a product in it does.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype, self._mine = dtype, threading.local()
+
+    def scratch(self, rows: int, columns: int) -> Floats:
+        """Room for entries (rows, columns), the calling thread's until it asks again."""
+        room = getattr(self._mine, "room", None)
+        if room is None or room.size < rows * columns:
+            room = self._mine.room = np.empty(rows * columns, dtype=self._dtype)
+        return room[: rows * columns].reshape(rows, columns)
+
+
+class Cosine(Scratch):
     """(1 + cos) / 2 of unit vectors (N, D)."""
 
     room = PRODUCT
@@ -94,10 +111,10 @@ class Cosine:
     name = "features"
 
     def __init__(self, directions: Floats) -> None:
+        super().__init__(directions.dtype)
         self.directions = self.given = directions
         self.size = self.height = len(directions)
         self.width = directions.shape[1]
-        self._mine = threading.local()
         self.reach = 8 * float(np.finfo(directions.dtype).eps)
 
     def gains(self, w: Floats) -> Floats:
@@ -120,16 +137,6 @@ class Cosine:
 
     def rows(self, i: Indices) -> Floats:
         return self.between(i, slice(None), self.scratch(len(i), self.size))
-
-    def scratch(self, rows: int, columns: int) -> Floats:
-        """Room for entries (rows, columns), the calling thread's until it asks again.
-
-        Memory that the system hands out anew costs a fifth of what the product in it does.
-        """
-        room = getattr(self._mine, "room", self.directions[:0, 0])
-        if room.size < rows * columns:
-            room = self._mine.room = np.empty(rows * columns, dtype=room.dtype)
-        return room[: rows * columns].reshape(rows, columns)
 
     def entries(self, i: Indices, j: int) -> Floats:
         """Entries (M,) of column `j` at the rows `i`."""

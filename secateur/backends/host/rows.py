@@ -1,4 +1,8 @@
-"""Facility location over rows that are no square, come in blocks or with a mask: from a matrix."""
+"""Facility location over rows that are no square, come in blocks or with a mask.
+
+From a matrix where one fits; of more tokens from entries that are worked out when they are asked
+for, and listed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,19 @@ from typing import Any, cast
 
 import numpy as np
 
-from secateur.backends.host.greedy import Floats, Indices, spans
+from secateur.backends.host.greedy import (
+    EPSILON,
+    PRODUCT,
+    Dense,
+    Entries,
+    Floats,
+    Indices,
+    Scratch,
+    Source,
+    greedy,
+    spans,
+)
+from secateur.backends.host.nearly import NearlyServed
 from secateur.backends.lending import product
 from secateur.core import maximize
 from secateur.core.greedy import by_row
@@ -20,23 +36,122 @@ Solve = Callable[[Floats, Floats, int, float], tuple[Indices, Floats, float, flo
 """Greedy on a matrix (H, M) by weights (H,), a budget, and the rounding of its entries."""
 
 
-def from_matrices(f: FacilityLocation, k: Any, solve: Solve) -> Picks:
-    """Greedy facility location from the matrix of each image.
+def of_rows(
+    f: FacilityLocation, k: Any, solve: Solve, served: type[NearlyServed] = NearlyServed
+) -> Picks:
+    """Greedy facility location of each image: from a matrix, or as `served`, if that is too large.
 
-    `NotImplemented` where one would not fit; the entries are worked out as asked then.
+    `NotImplemented` for large sparse matrices.
     """
-    if f.height * f.size > maximize.SQUARE:
+    large = f.height * f.size > maximize.SQUARE and not isinstance(f.matrix, np.ndarray)
+    if large and f.matrix is not None:
         return cast(Picks, NotImplemented)
 
     def run(row: FacilityLocation, budget: int) -> Picks:
-        matrix, places = matrix_of(row)
         weights: Any = row.row_weights()
         total = float(weights.sum())
         rounding = row.noise / total if total > 0 else 0.0
+        if large:
+            source = Stacked(row, rounding)
+            picks, gains, value, bound = greedy(served(source, weights), budget)
+            return Picks(source.places[picks], gains, np.asarray(value), np.asarray(bound))
+        matrix, places = matrix_of(row)
         picks, gains, value, bound = solve(matrix, weights, budget, rounding)
         return Picks(places[picks], gains, np.asarray(value), np.asarray(bound))
 
     return by_row(f, k, run)
+
+
+class Softmax(Scratch):
+    """Rows (H, N), each a softmax over all candidates: see `SoftmaxBlock`."""
+
+    room = PRODUCT
+    name = "blocks"
+    rounding = 0.0
+
+    def __init__(self, block: SoftmaxBlock) -> None:
+        super().__init__(np.dtype(np.float64))
+        self.given = block.candidates
+        self._x, self._y = directions(block)
+        self.height, self.size = len(self._x), len(self._y)
+        self.width = self._x.shape[1]
+        self._share = 1.0 / block.temperature
+        self.reach = 8 * EPSILON * max(1.0, self._share)
+        self._log_total = np.empty(self.height)
+
+    def gains(self, w: Floats) -> Floats:
+        """See `Source.gains`; what rows are divided by is found on the way."""
+        g = np.zeros(self.size)
+        for part in spans(self.height, self.size, self.room):
+            s = self._logits(self._x[part], self._y)
+            most = s.max(axis=1)
+            s -= most[:, None]
+            np.exp(s, out=s)
+            total = s.sum(axis=1)
+            g += (w[part] / total) @ s
+            self._log_total[part] = most + np.log(total)
+        return g
+
+    def _logits(self, x: Floats, y: Floats) -> Floats:
+        logits = product(x, y.T, self.scratch(len(x), len(y)))
+        logits *= self._share
+        return logits
+
+    def rows(self, i: Indices) -> Floats:
+        """See `Source.rows`."""
+        s = self._logits(self._x[i], self._y)
+        s -= self._log_total[i, None]
+        return np.exp(s, out=s)
+
+    def columns(self, j: Indices) -> Floats:
+        """See `Source.columns`."""
+        s = self._logits(self._y[j], self._x)
+        s -= self._log_total
+        return np.exp(s, out=s)
+
+
+class Stacked:
+    """The rows of one image's blocks, or of its features, at the tokens that may be picked."""
+
+    room = PRODUCT
+
+    def __init__(self, f: FacilityLocation, rounding: float) -> None:
+        self._parts: list[Source] = [
+            Softmax(x) if isinstance(x, SoftmaxBlock) else Dense(x) for x in f.blocks
+        ] or [Entries(f.kind, f.features)]
+        self.places = np.flatnonzero(f.open())
+        self._all = len(self.places) == f.size
+        self.given, self.name = self._parts[0].given, self._parts[0].name
+        self.height, self.size, self.rounding = f.height, len(self.places), rounding
+        self.width = max(part.width for part in self._parts)
+        self.reach = max(part.reach for part in self._parts)
+
+    def gains(self, w: Floats) -> Floats:
+        """See `Source.gains`."""
+        g, start = np.zeros(self._parts[0].size), 0
+        for part in self._parts:
+            g += part.gains(w[start : start + part.height])
+            start += part.height
+        return g[self.places]
+
+    def columns(self, j: Indices) -> Floats:
+        """See `Source.columns`."""
+        found = [part.columns(self.places[j]) for part in self._parts]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1, dtype=np.float64)
+
+    def rows(self, i: Indices) -> Floats:
+        """See `Source.rows`; the rows ascend."""
+        found, start = [], 0
+        for part in self._parts:
+            own = i[np.searchsorted(i, start) : np.searchsorted(i, start + part.height)]
+            if len(own) or start == 0:
+                s = part.rows(own - start)
+                found.append(s if self._all else s[:, self.places])
+            start += part.height
+        if len(found) > 1 and not len(found[0]):
+            del found[0]
+        s = found[0] if len(found) == 1 else np.concatenate(found)
+        return s.astype(np.float64, copy=False)
 
 
 def matrix_of(f: FacilityLocation) -> tuple[Any, Indices]:
@@ -66,9 +181,7 @@ def softmax_rows(block: SoftmaxBlock, some: Any, out: Floats) -> None:
 
     Rows that are the candidates themselves take half of a product: BLAS is given one matrix.
     """
-    x: Any = unit(block.rows.astype(np.float64))
-    same = block.rows is block.candidates
-    y: Any = x if same else unit(block.candidates.astype(np.float64))
+    x, y = directions(block)
     cosines = product(x, y.T)
     for part in spans(*cosines.shape):
         s = cosines[part]
@@ -76,3 +189,10 @@ def softmax_rows(block: SoftmaxBlock, some: Any, out: Floats) -> None:
         s /= block.temperature
         np.exp(s, out=s)
         np.divide(s[:, some], s.sum(axis=1, keepdims=True), out=out[part])
+
+
+def directions(block: SoftmaxBlock) -> tuple[Floats, Floats]:
+    """Rows (H, D) and candidates (N, D) of length one, the same ones where they are."""
+    x: Any = unit(block.rows.astype(np.float64))
+    same = block.rows is block.candidates
+    return x, x if same else unit(block.candidates.astype(np.float64))
