@@ -70,8 +70,11 @@ available = importlib.util.find_spec("numba") is not None
 KNOWN = (np.dtype(np.float32), np.dtype(np.float64))
 """Floating dtypes that Numba compiles for; others, by precision or byte order, go to NumPy."""
 
-ALONE = 1 << 20
-"""Numbers in a batch below which starting threads costs more than they save."""
+ALONE = 1 << 22
+"""Numbers in a batch below which starting threads costs loops over them more than they save."""
+
+ALONE_WITH_PRODUCTS = 1 << 20
+"""The same of features whose products are taken as well."""
 
 FEW = 4
 """Columns of similarities up to which loops beat a threaded matrix product."""
@@ -129,14 +132,15 @@ def _for_known(function: F) -> F:
     return cast(F, call)
 
 
-def _workers(x: Floats) -> int:
+def _workers(x: Floats, products: bool = False) -> int:
     """How many threads share a batch: as many as Numba is configured to use."""
     import numba
 
     # Not numba.get_num_threads(): that starts threads of Numba's own, which nothing here uses and
     # whose OpenMP slows the one of a PyTorch in the same process by an order of magnitude.
     configured = int(numba.config.NUMBA_NUM_THREADS)
-    return 1 if x.size < ALONE else min(configured, math.prod(x.shape[:-2]))
+    alone = ALONE_WITH_PRODUCTS if products else ALONE
+    return 1 if x.size < alone else min(configured, math.prod(x.shape[:-2]))
 
 
 def _unit(x: Floats) -> Floats:
@@ -344,7 +348,7 @@ def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
     kernel: Any = f.kernel
     if int(np.max(k, initial=0)) * f.size > volume.FORESEEN:
-        return volume.of_kernels(f, k, _steps(), _workers(kernel))
+        return volume.of_kernels(f, k, _steps())
     epsilon = float(np.finfo(kernel.dtype).eps)
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
@@ -353,7 +357,8 @@ def determinant(f: LogDeterminant, k: Any) -> Picks:
         _kernels().explain(np.ascontiguousarray(kernel[at]), budget, epsilon, picks, gains)
         return picks, gains, float(gains.sum()), math.inf
 
-    return over_batch(f.batch_shape, k, solve, _workers(kernel))
+    # A loop is done before another thread is awake.
+    return over_batch(f.batch_shape, k, solve)
 
 
 def _farthest(distance: Floats, k: int, start: int | None) -> tuple[Any, Any, float, float]:
@@ -395,7 +400,7 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
         matrix=plain.small_enough(features),
         run=_kernels().farthest_surely,
         rounded=_unit,
-        workers=_workers(features),
+        workers=_workers(features, products=True),
     )
 
 

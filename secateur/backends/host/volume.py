@@ -213,10 +213,10 @@ class OfSpan:
         self._rank += 1
 
 
-def of_kernels(f: LogDeterminant, k: Any, steps: Steps = ARRAYS, workers: int = 1) -> Picks:
+def of_kernels(f: LogDeterminant, k: Any, steps: Steps = ARRAYS) -> Picks:
     """Greedy log-determinant of kernels (..., N, N): O(k^2 N)."""
     kernel: Any = f.kernel
-    return _each(f, k, lambda at, budget: OfKernel(kernel[at], budget, steps), steps, workers)
+    return _each(f, k, lambda at, budget: OfKernel(kernel[at], budget, steps), steps)
 
 
 def of_factors(f: LogDeterminant, k: Any, steps: Steps = ARRAYS) -> Picks:
@@ -240,7 +240,6 @@ def _each(
     k: Any,
     volume: Callable[[tuple[int, ...], int], Volume],
     steps: Steps,
-    workers: int = 1,
 ) -> Picks:
     """Greedy of the volume of each image of a batch."""
     opened, width = f.open(), int(f.sample.shape[-1])
@@ -250,7 +249,7 @@ def _each(
             picks, gains, bound = greedy(volume(at, budget), budget, steps, opened[at])
         return picks, gains, float(gains.sum()), bound
 
-    return over_batch(f.batch_shape, k, solve, workers)
+    return over_batch(f.batch_shape, k, solve)
 
 
 def greedy(

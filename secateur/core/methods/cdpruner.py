@@ -120,7 +120,8 @@ class CDPruner(Method):
             r = namespace(directions).astype(r, directions.dtype)
             spanning = LogDeterminant.from_span(r[..., :, None] * directions, check_finite=False)
             return replace(maximize(spanning, k), scores=r)
-        similarity = constant(cosine(tokens.features, check_finite=False))
-        r = namespace(similarity).astype(r, similarity.dtype)
-        kernel = r[..., :, None] * similarity * r[..., None, :]
+        kernel = constant(cosine(tokens.features, check_finite=False))
+        r = namespace(kernel).astype(r, kernel.dtype)
+        kernel *= r[..., :, None]
+        kernel *= r[..., None, :]
         return replace(maximize(LogDeterminant(kernel, check_finite=False), k), scores=r)

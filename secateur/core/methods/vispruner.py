@@ -33,6 +33,9 @@ DROPPED_AT_ONCE = 8
 NEIGHBOURS = 32
 """How many nearest neighbours of each token are looked through before all are."""
 
+BLOCK = 1 << 20
+"""Cosines whose order is looked at together."""
+
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -152,7 +155,12 @@ def unpaired(features: Array, order: Array, k: int) -> Array:
 
 
 def _rounds(cosines: Numbers, k: int) -> Indices:
-    near = np.argpartition(-cosines, min(NEIGHBOURS, len(cosines)) - 1, axis=-1)[:, :NEIGHBOURS]
+    n = len(cosines)
+    near = np.empty((n, min(NEIGHBOURS, n)), dtype=np.int64)
+    step = max(1, BLOCK // n)
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        near[part] = np.argpartition(-cosines[part], near.shape[1] - 1, axis=-1)[:, :NEIGHBOURS]
     closeness = np.take_along_axis(cosines, near, axis=-1)
     order = np.argsort(-closeness, axis=-1)
     near = np.take_along_axis(near, order, axis=-1)
