@@ -154,6 +154,8 @@ MANY = 1 << 20
 tokens with all of them. 1,024 tokens of 1,024 channels are as many."""
 PART = 1 << 24
 """Multiplications up to which such a part is left to one thread: some hundred microseconds."""
+EACH = 1 << 20
+"""Multiplications of an image up to which a batch of them is one call of BLAS's."""
 
 
 @contextmanager
@@ -170,7 +172,12 @@ def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
     """x @ y, by one thread or by all of one pool, in `out` where there is one."""
     rows = x.size // x.shape[-1] if x.ndim > 1 else 1
     work = rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1)
-    whole = work > SMALL and _turned(x, y)
+    turned = work > min(PART, SMALL) and _turned(x, y)
+    if turned and x.ndim > 2 and not _one.within:
+        images, threads = math.prod(x.shape[:-2]), hands(WHOLE + 1)
+        if images >= threads and work > images * EACH:
+            return _of_images(x, y, out, threads)
+    whole = turned and work > SMALL
     part = max(x.size, y.size) > MANY and not whole and not _one.within
     with _taken_by(work // 2 if whole else work, PART if part else SMALL) as pool:
         if pool is NUMPY:
@@ -181,6 +188,20 @@ def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
         return large
     out[...] = large
     return out
+
+
+def _of_images(x: Floats, y: Floats, out: Floats | None, threads: int) -> Floats:
+    """Images (..., N, D) with themselves, which threads share: half of a product for each image."""
+    found = np.empty((*x.shape[:-1], y.shape[-1]), dtype=x.dtype) if out is None else out
+
+    def some(images: list[tuple[int, ...]]) -> Floats:
+        for at in images:
+            np.matmul(x[at], y[at], out=found[at])
+        return found
+
+    images = [*each_row(x.shape[:-2])]
+    side_by_side(some, [(images[i::threads],) for i in range(threads)], WHOLE + 1)
+    return found
 
 
 def _turned(x: Floats, y: Floats) -> bool:

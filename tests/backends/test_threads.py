@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,42 @@ def test_a_product_of_tokens_with_themselves_counts_half(monkeypatch: pytest.Mon
         monkeypatch.setattr(lending, "SMALL", 40 * 12)
         lending.product(x[0], x[0, 0])
         assert len(taken) == 4
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_images_with_themselves_are_shared_by_threads_that_do_not_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    taken: list[tuple[int, ...]] = []
+    pool = lending.Pool(
+        lambda x, y: taken.append(x.shape) or x @ y, np.linalg.eigvalsh, lambda: threads
+    )
+    x = np.random.default_rng(0).standard_normal((3, 2, 40, 12)).astype(np.float32)
+    alone = np.stack([[image @ image.T for image in row] for row in x])
+    at_work: set[int] = set()
+    shared = lending._of_images
+
+    def seen(*args: Any) -> Any:
+        at_work.add(args[-1])
+        return shared(*args)
+
+    monkeypatch.setattr(lending, "_of_images", seen)
+    for limit in ("PART", "EACH", "SMALL"):
+        monkeypatch.setattr(lending, limit, 100)
+    room = np.empty_like(alone)
+    with lending.worked_on_by(pool):
+        for out in (None, room):
+            found = lending.product(x, np.swapaxes(x, -1, -2), out)
+            np.testing.assert_array_equal(found, alone)
+            assert found.dtype == np.float32
+        assert found is room
+        assert (at_work, taken) == ({threads}, [])
+        lending.product(x[0, :1], np.swapaxes(x[0, :1], -1, -2))  # no image for each of them
+        lending.product(x, np.swapaxes(x.copy(), -1, -2))
+        with lending.alone(0):
+            lending.product(x, np.swapaxes(x, -1, -2))
+        assert at_work == {threads}
+        assert len(taken) == (0 if threads == 1 else 3)
 
 
 class _Library:

@@ -182,7 +182,7 @@ class ByCandidates(Doubtful):
 
 
 def between(x: Floats, y: Floats) -> Floats:
-    """Cosines (M, N) of directions (M, D) with others (N, D)."""
+    """Products (M, N) of vectors (M, D) with others (N, D)."""
     # BLAS copies the right ones first, which should be the fewer.
     return product(y, x.T).T if len(x) < len(y) else product(x, y.T)
 

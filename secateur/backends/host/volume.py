@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from secateur.backends.host.candidates import between
 from secateur.backends.host.greedy import EPSILON, Floats, Indices
 from secateur.backends.lending import alone, over_batch, product
 from secateur.core.maximize import Picks
@@ -204,7 +205,7 @@ class OfSpan:
     def foresee(self, picks: Indices) -> None:
         """See `Volume.foresee`."""
         new = np.linalg.qr(self._beside(picks).T)[0].T
-        self._ahead = product(new.astype(self._y.dtype), self._y.T)
+        self._ahead = between(new.astype(self._y.dtype), self._y)
         self._basis[self._rank : self._rank + len(new)] = new
 
     def explain(self, place: int) -> None:
