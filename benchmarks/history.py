@@ -5,8 +5,8 @@ that stays the same, the newest when the first was measured, in a pair of proces
 processor time on one thread, so that other work on the machine weighs little. First `--steps`
 commits spread evenly; then, wherever a case changed by more than `--change` between neighbours,
 those in between, until the commit that did it is known. What is measured is kept in
-`build/history.json`: a run that was stopped goes on, and a longer one adds. `--write` makes the
-page and the picture.
+`benchmarks/history.json`: a run that was stopped goes on, a longer or later one adds, and
+machines are named. `--write` makes the page and the picture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from machine import DOCS, described
 
 FIRST = "7bea2d5"
 """The last commit of 0.1 before the next version was begun."""
-STORE = ROOT / "build" / "history.json"
+STORE = ROOT / "benchmarks" / "history.json"
 PAGE, PICTURE = DOCS / "benchmarks" / "history.md", DOCS / "benchmarks" / "history.svg"
 AGAIN = 3
 """In so many more pairs of processes a change must show, the commit beside the one before it."""
@@ -147,6 +147,35 @@ def changes(line: list[str], known: Known, change: float) -> list[tuple[str, str
     return found
 
 
+class Store:
+    """What is known, in a file that grows with every commit measured."""
+
+    def __init__(self, newest: str) -> None:
+        self.beside, self.machines, self.known = newest, list[str](), Known()
+        if STORE.exists():
+            kept = json.loads(STORE.read_text())
+            self.beside, self.machines = kept["beside"], kept["machines"]
+            for commit, row in kept["ratios"].items():
+                cells = dict(zip(kept["cases"], row, strict=True)) if row else {}
+                self.known[commit] = {case: cells.get(case) for case in USUAL} if row else {}
+
+    def add(self, commit: str, found: dict[str, float | None]) -> None:
+        self.known[commit] = found
+        machine = described("numpy", "torch", "numba")
+        if machine not in self.machines:
+            self.machines.append(machine)
+        rows = {
+            name: [None if x is None else round(x, 3) for x in map(cells.get, USUAL)]
+            if cells
+            else []
+            for name, cells in self.known.items()
+        }
+        lines = [f'  "{name}": {json.dumps(row)}' for name, row in rows.items()]
+        head = {"beside": self.beside, "machines": self.machines, "cases": USUAL}
+        text = json.dumps(head, indent=1)[:-2] + ',\n "ratios": {\n'
+        STORE.write_text(text + ",\n".join(lines) + "\n }\n}\n")
+
+
 @functools.cache
 def stands(trees: Trees, before: str, after: str, case: str, rounds: int, change: float) -> bool:
     """Whether a case takes that much longer, or less, in every one of some pairs of processes."""
@@ -201,21 +230,20 @@ def draw(line: list[str], known: Known) -> None:
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
-def page(
-    trees: Trees, line: list[str], known: Known, beside: str, rounds: int, change: float
-) -> str:
+def page(trees: Trees, line: list[str], store: Store, rounds: int, change: float) -> str:
     """The page."""
+    known = store.known
     count = sum(commit in known for commit in line)
     text = INTRODUCTION.format(
         cases=len(USUAL),
         measured=count,
         broken=sum(commit in known and not known[commit] for commit in line),
         all=len(line),
-        beside=beside,
+        beside=store.beside,
         rounds=rounds,
         percent=100 * change,
         again=AGAIN,
-        machine=described("numpy", "torch", "numba"),
+        machine="\n\n".join(store.machines),
     )
     text += "| case | 0.1 | slowest | fastest |\n| --- | ---: | ---: | ---: |\n"
     for case in USUAL:
@@ -244,22 +272,18 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     line = commits()
-    beside, known = line[-1], Known()
-    if STORE.exists():
-        beside, known = json.loads(STORE.read_text())
-    todo = [commit for commit in spread(line, asked.steps) if commit not in known]
+    store = Store(line[-1])
+    todo = [commit for commit in spread(line, asked.steps) if commit not in store.known]
     with checked_out() as trees:
-        while todo or (more := doubtful(trees, line, known, asked.rounds, asked.change)):
+        while todo or (more := doubtful(trees, line, store.known, asked.rounds, asked.change)):
             commit = todo.pop(0) if todo else more
             print(f"{line.index(commit) + 1} of {len(line)}: {commit}", file=sys.stderr, flush=True)
-            known[commit] = measured(trees, commit, beside, asked.rounds)
-            STORE.parent.mkdir(exist_ok=True)
-            STORE.write_text(json.dumps([beside, known]))
-        text = page(trees, line, known, beside, asked.rounds, asked.change)
+            store.add(commit, measured(trees, commit, store.beside, asked.rounds))
+        text = page(trees, line, store, asked.rounds, asked.change)
     print(text)
     if asked.write:
         PAGE.write_text(text)
-        draw(line, known)
+        draw(line, store.known)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from secateur.backends.cupy import kernels as cupy_kernels
 from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     determinant,
+    determinant_span,
     facility_location,
     facility_location_features,
     farthest_first,
@@ -201,6 +202,7 @@ def test_images_in_parts_and_without_room(driver: Any, monkeypatch: pytest.Monke
         driver.facility_location_features(sc.FacilityLocation.from_features(x), k) is NotImplemented
     )
     assert driver.farthest_first_features(sc.Dispersion.from_features(x), k) is NotImplemented
+    assert driver.determinant_span(sc.LogDeterminant.from_span(x), k) is NotImplemented
     assert driver.threshold_scan(x, x[..., 0], k, np.zeros(2), 0.5) is NotImplemented
 
 
@@ -234,6 +236,9 @@ def test_torch_answers_on_the_same_memory(driver: Any, monkeypatch: pytest.Monke
         driver.farthest_first_features(sc.Dispersion.from_features(x), k),
         farthest_first_features.reference(sc.Dispersion.from_features(x), k),
     )
+    for free in (None, np.arange(20) % 4 > 0):
+        f = sc.LogDeterminant.from_span(x, selectable=free)
+        same(driver.determinant_span(f, k), determinant_span.reference(f, k))
     steps = np.asarray([0.05, 0.02])
     attention = np.abs(x[..., 0])
     for got, wanted in zip(
@@ -298,6 +303,7 @@ def test_on_a_device() -> None:
         (farthest_first, (sc.Dispersion(1 - s), k)),
         (farthest_first_features, (sc.Dispersion.from_features(x), k)),
         (determinant, (sc.LogDeterminant(s + np.eye(60)), k)),
+        (determinant_span, (sc.LogDeterminant.from_span(x), k)),
     ):
         found = operation(cp.asarray(args[0]), *args[1:])
         wanted = operation.reference(*args)

@@ -13,6 +13,7 @@ from secateur.core.attention import attention_received
 from secateur.core.maximize import (
     Picks,
     determinant,
+    determinant_span,
     facility_location,
     facility_location_features,
     farthest_first,
@@ -160,6 +161,31 @@ def test_determinant(kind: str, dtype: str, device: str) -> None:
         slow = determinant.reference(sc.LogDeterminant(x), k)
         same(driver.determinant(sc.LogDeterminant(tensor(x, device)), k), slow)
         same(greedy.determinant(tensor(x, device), k), slow)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("width", [4, 9, 40])
+def test_determinant_of_a_span(width: int, masked: bool, device: str) -> None:
+    y = np.stack([features(30, width, seed) for seed in range(4)]).reshape(2, 2, 30, width)
+    y[0, 1, 12], y[0, 1, 13], y[1, 0] = y[0, 1, 3], 0.0, 0.0
+    free = np.arange(120).reshape(2, 2, 30) % 4 > 0 if masked else None
+    for k in (1, 7, 20, np.asarray([[3, 20], [1, 9]])):
+        slow = determinant_span.reference(sc.LogDeterminant.from_span(y, selectable=free), k)
+        mask = None if free is None else tensor(free, device)
+        f = sc.LogDeterminant.from_span(tensor(y, device), selectable=mask)
+        same(driver.determinant_span(f, k), slow)
+        same(greedy.determinant_span(f.factors, mask, k), slow)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_determinant_of_a_span_in_single_precision(device: str) -> None:
+    y = features(60, 40).astype(np.float32)
+    slow = determinant_span.reference(sc.LogDeterminant.from_span(y), 15)
+    f = sc.LogDeterminant.from_span(tensor(y, device))
+    for found in (driver.determinant_span(f, 15), greedy.determinant_span(f.factors, None, 15)):
+        assert found.indices.tolist() == slow.indices.tolist()
+        np.testing.assert_allclose(found.gains.cpu(), slow.gains, rtol=1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)

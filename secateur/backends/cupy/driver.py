@@ -29,6 +29,7 @@ __all__ = [
     "attention_received",
     "cosine_similarity",
     "determinant",
+    "determinant_span",
     "facility_location",
     "facility_location_features",
     "facility_location_kernel",
@@ -247,6 +248,11 @@ def determinant(f: LogDeterminant, k: Any) -> Picks:
     state = (cp.asarray(host), left, noise, logs, factor, opened, indices, gains)
     _launch("cholesky_steps", (images,), x, *state, n, longest)
     return answer(batch, indices, gains, cp.sum(gains, axis=-1))
+
+
+def determinant_span(f: LogDeterminant, k: Any) -> Picks:
+    """Greedy log-determinant of Y Y^T from vectors (..., N, D), by the PyTorch driver."""
+    return cast(Picks, _by_torch("determinant_span", (f,), k))
 
 
 def threshold_scan(

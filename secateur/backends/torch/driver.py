@@ -305,10 +305,11 @@ def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
 
 
 def determinant_span(f: LogDeterminant, k: Any) -> Picks:
-    """Greedy log-determinant of Y Y^T; on CUDA left to the reference."""
+    """Greedy log-determinant of Y Y^T from vectors (..., N, D), in O(N D) memory."""
     if not _cuda(f.sample):
         return cast(Picks, _on_host(maximize.determinant_span, f, k))
-    return cast(Picks, NotImplemented)
+    vectors: Any = f.factors
+    return greedy.determinant_span(vectors, cast(Any, f.selectable), k)
 
 
 def determinant(f: LogDeterminant, k: Any) -> Picks:

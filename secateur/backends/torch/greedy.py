@@ -161,6 +161,40 @@ def determinant(kernel: Tensor, k: Any) -> Picks:
     return record.picks(record.gains.sum(-1))
 
 
+def determinant_span(vectors: Tensor, selectable: Tensor | None, k: Any) -> Picks:
+    """Greedy log-determinant of Y Y^T from vectors (..., N, D): O(N D) a pick.
+
+    What a pick adds to the span of those before is made a direction in float64; what lies along
+    it is multiplied in the precision of the vectors.
+    """
+    batch, (n, d) = tuple(vectors.shape[:-2]), vectors.shape[-2:]
+    y = flat(vectors, 2)
+    record = _Record(batch, n, k, y.device)
+    if selectable is not None:
+        record.taken |= ~flat(selectable.expand(*batch, n), 1)
+    left = y.double().square().sum(-1)
+    noise = 128 * torch.finfo(y.dtype).eps * left
+    basis = left.new_zeros(len(y), min(record.longest, d), d)
+    for step in range(record.longest):
+        alive = left > noise if step < d else torch.zeros_like(record.taken)
+        gains = torch.where(alive, left, 0.0).log()
+        place = record.leader(gains, 4.0 * n * EPSILON)
+        record.pick(step, place, gains)
+        if step >= d:
+            continue
+        at = place[:, None]
+        new = y.gather(1, at[:, :, None].expand(-1, 1, d)).double()
+        known = basis[:, :step]
+        for _ in range(2):  # once leaves what rounding left
+            new = new - (new @ known.mT) @ known
+        new = new / torch.linalg.vector_norm(new, dim=-1, keepdim=True)
+        new = torch.where(alive.gather(1, at)[:, :, None], new, 0.0)
+        basis[:, step] = new[:, 0]
+        along = (y @ new.to(y.dtype).mT)[..., 0].double()
+        left = left - along * along
+    return record.picks(record.gains.sum(-1))
+
+
 def farthest_first(distance: Tensor, k: Any, start: int | None, rounding: float = 0.0) -> Picks:
     """Farthest-first over distances (..., N, N) known to `rounding`."""
     batch, n = tuple(distance.shape[:-2]), int(distance.shape[-1])
