@@ -126,6 +126,12 @@ def check_the_rest(device: str) -> None:
         f = sc.FacilityLocation.from_features(x.to(device, half))
         g = sc.FacilityLocation.from_features(x.to(half).double().numpy())
         expect(f"{half} features", [sc.maximize(f, 40).indices], [sc.maximize(g, 40).indices])
+    few = x.double()
+    expect(
+        "determinant of a span",
+        [sc.maximize(sc.LogDeterminant.from_span(few.to(device)), 40).indices],
+        [sc.maximize(sc.LogDeterminant.from_span(few.numpy()), 40).indices],
+    )
     rank = sc.effective_rank(x.to(device))
     expect("effective rank", [rank], [sc.effective_rank(x.double().numpy())], rtol=1e-5)
     image = np.random.default_rng(0).integers(0, 256, (280, 420, 3), dtype=np.uint8)

@@ -55,6 +55,12 @@ def test_whole_tensor_steps_wait_for_nothing_either(paper: ModuleType, name: str
     assert paper.counted(paper.operations(100, 8, 64, 2)[name], greedy).launches > 0
 
 
+def test_a_span_waits_for_nothing(paper: ModuleType) -> None:
+    f = sc.LogDeterminant.from_span(torch.zeros(2, 100, 64)).with_arrays(paper.nowhere)
+    few, many = (paper.counted(lambda k=k: driver.determinant_span(f, k)).launches for k in (4, 8))
+    assert 0 < many - few <= 4 * 47
+
+
 def test_a_step_that_asks_the_device_is_found(paper: ModuleType) -> None:
     x = paper.nowhere(torch.zeros(3))
     with pytest.raises(RuntimeError, match="meta"):
