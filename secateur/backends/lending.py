@@ -172,13 +172,17 @@ def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
     """x @ y, by one thread or by all of one pool, in `out` where there is one."""
     rows = x.size // x.shape[-1] if x.ndim > 1 else 1
     work = rows * x.shape[-1] * (y.shape[-1] if y.ndim > 1 else 1)
+    within = _one.within
+    if within and work <= SMALL:
+        small: Floats = np.matmul(x, y, out=out)
+        return small
     turned = work > min(PART, SMALL) and _turned(x, y)
-    if turned and x.ndim > 2 and not _one.within:
+    if turned and x.ndim > 2 and not within:
         images, threads = math.prod(x.shape[:-2]), hands(WHOLE + 1)
         if images >= threads and work > images * EACH:
             return _of_images(x, y, out, threads)
     whole = turned and work > SMALL
-    part = max(x.size, y.size) > MANY and not whole and not _one.within
+    part = max(x.size, y.size) > MANY and not whole and not within
     with _taken_by(work // 2 if whole else work, PART if part else SMALL) as pool:
         if pool is NUMPY:
             found: Floats = np.matmul(x, y, out=out)

@@ -243,9 +243,10 @@ def _each(
     steps: Steps,
 ) -> Picks:
     """Greedy of the volume of each image of a batch."""
-    opened, width = f.open(), int(f.sample.shape[-1])
+    opened = f.open()
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
+        width = budget if f.factors is None else int(f.factors.shape[-1])
         with alone(budget * f.size * width), np.errstate(over="ignore", invalid="ignore"):
             picks, gains, bound = greedy(volume(at, budget), budget, steps, opened[at])
         return picks, gains, float(gains.sum()), bound
