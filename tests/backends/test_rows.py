@@ -107,6 +107,20 @@ def test_lists_that_run_full(driver: ModuleType, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("no_matrix")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_refused(driver: ModuleType, value: float) -> None:
+    x, words = vectors(N), vectors(11, 3)
+    x[7, 3] = value
+    blocks = [SoftmaxBlock(words, vectors(N, 4), 0.05), SoftmaxBlock(x, x, 0.2)]
+    f = FacilityLocation.of_blocks(blocks, check_finite=False)
+    with pytest.raises(ValueError, match=r"^similarity: contains NaN or infinity, or features do"):
+        driver.facility_location_rows(f, 5)
+    f = FacilityLocation.from_features(x, selectable=FREE["some"], check_finite=False)
+    with pytest.raises(ValueError, match=r"^features: contains NaN or infinity"):
+        driver.facility_location_rows(f, 5)
+
+
+@pytest.mark.usefixtures("no_matrix")
 def test_a_sparse_rectangle_is_left_to_the_reference(driver: ModuleType) -> None:
     s = scipy.sparse.random(30, N, 0.2, "csr", random_state=np.random.default_rng(0))
     f = FacilityLocation(s)

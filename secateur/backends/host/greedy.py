@@ -45,10 +45,12 @@ class Source(Protocol):
     """Entries worth asking for at once."""
     width: int
     """Multiplications that one entry takes."""
-    given: Any
-    """What the similarities come from."""
     name: str
-    """What the user calls it."""
+    """What the user calls what they come from."""
+
+    @property
+    def given(self) -> Any:
+        """What the similarities come from."""
 
     def gains(self, w: Floats) -> Floats:
         """The gains (N,) of all tokens on top of none."""

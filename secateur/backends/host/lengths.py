@@ -53,7 +53,8 @@ def unit(x: Floats) -> Floats:
     # Zeros, what is no number, or out of the range of squares: by the largest entry first.
     largest = np.maximum(x.max(axis=-1), -x.min(axis=-1))[..., None]
     largest[largest == 0] = 1
-    out = x / largest
+    with np.errstate(invalid="ignore"):
+        out = x / largest
     length = np.sqrt(np.einsum("...d,...d->...", out, out))[..., None]
     length[length == 0] = 1
     out /= length

@@ -121,10 +121,16 @@ class Stacked:
         ] or [Entries(f.kind, f.features)]
         self.places = np.flatnonzero(f.open())
         self._all = len(self.places) == f.size
-        self.given, self.name = self._parts[0].given, self._parts[0].name
+        self.name = "similarity" if f.blocks else "features"
         self.height, self.size, self.rounding = f.height, len(self.places), rounding
         self.width = max(part.width for part in self._parts)
         self.reach = max(part.reach for part in self._parts)
+
+    @property
+    def given(self) -> Any:
+        """What the entries come from: of several, the first that is no number somewhere."""
+        given = [part.given for part in self._parts]
+        return next((x for x in given if not np.isfinite(x).all()), given[0])
 
     def gains(self, w: Floats) -> Floats:
         """See `Source.gains`."""
