@@ -68,7 +68,7 @@ class Choice:
     def __str__(self) -> str:
         """Its cells."""
         others = "" if self.same else ", others kept"
-        return f"{spelled(self.seconds)} | {self.memory:.0f} | {self.ratio:.2f}{others}"
+        return f"{spelled(self.seconds)}, {self.memory:.0f} MiB | {self.ratio:.2f}{others}"
 
 
 def line(name: str, given: dict[str, np.ndarray], rounds: int) -> str | None:
@@ -78,8 +78,8 @@ def line(name: str, given: dict[str, np.ndarray], rounds: int) -> str | None:
         try:
             cells.append(str(Choice(name, given, over, rounds)))
         except ValueError:
-            cells.append("- | - | -")
-    return f"| {name} | {' | '.join(cells)} |" if any("s |" in cell for cell in cells) else None
+            cells.append("- | -")
+    return f"| {name} | {' | '.join(cells)} |" if any("s, " in cell for cell in cells) else None
 
 
 def main() -> None:
@@ -93,8 +93,8 @@ def main() -> None:
     x = given["features"]
     product = medians(interleaved({"product": lambda: x @ x.T}, 5))["product"]
     lines = [
-        "| method | by frame | MiB | tensors | as one | MiB | tensors |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| method | by frame | tensors | as one | tensors |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     print(f"one product: {spelled(product)}", *lines, sep="\n")
     for name in asked.methods:
@@ -112,10 +112,10 @@ def main() -> None:
             f"{FRAMES} frames of {TOKENS} tokens of {WIDTH} numbers, one instruction of {WORDS}",
             f"tokens, float32; {EACH} tokens of each frame kept, and {SHARE:.1%} of all frames'",
             'tokens as one pool (`over="video"`): medians, all threads, of arrays, and as how many',
-            "times as long tensors take. MiB are what a choice takes above its inputs, as",
+            "times as long tensors take. Memory is what a choice takes above its inputs, as",
             "`tracemalloc` sees it. A product of all tokens with themselves in float32, of which",
             f"the library that multiplies takes half, is {spelled(product)} here, and a matrix of",
-            f"all pairs {4 * N * N / 2**20:.0f} MiB. Without a time is who takes whole videos only,",
+            f"all pairs {4 * N * N / 2**20:.0f} MiB. Without a time is who takes whole videos,",
             "or works from the grid of a frame.",
             "",
             *lines,
