@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tracemalloc
 from types import ModuleType
 from typing import Any
@@ -12,24 +11,12 @@ import pytest
 import scipy.sparse
 
 import secateur as sc
-from secateur.backends.host import driver as plain
 from secateur.core import maximize
 from secateur.core.kernels import KINDS
 from secateur.core.maximize import Picks, facility_location_rows
 from secateur.core.objectives import FacilityLocation, SoftmaxBlock
 
 N = 120
-
-
-@pytest.fixture(params=["numpy", "numba"])
-def driver(request: pytest.FixtureRequest) -> ModuleType:
-    """Whole arrays at a time, or loops."""
-    if request.param == "numpy":
-        return plain
-    pytest.importorskip("numba")
-    compiled = importlib.import_module("secateur.backends.host.compiled")
-    compiled.wake()
-    return compiled
 
 
 @pytest.fixture

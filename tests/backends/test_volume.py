@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tracemalloc
 from types import ModuleType
 from typing import Any
@@ -16,17 +15,6 @@ from secateur.backends.host import volume
 from secateur.core.maximize import Picks, determinant, determinant_factors, determinant_span
 
 N = 150
-
-
-@pytest.fixture(params=["numpy", "numba"])
-def driver(request: pytest.FixtureRequest) -> ModuleType:
-    """Whole arrays at a time, or loops."""
-    if request.param == "numpy":
-        return plain
-    pytest.importorskip("numba")
-    compiled = importlib.import_module("secateur.backends.host.compiled")
-    compiled.wake()
-    return compiled
 
 
 @pytest.fixture(params=[(64, 64), (5, 8), (40, 12), (1, 64)], ids=str)
