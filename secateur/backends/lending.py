@@ -5,14 +5,16 @@ for more, and two pools spin against each other on the same cores. So a small pr
 the calling thread alone, as threadpoolctl tells the BLAS behind NumPy: it is done before a second
 thread would be awake, and nobody waits for one that another process keeps from running. A large
 product is taken by the pool of the library whose memory it is, if that has a second thread: alone,
-NumPy's product is the faster one. A whole choice among few tokens is the calling thread's too, its
-large products aside: between them are hundreds of small steps of the array library, and PyTorch's
-threads meet at each of them.
+NumPy's product is the faster one. Tokens with themselves are not: threads of ours take blocks of
+half of that product, on one thread of BLAS's each, and none of them spins. A whole choice among
+few tokens is the calling thread's too, its large products aside: between them are hundreds of
+small steps of the array library, and PyTorch's threads meet at each of them.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import sys
 import threading
@@ -177,10 +179,14 @@ def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
         small: Floats = np.matmul(x, y, out=out)
         return small
     turned = work > min(PART, SMALL) and _turned(x, y)
-    if turned and x.ndim > 2 and not within:
-        images, threads = math.prod(x.shape[:-2]), hands(WHOLE + 1)
-        if images >= threads and work > images * EACH:
-            return _of_images(x, y, out, threads)
+    images = math.prod(x.shape[:-2])
+    if turned and work > images * EACH:
+        if images >= hands(WHOLE + 1) and images > 1 and not within:
+            return _of_images(x, y, out, hands(WHOLE + 1))
+        with _one.left():
+            threads = hands(work)
+            if threads > 1:
+                return _of_themselves(x, y, out, threads)
     whole = turned and work > SMALL
     part = max(x.size, y.size) > MANY and not whole and not within
     with _taken_by(work // 2 if whole else work, PART if part else SMALL) as pool:
@@ -205,6 +211,27 @@ def _of_images(x: Floats, y: Floats, out: Floats | None, threads: int) -> Floats
 
     images = [*each_row(x.shape[:-2])]
     side_by_side(some, [(images[i::threads],) for i in range(threads)], WHOLE + 1)
+    return found
+
+
+def _of_themselves(x: Floats, y: Floats, out: Floats | None, threads: int) -> Floats:
+    """The same of few large images, each in blocks: those above the diagonal are mirrored."""
+    found = np.empty((*x.shape[:-1], y.shape[-1]), dtype=x.dtype) if out is None else out
+    count = 2 * threads
+    ends = np.linspace(0, x.shape[-2], count + 1).astype(int).tolist()
+    parts = [slice(*each) for each in itertools.pairwise(ends)]
+
+    def block(at: tuple[int, ...], i: int, j: int) -> Floats:
+        to, rows, columns = found[at], parts[i], parts[j]
+        np.matmul(x[at][rows], y[at][:, columns], out=to[rows, columns])
+        if i != j:
+            to[columns, rows] = to[rows, columns].T
+        return found
+
+    # The large ones first, so that nobody waits long for the last one.
+    places = [(i, j) for i in range(count) for j in range(i)] + [(i, i) for i in range(count)]
+    jobs = [(at, *place) for at in each_row(x.shape[:-2]) for place in places]
+    side_by_side(block, jobs, WHOLE + 1)
     return found
 
 

@@ -104,6 +104,39 @@ def test_images_with_themselves_are_shared_by_threads_that_do_not_wait_for_each_
         assert len(taken) == (0 if threads == 1 else 3)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("shape", [(41, 12), (7, 30), (1, 41, 12), (1, 1, 33, 12)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_few_large_images_with_themselves_are_taken_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: str, threads: int
+) -> None:
+    taken: list[tuple[int, ...]] = []
+    pool = lending.Pool(
+        lambda x, y: taken.append(x.shape) or x @ y, np.linalg.eigvalsh, lambda: threads
+    )
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    y = np.swapaxes(x, -1, -2)
+    wanted = x.astype(np.float64) @ y
+    for limit in ("PART", "EACH", "SMALL", "WHOLE"):
+        monkeypatch.setattr(lending, limit, 100)
+    room = np.empty(wanted.shape, dtype=dtype)
+    with lending.worked_on_by(pool):
+        for out in (None, room):
+            found = lending.product(x, y, out)
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+            np.testing.assert_array_equal(found, np.swapaxes(found, -1, -2))
+            assert found.dtype == dtype
+        assert found is room
+        with lending.alone(0):
+            np.testing.assert_array_equal(lending.product(x, y), found)
+        assert taken == []
+        across = lending.product(y, x)  # channels with themselves
+        np.testing.assert_allclose(across, y.astype(np.float64) @ x, rtol=1e-4, atol=1e-4)
+        monkeypatch.setattr(lending, "WHOLE", 1 << 40)
+        lending.product(x, y)
+        assert len(taken) == 1
+
+
 class _Library:
     num_threads = 2
 
