@@ -300,7 +300,7 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
 
 @_for_known
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
-    """Greedy facility location over rectangular, stacked or masked rows, from a matrix."""
+    """Greedy facility location over rectangular, stacked or masked rows."""
     return of_rows(f, k, _greedy, _Nearly)
 
 

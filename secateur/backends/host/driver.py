@@ -167,7 +167,7 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
 
 
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
-    """Greedy facility location over rectangular, stacked or masked rows, from a matrix."""
+    """Greedy facility location over rectangular, stacked or masked rows."""
     return of_rows(
         f, k, lambda s, w, budget, rounding: greedy(Served(Dense(s, rounding), w), budget)
     )

@@ -150,14 +150,14 @@ class Stacked:
         found, start = [], 0
         for part in self._parts:
             own = i[np.searchsorted(i, start) : np.searchsorted(i, start + part.height)]
-            if len(own) or start == 0:
+            if len(own):
                 s = part.rows(own - start)
                 found.append(s if self._all else s[:, self.places])
             start += part.height
-        if len(found) > 1 and not len(found[0]):
-            del found[0]
-        s = found[0] if len(found) == 1 else np.concatenate(found)
-        return s.astype(np.float64, copy=False)
+        if not found:
+            return np.empty((0, self.size))
+        entries = found[0] if len(found) == 1 else np.concatenate(found)
+        return entries.astype(np.float64, copy=False)
 
 
 def matrix_of(f: FacilityLocation) -> tuple[Any, Indices]:

@@ -290,9 +290,9 @@ def _foreseen(volume: Volume, opened: Flags, level: float, count: int, steps: St
     pick = steps.most_left(left, opened, level)
     if count < 1 or not left[pick] > 0.0:
         return np.empty(0, dtype=np.int64)
-    alone = np.asarray([pick])
+    only = np.asarray([pick])
     if count == 1:
-        return alone
+        return only
     tokens, limit = np.arange(n), volume.rest
     room = min(max(ROOM, n // SHARE), MOST_ROOM)
     if room < n:
@@ -300,7 +300,7 @@ def _foreseen(volume: Volume, opened: Flags, level: float, count: int, steps: St
         most = np.argpartition(free, n - room - 1)[n - room - 1 :]
         tokens, limit = np.sort(most[1:]), max(float(free[most[0]]), limit)
     if not left[pick] * level > limit:
-        return alone
+        return only
     rows = np.empty((count, len(tokens)))
     covariances, left = volume.among(tokens), left[tokens]
     opened, noise = opened[tokens], volume.noise[tokens]
