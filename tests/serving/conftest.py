@@ -35,6 +35,20 @@ def awake():
     """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def inspected():
+    """What vLLM asks about a class it asks in this process, which has imported all of it already.
+
+    By itself it starts a process for each class it meets first, which takes ten seconds each to
+    import vLLM; the servers that tests start do.
+    """
+    from vllm.model_executor.models import registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_run_in_subprocess", lambda ask: ask())
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     """Checkpoints by name, made when first asked for."""
