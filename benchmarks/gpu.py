@@ -275,6 +275,7 @@ def the_others(solver: Any) -> None:
         "cosine similarity": lambda: driver.cosine_similarity(x),
         "attention received, 16 heads": lambda: driver.attention_received(q, keys),
         "singular values": lambda: driver.singular_values(x),
+        "entropy of singular values": lambda: driver.singular_entropy(x),
         "patch entropy, 3840 x 2160, one image": lambda: driver.patch_entropy(image, 28),
     }
     bandwidth, launch = ceilings()

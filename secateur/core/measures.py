@@ -139,6 +139,12 @@ def singular_values(features: Array) -> Array:
     return namespace(features).linalg.svdvals(features)
 
 
+@operation
+def singular_entropy(features: Array) -> Array:
+    """Entropies (...) of the singular values of matrices (..., N, D), as shares of their sum."""
+    return _entropy(singular_values(features), -1, False)
+
+
 @typed
 def effective_rank(features: Array, *, check_finite: bool = True) -> Array:
     r"""How many directions a set of vectors really uses.
@@ -161,7 +167,7 @@ def effective_rank(features: Array, *, check_finite: bool = True) -> Array:
     Notes
     -----
     O(N D min(N, D)) time. A driver may take the eigenvalues of the smaller Gram matrix where
-    these are accurate enough.
+    these are accurate enough; on a CUDA device Cholesky factors of it take their place.
 
     References
     ----------
@@ -184,7 +190,7 @@ def effective_rank(features: Array, *, check_finite: bool = True) -> Array:
     scaled = x / xp.where(largest > 0, largest, xp.ones_like(largest))
     if x is not features:
         scaled = like(scaled, features)
-    h = _entropy(singular_values(scaled), -1, False)
+    h = singular_entropy(scaled)
     return namespace(h).exp(h)
 
 

@@ -26,6 +26,7 @@ LAUNCHES = {
     "cosine similarity": 10,
     "attention received, 16 heads": 12,
     "singular values": 7,
+    "entropy of singular values": 60,
     "patch entropy, 3840 x 2160, one image": 27,
 }
 """Kernels of one call with Triton's. Fewer are better: lower a number here with its kernel."""

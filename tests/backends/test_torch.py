@@ -19,7 +19,7 @@ from secateur.core.maximize import (
     farthest_first,
     farthest_first_features,
 )
-from secateur.core.measures import patch_entropy, singular_values
+from secateur.core.measures import patch_entropy, singular_entropy, singular_values
 from secateur.core.relevance import text_relevance
 from secateur.core.similarity import cosine_similarity
 from secateur.core.similarity import unit as unit_operation
@@ -400,6 +400,11 @@ def test_the_way_to_a_device_on_the_host(monkeypatch: pytest.MonkeyPatch) -> Non
     narrow = singular_values(tensor(x.astype(np.float32)))
     assert narrow.dtype == torch.float32
     np.testing.assert_allclose(narrow, singular_values.reference(x), rtol=1e-6, atol=1e-5)
+    h = singular_entropy(tensor(x.astype(np.float32)))
+    assert h.dtype == torch.float32
+    np.testing.assert_allclose(h, singular_entropy.reference(x), rtol=1e-6)
+    exact = singular_entropy.reference(tensor(x))
+    np.testing.assert_array_equal(singular_entropy(tensor(x)), exact)
     image = np.random.default_rng(0).integers(0, 256, (9, 14, 3))
     np.testing.assert_allclose(
         patch_entropy(tensor(image), 4), patch_entropy.reference(image, 4), rtol=1e-13

@@ -37,6 +37,7 @@ __all__ = [
     "farthest_first",
     "farthest_first_features",
     "patch_entropy",
+    "singular_entropy",
     "singular_values",
     "text_relevance",
     "threshold_scan",
@@ -310,6 +311,11 @@ def singular_values(features: Any) -> Any:
     gram = turned @ x if x.shape[-2] > x.shape[-1] else x @ turned
     squares = cp.linalg.eigvalsh(gram)[..., ::-1]
     return cp.sqrt(cp.clip(squares, 0.0, None)).astype(features.dtype)
+
+
+def singular_entropy(features: Any) -> Any:
+    """As the PyTorch driver computes it; without PyTorch from the singular values."""
+    return _by_torch("singular_entropy", (features,))
 
 
 def text_relevance(visual: Any, text: Any, text_global: Any, mask: Any, *more: Any) -> Any:

@@ -23,7 +23,7 @@ import torch
 
 from secateur.backends import lending
 from secateur.backends.lending import Pool, handed, in_parts, worked_on_by
-from secateur.backends.torch import greedy
+from secateur.backends.torch import greedy, spectrum
 from secateur.core import (
     arrays,
     attention,
@@ -61,6 +61,7 @@ __all__ = [
     "likeness_factors",
     "patch_entropy",
     "salient_coverage",
+    "singular_entropy",
     "singular_values",
     "smallest",
     "text_relevance",
@@ -378,9 +379,8 @@ def threshold_scan(
 def singular_values(features: Tensor) -> Tensor:
     """Singular values (..., min(N, D)), on CUDA from the smaller Gram matrix in float64.
 
-    An eigenvalue of the Gram matrix is known to about 1e-15 of the largest, a singular value
-    so to 3e-8 of the largest or better: as well as an SVD in float32 knows it. Float64 input
-    gets the SVD.
+    So they are known to 3e-8 of the largest or better: as well as by an SVD in float32. Float64
+    input gets the SVD.
     """
     if _derived(features):
         return NotImplemented
@@ -392,6 +392,13 @@ def singular_values(features: Tensor) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     squares = torch.linalg.eigvalsh(x.mT @ x if tall else x @ x.mT)
     return squares.flip(-1).clamp_(min=0.0).sqrt_().to(_plain(features).dtype)
+
+
+def singular_entropy(features: Tensor) -> Tensor:
+    """The entropy of singular values, on CUDA without an eigensolver; float64 gets the SVD."""
+    if _derived(features) or not _cuda(features) or features.dtype == torch.float64:
+        return NotImplemented
+    return spectrum.singular_entropy(_plain(features))
 
 
 def patch_entropy(image: Tensor, patch: int) -> Tensor:
