@@ -286,7 +286,7 @@ def determinant(f: LogDeterminant, k: Any) -> Picks:
     L. Chen, G. Zhang and E. Zhou, "Fast greedy MAP inference for determinantal point process
     to improve recommendation diversity", NeurIPS 2018.
     """
-    return by_row(f, k, track)
+    return by_row(f, k, incremental if f.monotone else track)
 
 
 @solves(Dispersion, "matrix")

@@ -155,6 +155,8 @@ def test_determinant(driver: Any, k: Any, ridge: float) -> None:
         driver.determinant(sc.LogDeterminant(kernel), k),
         determinant.reference(sc.LogDeterminant(kernel), k),
     )
+    masked = sc.LogDeterminant(kernel, selectable=np.arange(23) > 0)
+    assert driver.determinant(masked, k) is NotImplemented
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

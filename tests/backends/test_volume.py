@@ -77,6 +77,46 @@ def test_of_a_kernel(driver: ModuleType, kind: str, k: int) -> None:
 @pytest.mark.usefixtures("foreseen")
 @pytest.mark.parametrize("k", [1, 15, 60, 120])
 @pytest.mark.parametrize("kind", KINDS)
+def test_of_a_kernel_with_a_mask(driver: ModuleType, kind: str, k: int) -> None:
+    y, some = vectors(kind), np.arange(N) % 5 > 0
+    f = sc.LogDeterminant(y @ y.T, selectable=some)
+    found = driver.determinant(f, k)
+    assert some[found.indices].all()
+    same(found, determinant.reference(f, k))
+
+
+@pytest.mark.usefixtures("foreseen")
+@pytest.mark.parametrize("k", [1, 15, 60, 120])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_kernel_above_the_identity(driver: ModuleType, kind: str, k: int) -> None:
+    y = vectors(kind)
+    for some in (None, np.arange(N) % 5 > 0):
+        f = sc.LogDeterminant(np.eye(N) + y @ y.T, above_identity=True, selectable=some)
+        found = driver.determinant(f, k)
+        assert np.isfinite(found.bound)
+        same(found, determinant.reference(f, k))
+
+
+def test_masks_and_certificates_on_a_device_are_the_reference_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = pytest.importorskip("torch")
+    from secateur.backends.torch import driver as tensors
+
+    monkeypatch.setattr(tensors, "_cuda", lambda _: True)
+    y = vectors("normal")
+    for f in (
+        sc.LogDeterminant(y @ y.T, selectable=np.arange(N) % 5 > 0),
+        sc.LogDeterminant(np.eye(N) + y @ y.T, above_identity=True),
+    ):
+        given = f.with_arrays(torch.tensor)
+        assert tensors.determinant(given, 9) is NotImplemented
+        same(determinant(given, 9), determinant.reference(f, 9))
+
+
+@pytest.mark.usefixtures("foreseen")
+@pytest.mark.parametrize("k", [1, 15, 60, 120])
+@pytest.mark.parametrize("kind", KINDS)
 def test_of_factors(driver: ModuleType, kind: str, k: int) -> None:
     f = sc.LogDeterminant.from_factors(vectors(kind), 0.5, selectable=np.arange(N) % 5 > 0)
     same(driver.determinant_factors(f, k), determinant_factors.reference(f, k))

@@ -236,6 +236,8 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
 
 def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky: O(N k^2)."""
+    if f.monotone or f.selectable is not None:
+        return cast(Picks, NotImplemented)
     kernel: Any = f.kernel
     batch, n = kernel.shape[:-2], int(kernel.shape[-1])
     x = _entries(kernel, 2)

@@ -347,7 +347,8 @@ def determinant_factors(f: LogDeterminant, k: Any) -> Picks:
 def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
     kernel: Any = f.kernel
-    if int(np.max(k, initial=0)) * f.size > volume.FORESEEN:
+    small = int(np.max(k, initial=0)) * f.size <= volume.FORESEEN
+    if not small or f.monotone or f.selectable is not None:
         return volume.of_kernels(f, k, _steps())
     epsilon = float(np.finfo(kernel.dtype).eps)
 

@@ -143,6 +143,18 @@ class OfKernel:
         self._rank += 1
 
 
+class AboveIdentity(OfKernel):
+    """Of a kernel that stays positive semi-definite when I is taken from it: 1 is left of all."""
+
+    rest = 1.0
+    certified = True
+
+    def __init__(self, kernel: Floats, k: int, steps: Steps) -> None:
+        super().__init__(kernel, k, steps)
+        self.noise = np.ones(len(kernel))
+        np.maximum(self.left, self.rest, out=self.left)
+
+
 class OfFactors(OfKernel):
     """Of I + gamma Y Y^T for factors (N, D) in double precision: 1 is left of all."""
 
@@ -217,7 +229,8 @@ class OfSpan:
 def of_kernels(f: LogDeterminant, k: Any, steps: Steps = ARRAYS) -> Picks:
     """Greedy log-determinant of kernels (..., N, N): O(k^2 N)."""
     kernel: Any = f.kernel
-    return _each(f, k, lambda at, budget: OfKernel(kernel[at], budget, steps), steps)
+    volume = AboveIdentity if f.monotone else OfKernel
+    return _each(f, k, lambda at, budget: volume(kernel[at], budget, steps), steps)
 
 
 def of_factors(f: LogDeterminant, k: Any, steps: Steps = ARRAYS) -> Picks:

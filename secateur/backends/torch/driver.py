@@ -317,6 +317,8 @@ def determinant(f: LogDeterminant, k: Any) -> Picks:
     """Greedy log-determinant of kernels (..., N, N) by incremental Cholesky."""
     if not _cuda(f.sample):
         return cast(Picks, _on_host(maximize.determinant, f, k))
+    if f.monotone or f.selectable is not None:
+        return cast(Picks, NotImplemented)
     return cast(Picks, _solver(f.sample).determinant(f.kernel, k))
 
 
@@ -377,11 +379,7 @@ def threshold_scan(
 
 
 def singular_values(features: Tensor) -> Tensor:
-    """Singular values (..., min(N, D)), on CUDA from the smaller Gram matrix in float64.
-
-    So they are known to 3e-8 of the largest or better: as well as by an SVD in float32. Float64
-    input gets the SVD.
-    """
+    """Singular values (..., min(N, D)); on CUDA, of less than float64, by the Gram matrix."""
     if _derived(features):
         return NotImplemented
     if not _cuda(features):

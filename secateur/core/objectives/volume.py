@@ -213,10 +213,10 @@ class LogDeterminant(ByRow):
 
     @property
     def form(self) -> str:
-        """``"kernel"``, ``"factors"``, ``"span"``; ``"certified"``: a monotone or masked kernel."""
-        if self.factors is not None:
-            return "factors" if self.identity else "span"
-        return "kernel" if self.selectable is None and not self.monotone else "certified"
+        """What it is given as: ``"kernel"``, ``"factors"`` or ``"span"``."""
+        if self.factors is None:
+            return "kernel"
+        return "factors" if self.identity else "span"
 
     def diagonal(self) -> Array:
         """K_jj (N,) of one image in the dtype of sums."""
