@@ -65,10 +65,13 @@ class Lists:
         count = np.count_nonzero(better, axis=1)
         starts = self.reserve(i, count)
         listed = np.flatnonzero(starts >= 0)
-        row, near = np.nonzero(better[listed])
-        starts, count = starts[listed], count[listed]
-        place = np.repeat(starts - (np.cumsum(count) - count), count) + np.arange(len(row))
-        self.near[place], self.level[place] = near, s[listed[row], near]
+        if len(listed) < len(i):
+            better, s, starts, count = better[listed], s[listed], starts[listed], count[listed]
+        # In one row: NumPy finds what is true there several times as fast as in many.
+        at = np.flatnonzero(better)
+        place = np.repeat(starts - (np.cumsum(count) - count), count) + np.arange(len(at))
+        self.level[place] = s.reshape(-1)[at]
+        self.near[place] = at - np.repeat(np.arange(len(count)) * better.shape[1], count)
 
     def tidy(self, limit: Floats) -> None:
         """Drop entries that do not exceed their row's limit (H,) any more."""
