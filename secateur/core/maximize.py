@@ -27,6 +27,7 @@ from secateur.core.objectives import (
     Dispersion,
     FacilityLocation,
     LogDeterminant,
+    MarginalRelevance,
     Objective,
     SalientCoverage,
 )
@@ -172,7 +173,7 @@ def _solve(
     if algorithm == "naive":
         return by_row(f, budget, naive)
     if algorithm == "incremental":
-        return gain_by_gain(f, budget)
+        return by_row(f, budget, incremental)
     if algorithm == "lazy":
         if not f.submodular:
             raise ValueError(
@@ -190,12 +191,6 @@ def _solve(
     raise ValueError(
         f"algorithm: expected one of auto, naive, lazy, incremental, stochastic; got {algorithm!r}"
     )
-
-
-@operation
-def gain_by_gain(f: Objective, k: Any) -> Picks:
-    """Greedy of any objective on the gains that its tracker keeps, an image at a time."""
-    return by_row(f, k, incremental)
 
 
 @solves(FacilityLocation, "matrix")
@@ -256,6 +251,13 @@ def by_squares(
 @operation
 def salient_coverage(f: SalientCoverage, k: Any) -> Picks:
     """Greedy coverage, each gain weighed by the candidate's saliency."""
+    return by_row(f, k, incremental)
+
+
+@solves(MarginalRelevance)
+@operation
+def marginal_relevance(f: MarginalRelevance, k: Any) -> Picks:
+    """Greedy marginal relevance from `f.matrix` (..., N, N) or `f.features` (..., N, D)."""
     return by_row(f, k, incremental)
 
 

@@ -35,6 +35,7 @@ from secateur.backends.host.lengths import rounded_once as rounded_once
 from secateur.backends.host.lengths import squarable
 from secateur.backends.host.lengths import unit as unit
 from secateur.backends.host.likeness import likeness_factors as likeness_factors
+from secateur.backends.host.marginal import marginal_relevance
 from secateur.backends.host.nearly import NearlyServed
 from secateur.backends.host.received import attention_received
 from secateur.backends.host.rows import of_rows
@@ -70,6 +71,7 @@ __all__ = [
     "farthest_first_features",
     "largest_eigenvectors",
     "likeness_factors",
+    "marginal_relevance",
     "patch_entropy",
     "salient_coverage",
     "singular_values",

@@ -41,7 +41,6 @@ from secateur.core.objectives import (
     FacilityLocation,
     LogDeterminant,
     MarginalRelevance,
-    Objective,
     SalientCoverage,
 )
 
@@ -57,8 +56,8 @@ __all__ = [
     "facility_location_rows",
     "farthest_first",
     "farthest_first_features",
-    "gain_by_gain",
     "likeness_factors",
+    "marginal_relevance",
     "patch_entropy",
     "salient_coverage",
     "singular_entropy",
@@ -349,11 +348,11 @@ def farthest_first_features(f: Dispersion, k: Any, start: int | None = None) -> 
     return in_parts(features, None, k, _room(features), solve)
 
 
-def gain_by_gain(f: Objective, k: Any) -> Picks:
-    """Greedy on a tracker's gains; of objectives on the host, whose arrays are all known."""
-    if type(f) is not MarginalRelevance or _cuda(f.sample):
+def marginal_relevance(f: MarginalRelevance, k: Any) -> Picks:
+    """Greedy marginal relevance, on the host."""
+    if _cuda(f.sample):
         return cast(Picks, NotImplemented)
-    return cast(Picks, _on_host(maximize.gain_by_gain, f, k))
+    return cast(Picks, _on_host(maximize.marginal_relevance, f, k))
 
 
 def salient_coverage(f: SalientCoverage, k: Any) -> Picks:
