@@ -58,7 +58,9 @@ class Choice:
         one, other = method.select(arrays), method.select(tensors)
         self.same = np.array_equal(np.sort(one.indices), np.sort(np.asarray(other.indices)))
         runs = {"arrays": lambda: method.select(arrays), "tensors": lambda: method.select(tensors)}
-        times = medians(interleaved(runs, rounds))
+        # What takes milliseconds is done more often: a pause of another process is as long.
+        once = min(medians(interleaved(runs, 1)).values())
+        times = medians(interleaved(runs, max(rounds, min(25, int(0.5 / once)))))
         tracemalloc.start()
         method.select(arrays)
         self.memory = tracemalloc.get_traced_memory()[1] / 2**20

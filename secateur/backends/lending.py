@@ -6,9 +6,10 @@ the calling thread alone, as threadpoolctl tells the BLAS behind NumPy: it is do
 thread would be awake, and nobody waits for one that another process keeps from running. A large
 product is taken by the pool of the library whose memory it is, if that has a second thread: alone,
 NumPy's product is the faster one. Tokens with themselves are not: threads of ours take blocks of
-half of that product, on one thread of BLAS's each, and none of them spins. A whole choice among
-few tokens is the calling thread's too, its large products aside: between them are hundreds of
-small steps of the array library, and PyTorch's threads meet at each of them.
+half of that product, on one thread of BLAS's each, and none of them spins. Nor are few of many
+tokens with all of them, where the memory is lent: PyTorch takes longer for such a product. A whole
+choice among few tokens is the calling thread's too, its large products aside: between them are
+hundreds of small steps of the array library, and PyTorch's threads meet at each of them.
 """
 
 from __future__ import annotations
@@ -193,6 +194,8 @@ def product(x: Floats, y: Floats, out: Floats | None = None) -> Floats:
         if pool is NUMPY:
             found: Floats = np.matmul(x, y, out=out)
             return found
+        if part and pool.threads is not None and x.ndim == y.ndim == 2:
+            return _of_strips(x, y, out, pool.threads())
         large = pool.product(x, y)
     if out is None:
         return large
@@ -232,6 +235,22 @@ def _of_themselves(x: Floats, y: Floats, out: Floats | None, threads: int) -> Fl
     places = [(i, j) for i in range(count) for j in range(i)] + [(i, i) for i in range(count)]
     jobs = [(at, *place) for at in each_row(x.shape[:-2]) for place in places]
     side_by_side(block, jobs, WHOLE + 1)
+    return found
+
+
+def _of_strips(x: Floats, y: Floats, out: Floats | None, threads: int) -> Floats:
+    """Few vectors with many, of which each thread takes as many."""
+    height, width = x.shape[0], y.shape[1]
+    found = np.empty((height, width), dtype=np.result_type(x, y)) if out is None else out
+    ends = np.linspace(0, max(height, width), threads + 1).astype(int).tolist()
+    strips = [slice(*each) for each in itertools.pairwise(ends)]
+
+    def strip(rows: slice, columns: slice) -> Floats:
+        return np.matmul(x[rows], y[:, columns], out=found[rows, columns])
+
+    whole = slice(None)
+    jobs = [(each, whole) if height >= width else (whole, each) for each in strips]
+    side_by_side(strip, jobs, WHOLE + 1)
     return found
 
 

@@ -137,6 +137,41 @@ def test_few_large_images_with_themselves_are_taken_in_blocks(
         assert len(taken) == 1
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize(("height", "width"), [(5, 90), (90, 5), (1, 90), (40, 40)])
+def test_few_of_many_lent_vectors_with_all_are_taken_in_strips(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, threads: int
+) -> None:
+    taken: list[tuple[int, ...]] = []
+    pool = lending.Pool(
+        lambda x, y: taken.append(x.shape) or x @ y, np.linalg.eigvalsh, lambda: threads
+    )
+    dice = np.random.default_rng(0)
+    x, y = dice.standard_normal((height, 12)), dice.standard_normal((12, width))
+    at_work: set[int] = set()
+    for limit in ("PART", "SMALL", "WHOLE", "MANY"):
+        monkeypatch.setattr(lending, limit, 10)
+    beside = lending.side_by_side
+
+    def seen(run: Any, jobs: Any, work: int) -> Any:
+        at_work.add(len(jobs))
+        return beside(run, jobs, work)
+
+    monkeypatch.setattr(lending, "side_by_side", seen)
+    room = np.empty((height, width))
+    with lending.worked_on_by(pool):
+        for out in (None, room):
+            found = lending.product(x, y, out)
+            np.testing.assert_allclose(found, x @ y, rtol=1e-13)
+        assert found is room
+        assert lending.product(x.astype(np.float32), y).dtype == np.float64
+        assert (at_work, taken) == ({threads}, [])
+        lending.product(x, y[:, 0])
+        assert len(taken) == 1
+    lending.product(x, y)  # of arrays BLAS's threads take it
+    assert at_work == {threads}
+
+
 class _Library:
     num_threads = 2
 
@@ -203,10 +238,12 @@ def test_large_products_of_a_choice_on_one_thread_are_taken_by_all(
     assert (blas.num_threads, openmp.num_threads) == (2, 2)
 
 
-def test_parts_of_large_products_are_taken_by_all() -> None:
+def test_parts_of_large_products_are_taken_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    pool = lending.Pool(
-        lambda x, y: taken.append(x.size) or np.matmul(x, y), np.linalg.eigvalsh, lambda: 2
+    pool = lending.Pool(np.matmul, np.linalg.eigvalsh, lambda: 2)
+    shared = lending._of_strips
+    monkeypatch.setattr(
+        lending, "_of_strips", lambda *args: taken.append(args[0].size) or shared(*args)
     )
     few, many = np.ones((80, 64), np.float32), np.ones((20_000, 64), np.float32)
     small = np.ones((576, 1024), np.float32)
