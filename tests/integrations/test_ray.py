@@ -27,7 +27,13 @@ def cluster():
 
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     settings = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    nodes = Cluster(initialize_head=True, head_node_args={**settings, "include_dashboard": False})
+    # That a node is gone is noticed within seconds, not a dozen of them.
+    watched = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 5000}
+    head = {
+        "include_dashboard": False,
+        "_system_config": {f"health_check_{name}": time for name, time in watched.items()},
+    }
+    nodes = Cluster(initialize_head=True, head_node_args={**settings, **head})
     nodes.add_node(**{**settings, "num_cpus": 2})
     ray.init(address=nodes.address, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
