@@ -21,7 +21,7 @@ from secateur.core.objectives import MarginalRelevance
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
-MANY = 512
+MANY = 1024
 """Tokens from which a row for each pick takes longer in any case."""
 ROOM = 32
 """Tokens that are brought up to date at once."""
