@@ -15,6 +15,7 @@ from secateur.core.objectives.coverage import refuse_sums
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Indices = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 EPSILON = float(np.finfo(np.float64).eps)
 COSINE_ROUNDING = 8 * EPSILON

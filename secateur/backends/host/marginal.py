@@ -13,13 +13,11 @@ from typing import Any, cast
 import numpy as np
 
 from secateur.backends.host.candidates import between, smallest
-from secateur.backends.host.greedy import Indices
+from secateur.backends.host.greedy import Flags, Indices
 from secateur.backends.lending import alone
 from secateur.core.greedy import by_row
 from secateur.core.maximize import Picks
 from secateur.core.objectives import MarginalRelevance
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 MANY = 1024
 """Tokens from which a row for each pick takes longer in any case."""

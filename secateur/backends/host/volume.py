@@ -16,13 +16,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from secateur.backends.host.candidates import between
-from secateur.backends.host.greedy import EPSILON, Floats, Indices
+from secateur.backends.host.greedy import EPSILON, Flags, Floats, Indices
 from secateur.backends.lending import alone, over_batch, product
 from secateur.core.maximize import Picks
 from secateur.core.objectives import LogDeterminant
 from secateur.core.tolerances import SPENT, SUM
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 ROOM, MOST_ROOM, SHARE = 64, 256, 24
 """Tokens that picks are foreseen among: at least, at most, and between them one in so many."""
