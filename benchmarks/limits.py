@@ -24,7 +24,7 @@ from machine import DOCS, described, interleaved, medians, spelled
 from suite.images import photo_like, relevance_like
 
 import secateur as sc
-from secateur.backends.host import compiled, kernels
+from secateur.backends.host import compiled, kernels, sources
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
 
@@ -67,7 +67,7 @@ def product_rate(dtype: str) -> float:
 
 def touched(s: np.ndarray, w: np.ndarray, k: int) -> int:
     """Rows that k picks improve, summed over the picks."""
-    state = greedy_numpy.Served(greedy_numpy.Dense(s), w)
+    state = greedy_numpy.Served(sources.Dense(s), w)
     before = state._terms
     greedy_numpy.greedy(state, k)
     return state._terms - before

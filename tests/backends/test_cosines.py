@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from secateur.backends import lending
-from secateur.backends.host import cosines, nearly
 from secateur.backends.host import greedy as host
+from secateur.backends.host import nearly, sources, turned
 from secateur.backends.host.driver import rounded_once
 
 Floats = np.ndarray[Any, Any]
@@ -20,11 +20,11 @@ DRIVERS = ["numpy", "numba"]
 def _classes(driver: str) -> tuple[Any, Any, Any]:
     """The source, what spares similarities, and what does not."""
     if driver == "numpy":
-        return host.Cosine, cosines.CosinesServed, nearly.NearlyServed
+        return sources.Cosine, turned.TurnedServed, nearly.NearlyServed
     pytest.importorskip("numba")
     from secateur.backends.host import compiled
 
-    return compiled._Cosine, compiled._CosinesServed, compiled._Nearly
+    return compiled._Cosine, compiled._Turned, nearly.NearlyServed
 
 
 def _grouped(n: int, d: int, dtype: str = "float64", seed: int = 0) -> Floats:
@@ -40,9 +40,9 @@ def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     """Bytes of lists a row, few, and small blocks, so that everything happens to few tokens."""
     room: int = request.param
     monkeypatch.setattr(nearly, "LISTED", room)
-    monkeypatch.setattr(cosines, "PRODUCT", 9000)
-    monkeypatch.setattr(host, "BLOCK", 2000)
-    monkeypatch.setattr(cosines, "TURN", 4)
+    monkeypatch.setattr(turned, "PRODUCT", 9000)
+    monkeypatch.setattr(sources, "BLOCK", 2000)
+    monkeypatch.setattr(turned, "TURN", 4)
     return room
 
 

@@ -31,12 +31,15 @@ def vectors(n: int, seed: int = 0) -> np.ndarray:
     return x
 
 
-def same(found: Any, wanted: Picks) -> None:
+def same(found: Any, wanted: Picks, k: Any = 0, temperature: float = 0.2) -> None:
+    """The same picks; where rows are rough, bounds are off by what k gains may be off."""
     np.testing.assert_array_equal(found.indices, wanted.indices)
     for name in ("gains", "value"):
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-9)
     assert (np.asarray(found.bound) >= np.asarray(wanted.value) * (1 - 1e-12)).all()
-    np.testing.assert_allclose(found.bound, wanted.bound, rtol=1e-6)
+    share = 8 * np.finfo(np.float32).eps * (1.0 / temperature + np.log(N))
+    off = 2.0 * share * k * np.asarray(wanted.gains)[..., 0]
+    assert (np.abs(found.bound - np.asarray(wanted.bound)) <= 1e-6 * wanted.value + off).all()
 
 
 FREE = {"all": None, "some": np.arange(N) % 7 > 1}
@@ -57,7 +60,8 @@ def test_blocks(driver: ModuleType, free: str, k: int) -> None:
         (blocks[:1], [heavy]),
     ):
         f = FacilityLocation.of_blocks(some, weights, selectable=FREE[free])
-        same(driver.facility_location_rows(f, k), facility_location_rows.reference(f, k))
+        rough = k if any(isinstance(each, SoftmaxBlock) for each in some[1:]) else 0
+        same(driver.facility_location_rows(f, k), facility_location_rows.reference(f, k), rough)
 
 
 @pytest.mark.usefixtures("no_matrix")
@@ -65,7 +69,8 @@ def test_blocks(driver: ModuleType, free: str, k: int) -> None:
 def test_masked_features(driver: ModuleType, kind: str) -> None:
     x, w = vectors(N), np.random.default_rng(1).random(N)
     f = FacilityLocation.from_features(x, w, similarity=kind, selectable=FREE["some"])
-    same(driver.facility_location_rows(f, 30), facility_location_rows.reference(f, 30))
+    rough = 30 if kind == "softmax" else 0
+    same(driver.facility_location_rows(f, 30), facility_location_rows.reference(f, 30), rough)
 
 
 @pytest.mark.usefixtures("no_matrix")
@@ -82,7 +87,7 @@ def test_images_with_budgets_of_their_own(driver: ModuleType) -> None:
     x = np.stack([vectors(N, seed) for seed in range(4)]).reshape(2, 2, N, 16)
     f = FacilityLocation.of_blocks([SoftmaxBlock(vectors(11, 9), x, 0.05), SoftmaxBlock(x, x, 0.2)])
     k = np.asarray([[3, 40], [1, 17]])
-    same(driver.facility_location_rows(f, k), facility_location_rows.reference(f, k))
+    same(driver.facility_location_rows(f, k), facility_location_rows.reference(f, k), k)
 
 
 @pytest.mark.usefixtures("no_matrix")
@@ -90,7 +95,7 @@ def test_lists_that_run_full(driver: ModuleType, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("secateur.backends.host.nearly.LISTED", 100)
     x = vectors(N)
     f = FacilityLocation.of_blocks([SoftmaxBlock(vectors(11, 3), x, 0.05), SoftmaxBlock(x, x, 0.2)])
-    same(driver.facility_location_rows(f, 60), facility_location_rows.reference(f, 60))
+    same(driver.facility_location_rows(f, 60), facility_location_rows.reference(f, 60), 60)
 
 
 @pytest.mark.usefixtures("no_matrix")

@@ -22,8 +22,8 @@ from secateur.backends.host.farthest import (
     Run,
     refuse_distances,
 )
-from secateur.backends.host.greedy import PRODUCT, Floats, Indices
 from secateur.backends.host.lengths import rounded_once
+from secateur.backends.host.sources import PRODUCT, Floats, Indices
 from secateur.backends.lending import (
     alone,
     answer,

@@ -24,20 +24,20 @@ import numpy as np
 
 from secateur.backends.host import driver as plain
 from secateur.backends.host import greedy as greedy_numpy
-from secateur.backends.host import volume
+from secateur.backends.host import sources, volume
 from secateur.backends.host.candidates import of_features
-from secateur.backends.host.cosines import CosinesServed
 from secateur.backends.host.driver import unit
 from secateur.backends.host.farthest import (
     GivenDistances,
     refuse_distances,
     smallest_between,
 )
-from secateur.backends.host.greedy import Floats, Indices
 from secateur.backends.host.lengths import lined
 from secateur.backends.host.likeness import likeness_factors as likeness_factors
-from secateur.backends.host.nearly import Lists, NearlyServed
-from secateur.backends.host.rows import of_rows
+from secateur.backends.host.nearly import Lists
+from secateur.backends.host.rows import compared_source, of_rows
+from secateur.backends.host.sources import Floats, Indices
+from secateur.backends.host.turned import TurnedServed
 from secateur.backends.lending import over_batch, product, weights_at
 from secateur.core.arrays import each_row, is_sparse
 from secateur.core.maximize import Picks
@@ -160,7 +160,7 @@ def cosine_similarity(features: Floats) -> Floats:
     return cosine
 
 
-class _Cosine(greedy_numpy.Cosine):
+class _Cosine(sources.Cosine):
     """(1 + cos) / 2 of features (N, D)."""
 
     def between(self, i: Indices | slice, j: Indices | slice, out: Floats | None = None) -> Floats:
@@ -171,10 +171,10 @@ class _Cosine(greedy_numpy.Cosine):
     def columns(self, j: Indices) -> Floats:
         if len(j) > FEW:
             return self.between(j, slice(None))
-        return self._few(j, np.empty((len(j), self.size), dtype=self.directions.dtype))
+        return self._few(j, np.empty((len(j), self.size), dtype=self.dtype))
 
     def rows(self, i: Indices) -> Floats:
-        out = self.scratch(len(i), self.size)
+        out = self.scratch(len(i), self.size, self.dtype)
         return self.between(i, slice(None), out) if len(i) > FEW else self._few(i, out)
 
     def _few(self, i: Indices, out: Floats) -> Floats:
@@ -183,7 +183,7 @@ class _Cosine(greedy_numpy.Cosine):
         return out
 
     def entries(self, i: Indices, j: int) -> Floats:
-        column = np.empty(len(i), dtype=self.directions.dtype)
+        column = np.empty(len(i), dtype=self.dtype)
         _kernels().similarities_at(self.directions, i, j, column)
         return column
 
@@ -214,13 +214,13 @@ class _Lists(Lists):
         _kernels().lower_by_lists(g, *lists, w, low, high)
 
 
-class _Nearly(NearlyServed):
+class _Turned(TurnedServed):
     """Coverage and gains from features: matrix products by BLAS, the rest in loops."""
 
-    piece = greedy_numpy.PRODUCT
+    piece = sources.PRODUCT
     lists = _Lists
 
-    def __init__(self, source: greedy_numpy.Source, weights: Floats | None) -> None:
+    def __init__(self, source: sources.Source, weights: Floats | None) -> None:
         super().__init__(source, weights)
         n = len(self.g)
         self._level, self._top = self._largest, np.empty(n)
@@ -241,10 +241,6 @@ class _Nearly(NearlyServed):
         self.listed.note(s, i, self._limits(self.m[i]))
         low, high = low.astype(s.dtype), self.m[i].astype(s.dtype)
         _kernels().lower_rows(s, low, high, self.w[i], g)
-
-
-class _CosinesServed(_Nearly, CosinesServed):
-    """The same of cosines."""
 
     def _lower_both(self, s: Floats, high: Floats, w: Floats, g: Floats) -> None:
         _kernels().lower_both(s, high, w, g)
@@ -301,7 +297,7 @@ def facility_location(f: FacilityLocation, k: Any) -> Picks:
 @_for_known
 def facility_location_rows(f: FacilityLocation, k: Any) -> Picks:
     """Greedy facility location over rectangular, stacked or masked rows."""
-    return of_rows(f, k, _greedy, _Nearly)
+    return of_rows(f, k, _greedy, _Turned, lambda x: _Cosine(_unit(x)))
 
 
 @_for_known
@@ -313,8 +309,8 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
         w = weights_at(weights, at)
         if plain.small_enough(features):
             s = cosine_similarity(features[at])
-            return _greedy(s, w, budget, greedy_numpy.COSINE_ROUNDING, "features")
-        return greedy_numpy.greedy(_CosinesServed(_Cosine(_unit(features[at])), w), budget)
+            return _greedy(s, w, budget, sources.COSINE_ROUNDING, "features")
+        return greedy_numpy.greedy(_Turned(_Cosine(_unit(features[at])), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 
@@ -325,11 +321,12 @@ def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
     features, weights = f.features, f.weights
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Any, Any, float, float]:
-        entries, w = greedy_numpy.Entries(f.kind, features[at]), weights_at(weights, at)
+        w = weights_at(weights, at)
         if plain.small_enough(features):
+            entries = sources.Entries(f.kind, features[at])
             matrix = entries.rows(np.arange(entries.size))
             return _greedy(matrix, w, budget, entries.rounding, "features")
-        return greedy_numpy.greedy(_Nearly(entries, w), budget)
+        return greedy_numpy.greedy(_Turned(compared_source(f.kind, features[at]), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 

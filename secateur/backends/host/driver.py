@@ -15,9 +15,17 @@ import numpy as np
 
 from secateur.backends.host import volume
 from secateur.backends.host.candidates import of_features
-from secateur.backends.host.cosines import CosinesServed
 from secateur.backends.host.farthest import GivenDistances, farthest
-from secateur.backends.host.greedy import (
+from secateur.backends.host.greedy import Listed, Served, greedy
+from secateur.backends.host.lengths import rounded_once as rounded_once
+from secateur.backends.host.lengths import squarable
+from secateur.backends.host.lengths import unit as unit
+from secateur.backends.host.likeness import likeness_factors as likeness_factors
+from secateur.backends.host.marginal import marginal_relevance
+from secateur.backends.host.received import attention_received
+from secateur.backends.host.rows import compared_source, of_rows
+from secateur.backends.host.salience import salient_coverage
+from secateur.backends.host.sources import (
     BLOCK,
     COSINE_ROUNDING,
     Cosine,
@@ -25,21 +33,10 @@ from secateur.backends.host.greedy import (
     Entries,
     Floats,
     Indices,
-    Listed,
-    Served,
-    greedy,
     shifted,
     spans,
 )
-from secateur.backends.host.lengths import rounded_once as rounded_once
-from secateur.backends.host.lengths import squarable
-from secateur.backends.host.lengths import unit as unit
-from secateur.backends.host.likeness import likeness_factors as likeness_factors
-from secateur.backends.host.marginal import marginal_relevance
-from secateur.backends.host.nearly import NearlyServed
-from secateur.backends.host.received import attention_received
-from secateur.backends.host.rows import of_rows
-from secateur.backends.host.salience import salient_coverage
+from secateur.backends.host.turned import TurnedServed
 from secateur.backends.lending import (
     LINKED,
     WHOLE,
@@ -196,7 +193,7 @@ def facility_location_features(f: FacilityLocation, k: Any) -> Picks:
         if small_enough(features):
             matrix = cosine_similarity(features[at])
             return greedy(Served(Dense(matrix, COSINE_ROUNDING, "features"), w), budget)
-        return greedy(CosinesServed(Cosine(rounded_once(features[at])), w), budget)
+        return greedy(TurnedServed(Cosine(rounded_once(features[at])), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 
@@ -206,11 +203,12 @@ def facility_location_kernel(f: FacilityLocation, k: Any) -> Picks:
     features, weights = f.features, f.weights
 
     def solve(at: tuple[int, ...], budget: int) -> tuple[Indices, Floats, float, float]:
-        entries, w = Entries(f.kind, features[at]), weights_at(weights, at)
+        w = weights_at(weights, at)
         if small_enough(features):
+            entries = Entries(f.kind, features[at])
             matrix = entries.rows(np.arange(entries.size))
             return greedy(Served(Dense(matrix, entries.rounding, "features"), w), budget)
-        return greedy(NearlyServed(entries, w), budget)
+        return greedy(TurnedServed(compared_source(f.kind, features[at]), w), budget)
 
     return over_batch(features.shape[:-2], k, solve)
 

@@ -9,8 +9,8 @@ from typing import NoReturn, Protocol
 
 import numpy as np
 
-from secateur.backends.host.greedy import EPSILON, PRODUCT, Floats, Indices, shifted, spans
 from secateur.backends.host.lengths import lined, rounded_once, unit
+from secateur.backends.host.sources import EPSILON, PRODUCT, Floats, Indices, shifted, spans
 from secateur.backends.lending import alone, product
 
 

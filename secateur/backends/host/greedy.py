@@ -3,184 +3,44 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from secateur.backends.lending import hands, product, side_by_side
-from secateur.core.kernels import Kind, compared
+from secateur.backends.host.sources import (
+    BLOCK,
+    EPSILON,
+    Floats,
+    Indices,
+    Source,
+    Sparse,
+    spans,
+)
+from secateur.backends.lending import hands, side_by_side
 from secateur.core.objectives.coverage import refuse_sums
 
-Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
-Indices = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
-EPSILON = float(np.finfo(np.float64).eps)
-COSINE_ROUNDING = 8 * EPSILON
-"""What counts as equal from features: the rounding of a cosine in float64."""
-BLOCK = 1 << 18
-"""Numbers worked on at once, so that temporaries stay in the processor's cache."""
-PRODUCT = 1 << 23
-"""Similarities computed at once from features: enough for the matrix product to be fast."""
+def in_turn(
+    change: Callable[[Floats, Iterator[slice]], None],
+    g: Floats,
+    parts: Iterable[slice],
+    work: int,
+) -> None:
+    """Change sums by parts, which as many threads share as so many multiplications are worth."""
+    shared, threads = iter([*parts]), hands(work)
+    if threads < 2:
+        change(g, shared)
+        return
 
+    def one(parts: Iterator[slice]) -> Floats:
+        own = np.zeros(len(g))
+        change(own, parts)
+        return own
 
-def shifted(cosine: Floats) -> Floats:
-    """(1 + cos) / 2 within [0, 1], written over the cosines."""
-    cosine *= 0.5
-    cosine += 0.5
-    return np.clip(cosine, 0.0, 1.0, out=cosine)
-
-
-class Source(Protocol):
-    """Similarities s_ij of `size` tokens, by columns j and `height` rows i."""
-
-    size: int
-    height: int
-    reach: float
-    """How far one entry asked for twice may differ."""
-    rounding: float
-    """How far an entry may be off, as far as ties go; 0 for entries that are given."""
-    room: int
-    """Entries worth asking for at once."""
-    width: int
-    """Multiplications that one entry takes."""
-    name: str
-    """What the user calls what they come from."""
-
-    @property
-    def given(self) -> Any:
-        """What the similarities come from."""
-
-    def gains(self, w: Floats) -> Floats:
-        """The gains (N,) of all tokens on top of none."""
-
-    def columns(self, j: Indices) -> Floats:
-        """Entries (M, H) of the columns at `j` (M,)."""
-
-    def rows(self, i: Indices) -> Floats:
-        """Entries (M, N) of the rows at `i` (M,), the caller's until its thread asks again."""
-
-
-class Dense:
-    """A matrix (H, N)."""
-
-    reach = 0.0
-    room = BLOCK
-    width = 1
-
-    def __init__(self, matrix: Floats, rounding: float = 0.0, name: str = "similarity") -> None:
-        self.given, self.name = matrix, name
-        self._matrix = matrix
-        self.height, self.size = matrix.shape
-        self.rounding = rounding
-
-    def gains(self, w: Floats) -> Floats:
-        g = np.zeros(self.size)
-        for part in spans(self.height, self.size):
-            g += w[part] @ np.maximum(self._matrix[part], 0.0).astype(np.float64, copy=False)
-        return g
-
-    def columns(self, j: Indices) -> Floats:
-        return self._matrix[:, j].T
-
-    def rows(self, i: Indices) -> Floats:
-        return self._matrix[i]
-
-
-class Scratch:
-    """Memory for entries, one piece for each thread.
-
-    What the system hands out anew costs a fifth of what a product in it does.
-    """
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._dtype, self._mine = dtype, threading.local()
-
-    def scratch(self, rows: int, columns: int) -> Floats:
-        """Room for entries (rows, columns), the calling thread's until it asks again."""
-        room = getattr(self._mine, "room", None)
-        if room is None or room.size < rows * columns:
-            room = self._mine.room = np.empty(rows * columns, dtype=self._dtype)
-        return room[: rows * columns].reshape(rows, columns)
-
-
-class Cosine(Scratch):
-    """(1 + cos) / 2 of unit vectors (N, D)."""
-
-    room = PRODUCT
-    rounding = COSINE_ROUNDING
-    name = "features"
-
-    def __init__(self, directions: Floats) -> None:
-        super().__init__(directions.dtype)
-        self.directions = self.given = directions
-        self.size = self.height = len(directions)
-        self.width = directions.shape[1]
-        self.reach = 8 * float(np.finfo(directions.dtype).eps)
-
-    def gains(self, w: Floats) -> Floats:
-        # sum_i w_i (1 + x_i x_j) / 2: no pair of tokens has to be looked at.
-        mean = np.zeros(self.directions.shape[1])
-        for part in spans(self.size, len(mean)):
-            mean += w[part] @ self.directions[part]
-        g = np.empty(self.size)
-        for part in spans(self.size, len(mean)):
-            g[part] = self.directions[part] @ mean
-        gains: Floats = 0.5 * (g + w.sum())
-        return gains
-
-    def between(self, i: Indices | slice, j: Indices | slice, out: Floats | None = None) -> Floats:
-        """Entries (M, L) of rows `i` and columns `j`, in `out` where there is one."""
-        return shifted(product(self.directions[i], self.directions[j].T, out))
-
-    def columns(self, j: Indices) -> Floats:
-        return self.between(j, slice(None))
-
-    def rows(self, i: Indices) -> Floats:
-        return self.between(i, slice(None), self.scratch(len(i), self.size))
-
-    def entries(self, i: Indices, j: int) -> Floats:
-        """Entries (M,) of column `j` at the rows `i`."""
-        return shifted(product(self.directions[i], self.directions[j]))
-
-
-class Entries:
-    """Another similarity of features (N, D), in float64."""
-
-    room = PRODUCT
-    name = "features"
-
-    def __init__(self, kind: Kind, features: Floats) -> None:
-        self.given = features
-        self.size = self.height = len(features)
-        self.width = features.shape[1]
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._kernel = compared(kind, features, product)
-        self.reach = self.rounding = COSINE_ROUNDING * self._kernel.error
-
-    def gains(self, w: Floats) -> Floats:
-        g = np.zeros(self.size)
-        for part in spans(self.size, self.size, self.room):
-            g += w[part] @ self.rows(np.arange(self.size)[part])
-        return g
-
-    def columns(self, j: Indices) -> Floats:
-        entries: Floats = self._kernel.columns(j).T
-        return entries
-
-    def rows(self, i: Indices) -> Floats:
-        with np.errstate(over="ignore", invalid="ignore"):
-            entries: Floats = self._kernel.rows(i)
-        return entries
-
-
-def spans(count: int, width: int, room: int = BLOCK) -> Iterator[slice]:
-    """Slices that cover `count` rows of `width` numbers, `room` numbers at most in each."""
-    step = max(1, room // width)
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
+    # One iterator: who is done with a part takes the next.
+    for each in side_by_side(one, [(shared,)] * threads, work):
+        g += each
 
 
 class Served:
@@ -211,9 +71,13 @@ class Served:
         self._terms = source.height
         # Where entries are given exactly their weights may add up to more than float64 holds.
         heavy = float(self.w.sum()) if source.reach or source.rounding else 0.0
-        self._reach = source.reach * heavy
+        self._reach = self._off(heavy)
         self._rounding = source.rounding * heavy
         self._at_hand = -1, np.empty(0)
+
+    def _off(self, heavy: float) -> float:
+        """How far gains may be off, as entries of rows that weigh so much are."""
+        return self.source.doubt if self.source.shares else self.source.reach * heavy
 
     @property
     def slack(self) -> float:
@@ -302,20 +166,7 @@ class Served:
         self, change: Callable[[Floats, Iterator[slice]], None], parts: Iterable[slice], rows: int
     ) -> None:
         """Change all gains by parts of so many rows, which some threads share."""
-        work, shared = self._work(rows), iter([*parts])
-        threads = hands(work)
-        if threads < 2:
-            change(self.g, shared)
-            return
-
-        def one(parts: Iterator[slice]) -> Floats:
-            g = np.zeros(len(self.g))
-            change(g, parts)
-            return g
-
-        # One iterator: who is done with a part takes the next.
-        for each in side_by_side(one, [(shared,)] * threads, work):
-            self.g += each
+        in_turn(change, self.g, parts, self._work(rows))
 
     def _work(self, rows: int) -> int:
         """Multiplications that so many rows take."""
@@ -369,35 +220,6 @@ class Listed(Served):
         count = rows.indptr[i + 1] - starts
         # Entries at or below the old coverage are clipped away like absent ones.
         lower_by_lists(self.g, rows.indices, rows.data, starts, count, self.w[i], low, self.m[i])
-
-
-class Sparse:
-    """A SciPy CSR matrix (N, N) in canonical form; absent entries are 0."""
-
-    reach = 0.0
-    rounding = 0.0
-    room = BLOCK
-    width = 1
-    name = "similarity"
-
-    def __init__(self, matrix: Any) -> None:
-        self._rows = self.given = matrix
-        self._columns = matrix.tocsc()
-        self.size = self.height = int(matrix.shape[0])
-
-    def gains(self, w: Floats) -> Floats:
-        rows = self._rows
-        w = np.repeat(w, np.diff(rows.indptr))
-        gains = np.bincount(rows.indices, w * np.maximum(rows.data, 0.0), minlength=self.size)
-        return gains.astype(np.float64, copy=False)
-
-    def columns(self, j: Indices) -> Floats:
-        dense: Floats = self._columns[:, j].T.toarray()
-        return dense
-
-    def rows(self, i: Indices) -> Floats:
-        dense: Floats = self._rows[i].toarray()
-        return dense
 
 
 def greedy(state: Served, k: int) -> tuple[Indices, Floats, float, float]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from secateur.backends.host.greedy import BLOCK, Floats
+from secateur.backends.host.sources import BLOCK, Floats
 
 LINE = 64
 """Bytes of a line of the processor's cache."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from secateur.backends.host.candidates import between, smallest
-from secateur.backends.host.greedy import Flags, Indices
+from secateur.backends.host.sources import Flags, Indices
 from secateur.backends.lending import alone
 from secateur.core.greedy import by_row
 from secateur.core.maximize import Picks

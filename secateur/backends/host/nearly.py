@@ -11,14 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.backends.host.greedy import (
-    Floats,
-    Indices,
-    Served,
-    Source,
-    lower_by_lists,
-    spans,
-)
+from secateur.backends.host.greedy import Served, lower_by_lists
+from secateur.backends.host.sources import Floats, Indices, Source, spans
 
 LISTED = 6 << 10
 """Bytes of lists for each row, on average."""
@@ -139,8 +133,7 @@ class NearlyServed(Served):
 
     def __init__(self, source: Source, weights: Floats | None) -> None:
         super().__init__(source, weights)
-        dtype = source.rows(np.empty(0, dtype=np.int64)).dtype
-        self.listed = self.lists(source.height, source.size, dtype)
+        self.listed = self.lists(source.height, source.size, source.dtype)
         self._rows, self._later = 0, 0
 
     def lower(self, i: Indices, low: Floats) -> None:
@@ -162,7 +155,8 @@ class NearlyServed(Served):
 
     def _limits(self, m: Floats) -> Floats:
         """What entries exceed that could exceed the coverage of rows, asked another time."""
-        return m - 2.0 * self.source.reach
+        apart = 2.0 * self.source.reach
+        return m * (1.0 - apart) if self.source.shares else m - apart
 
     def lower_by(self, s: Floats, i: Indices, low: Floats, g: Floats) -> None:
         """As `Served.lower_by`."""

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from secateur.backends.host.greedy import BLOCK, Floats, Indices
+from secateur.backends.host.sources import BLOCK, Floats, Indices
 from secateur.backends.lending import product, side_by_side
 from secateur.core.arrays import each_row, widened
 

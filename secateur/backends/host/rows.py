@@ -6,38 +6,52 @@ for, and listed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 
-from secateur.backends.host.greedy import (
-    EPSILON,
+from secateur.backends.host.greedy import greedy
+from secateur.backends.host.lengths import rounded_once
+from secateur.backends.host.softmax import OwnSoftmax, softmax_rows, softmax_source
+from secateur.backends.host.sources import (
     PRODUCT,
+    Cosine,
     Dense,
     Entries,
     Floats,
     Indices,
-    Scratch,
     Source,
-    greedy,
-    spans,
+    Twins,
 )
-from secateur.backends.host.nearly import NearlyServed
-from secateur.backends.lending import product
+from secateur.backends.host.turned import TurnedServed
 from secateur.core import maximize
 from secateur.core.greedy import by_row
+from secateur.core.kernels import TEMPERATURE, Kind
 from secateur.core.maximize import Picks
 from secateur.core.objectives import FacilityLocation, SoftmaxBlock
 from secateur.core.objectives.blocks import shape_of_block
-from secateur.core.similarity import unit
 
 Solve = Callable[[Floats, Floats, int, float], tuple[Indices, Floats, float, float]]
 """Greedy on a matrix (H, M) by weights (H,), a budget, and the rounding of its entries."""
 
 
+def cosine_source(features: Floats) -> Cosine:
+    """(1 + cos) / 2 of features (N, D)."""
+    return Cosine(rounded_once(features))
+
+
+def compared_source(kind: Kind, features: Floats) -> Source:
+    """The similarities of features (N, D) by another kind than cosines."""
+    return OwnSoftmax(features, TEMPERATURE) if kind == "softmax" else Entries(kind, features)
+
+
 def of_rows(
-    f: FacilityLocation, k: Any, solve: Solve, served: type[NearlyServed] = NearlyServed
+    f: FacilityLocation,
+    k: Any,
+    solve: Solve,
+    served: type[TurnedServed] = TurnedServed,
+    cosines: Callable[[Floats], Cosine] = cosine_source,
 ) -> Picks:
     """Greedy facility location of each image: from a matrix, or as `served`, if that is too large.
 
@@ -52,7 +66,7 @@ def of_rows(
         total = float(weights.sum())
         rounding = row.noise / total if total > 0 else 0.0
         if large:
-            source = Stacked(row, rounding)
+            source = Stacked(row, rounding, cosines)
             picks, gains, value, bound = greedy(served(source, weights), budget)
             return Picks(source.places[picks], gains, np.asarray(value), np.asarray(bound))
         matrix, places = matrix_of(row)
@@ -62,69 +76,36 @@ def of_rows(
     return by_row(f, k, run)
 
 
-class Softmax(Scratch):
-    """Rows (H, N), each a softmax over all candidates: see `SoftmaxBlock`."""
-
-    room = PRODUCT
-    name = "blocks"
-    rounding = 0.0
-
-    def __init__(self, block: SoftmaxBlock) -> None:
-        super().__init__(np.dtype(np.float64))
-        self.given = block.candidates
-        self._x, self._y = directions(block)
-        self.height, self.size = len(self._x), len(self._y)
-        self.width = self._x.shape[1]
-        self._share = 1.0 / block.temperature
-        self.reach = 8 * EPSILON * max(1.0, self._share)
-        self._log_total = np.empty(self.height)
-
-    def gains(self, w: Floats) -> Floats:
-        """See `Source.gains`; what rows are divided by is found on the way."""
-        g = np.zeros(self.size)
-        for part in spans(self.height, self.size, self.room):
-            s = self._logits(self._x[part], self._y)
-            most = s.max(axis=1)
-            s -= most[:, None]
-            np.exp(s, out=s)
-            total = s.sum(axis=1)
-            g += (w[part] / total) @ s
-            self._log_total[part] = most + np.log(total)
-        return g
-
-    def _logits(self, x: Floats, y: Floats) -> Floats:
-        logits = product(x, y.T, self.scratch(len(x), len(y)))
-        logits *= self._share
-        return logits
-
-    def rows(self, i: Indices) -> Floats:
-        """See `Source.rows`."""
-        s = self._logits(self._x[i], self._y)
-        s -= self._log_total[i, None]
-        return np.exp(s, out=s)
-
-    def columns(self, j: Indices) -> Floats:
-        """See `Source.columns`."""
-        s = self._logits(self._y[j], self._x)
-        s -= self._log_total
-        return np.exp(s, out=s)
-
-
 class Stacked:
     """The rows of one image's blocks, or of its features, at the tokens that may be picked."""
 
     room = PRODUCT
 
-    def __init__(self, f: FacilityLocation, rounding: float) -> None:
+    def __init__(
+        self, f: FacilityLocation, rounding: float, cosines: Callable[[Floats], Cosine]
+    ) -> None:
         self._parts: list[Source] = [
-            Softmax(x) if isinstance(x, SoftmaxBlock) else Dense(x) for x in f.blocks
-        ] or [Entries(f.kind, f.features)]
+            softmax_source(x) if isinstance(x, SoftmaxBlock) else Dense(x) for x in f.blocks
+        ] or [cosines(f.features) if f.kind == "cosine" else compared_source(f.kind, f.features)]
         self.places = np.flatnonzero(f.open())
         self._all = len(self.places) == f.size
         self.name = "similarity" if f.blocks else "features"
         self.height, self.size, self.rounding = f.height, len(self.places), rounding
         self.width = max(part.width for part in self._parts)
         self.reach = max(part.reach for part in self._parts)
+        self.shares, self.doubt = any(part.shares for part in self._parts), 0.0
+        # What is known to more than others' single precision is held in it, too.
+        least = [part.dtype for part in self._parts if part.reach == self.reach or not part.shares]
+        self.dtype = np.result_type(*least)
+
+    @property
+    def twins(self) -> Sequence[tuple[int, Twins]]:
+        """See `Source.twins`."""
+        found, start = [], 0
+        for part in self._parts:
+            found += [(start + place, own) for place, own in part.twins]
+            start += part.height
+        return found
 
     @property
     def given(self) -> Any:
@@ -138,6 +119,7 @@ class Stacked:
         for part in self._parts:
             g += part.gains(w[start : start + part.height])
             start += part.height
+        self.doubt = sum(part.doubt for part in self._parts)
         return g[self.places]
 
     def columns(self, j: Indices) -> Floats:
@@ -155,9 +137,19 @@ class Stacked:
                 found.append(s if self._all else s[:, self.places])
             start += part.height
         if not found:
-            return np.empty((0, self.size))
-        entries = found[0] if len(found) == 1 else np.concatenate(found)
-        return entries.astype(np.float64, copy=False)
+            return np.empty((0, self.size), dtype=self.dtype)
+        if len(found) == 1:
+            return found[0].astype(self.dtype, copy=False)
+        return np.concatenate(found, dtype=self.dtype, casting="same_kind")
+
+    def entries(self, i: Indices, j: int) -> Floats:
+        """See `Source.entries`; the rows ascend."""
+        found, start, place = [], 0, int(self.places[j])
+        for part in self._parts:
+            own = i[np.searchsorted(i, start) : np.searchsorted(i, start + part.height)]
+            found.append(part.entries(own - start, place))
+            start += part.height
+        return found[0] if len(found) == 1 else np.concatenate(found, dtype=np.float64)
 
 
 def matrix_of(f: FacilityLocation) -> tuple[Any, Indices]:
@@ -180,25 +172,3 @@ def matrix_of(f: FacilityLocation) -> tuple[Any, Indices]:
             matrix[start:stop] = block[:, some]
         start = stop
     return matrix, places
-
-
-def softmax_rows(block: SoftmaxBlock, some: Any, out: Floats) -> None:
-    """Write the rows of a block, each a softmax over all candidates, at some of these.
-
-    Rows that are the candidates themselves take half of a product: BLAS is given one matrix.
-    """
-    x, y = directions(block)
-    cosines = product(x, y.T)
-    for part in spans(*cosines.shape):
-        s = cosines[part]
-        s -= s.max(axis=1, keepdims=True)
-        s /= block.temperature
-        np.exp(s, out=s)
-        np.divide(s[:, some], s.sum(axis=1, keepdims=True), out=out[part])
-
-
-def directions(block: SoftmaxBlock) -> tuple[Floats, Floats]:
-    """Rows (H, D) and candidates (N, D) of length one, the same ones where they are."""
-    x: Any = unit(block.rows.astype(np.float64))
-    same = block.rows is block.candidates
-    return x, x if same else unit(block.candidates.astype(np.float64))

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from secateur.backends.host.greedy import Dense, Floats, Indices, Served, Source, greedy
+from secateur.backends.host.greedy import Served, greedy
+from secateur.backends.host.sources import Dense, Floats, Indices, Source
 from secateur.backends.lending import over_batch
 from secateur.core.arrays import is_sparse
 from secateur.core.maximize import Picks

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from secateur.backends.host.candidates import between
-from secateur.backends.host.greedy import EPSILON, Flags, Floats, Indices
+from secateur.backends.host.sources import EPSILON, Flags, Floats, Indices
 from secateur.backends.lending import alone, over_batch, product
 from secateur.core.maximize import Picks
 from secateur.core.objectives import LogDeterminant
