@@ -245,7 +245,14 @@ def _finite(x: Array) -> bool:
     # One pass without a mask: NaN and infinity survive a sum. A sum may overflow, so only a
     # finite one settles it.
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(xp.isfinite(xp.sum(x))) or bool(xp.all(xp.isfinite(x)))
+        return bool(xp.isfinite(_total(x))) or bool(xp.all(xp.isfinite(x)))
+
+
+def _total(x: Array) -> Array:
+    """The sum of all numbers, roughly: `einsum` adds up in a fourth of the time of `sum`."""
+    if isinstance(x, np.ndarray) and x.flags.forc and x.dtype in (np.float32, np.float64):
+        return np.einsum("n->", x.ravel(order="K"))
+    return namespace(x).sum(x)
 
 
 def lent(x: Array) -> Array:

@@ -112,4 +112,6 @@ def test_single_precision_is_not_mixed_with_numbers_that_have_more() -> None:
         return source.dtype
 
     assert dtype(own) == dtype(words, own) == dtype(own, given.astype(np.float32)) == np.float32
+    assert dtype(given.astype(np.float16)) == dtype(given.astype(np.float16), own) == np.float32
     assert dtype(words) == dtype(given, own) == dtype(given) == np.float64
+    assert dtype(given.astype(np.longdouble), own) == np.float64

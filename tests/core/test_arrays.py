@@ -83,6 +83,23 @@ def test_checked_refuses_what_is_not_finite(to_xp, bad):
     assert checked(x, "x", check_finite=False) is x
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("seen", ["as it is", "turned", "in steps"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_checked_sees_every_number(dtype, seen, bad):
+    view = {"as it is": np.s_[:, :], "turned": np.s_[::-1, :], "in steps": np.s_[::2, 1:]}[seen]
+    for place in (1, 500, 1319):
+        whole = np.zeros(33 * 40, dtype=dtype)
+        whole[place] = bad
+        for x in (whole.reshape(33, 40)[view], np.asfortranarray(whole.reshape(33, 40))[view]):
+            for each in (x, x.T):
+                if np.isfinite(x).all():
+                    assert checked(each, "x") is each
+                else:
+                    with pytest.raises(ValueError, match=r"x: contains NaN or infinity"):
+                        checked(each, "x")
+
+
 def test_checked_knows_an_overflowing_sum_from_infinity(to_xp):
     x = to_xp(np.full(4, 3e38, dtype=np.float32))
     assert checked(x, "x") is x

@@ -96,7 +96,8 @@ class Stacked:
         self.shares, self.doubt = any(part.shares for part in self._parts), 0.0
         # What is known to more than others' single precision is held in it, too.
         least = [part.dtype for part in self._parts if part.reach == self.reach or not part.shares]
-        self.dtype = np.result_type(*least)
+        single = max(dtype.itemsize for dtype in least) <= 4
+        self.dtype = np.dtype(np.float32 if single else np.float64)
 
     @property
     def twins(self) -> Sequence[tuple[int, Twins]]:

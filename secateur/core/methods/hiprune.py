@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur.core.arrays import Array, constant, index_dtype, like, namespace, top, widened
+from secateur.core.arrays import (
+    Array,
+    constant,
+    descending,
+    index_dtype,
+    like,
+    namespace,
+    top,
+    widened,
+)
 from secateur.core.inputs import Request, Tokens
 from secateur.core.methods.base import Method, Program, require_share
-from secateur.core.order import first_of, positions_like, ranks
+from secateur.core.order import positions_like
 from secateur.core.selection import Selection
 
 OBJECTS = 9 / 24
@@ -94,13 +103,16 @@ class HiPrune(Method):
         """Anchors, buffers, registers; see `Method.choose`."""
         assert tokens.grid is not None
         deep = self.weigh(tokens)
-        rank = ranks(deep)
+        order = descending(deep)
         count = round(k * self.alpha / 5)
         if count:
+            xp = namespace(deep)
             anchors = top(constant(widened(tokens.attention_shallow)), count)
             first = _first_place(_with_neighbours(anchors, tokens.grid), tokens.size)
-            rank = namespace(deep).where(first < 5 * count, first, rank + 5 * count)
-        return Selection.of(first_of(rank, k), tokens.size, scores=deep)
+            # All others come last, in their order.
+            places = xp.argsort(xp.take_along_axis(first, order, axis=-1), axis=-1, stable=True)
+            order = xp.take_along_axis(order, places, axis=-1)
+        return Selection.of(order[..., :k], tokens.size, scores=deep)
 
 
 def _with_neighbours(anchors: Array, grid: tuple[int, int]) -> Array:
