@@ -13,13 +13,12 @@ from secateur.backends.host.sources import EPSILON, PRODUCT, Floats, Indices, Sc
 from secateur.backends.lending import product
 from secateur.core.objectives import SoftmaxBlock
 from secateur.core.similarity import unit
+from secateur.core.tolerances import COSINE
 
 ROOM = PRODUCT // 4
-"""Numbers at once in a pass over all pairs: a part of it does not wait for memory made anew."""
+"""Numbers at once in a pass over all pairs: each thread has room for so many."""
 WARM = 64.0
-"""Up to this over the temperature no power that counts leaves the range of single precision."""
-ROUNDINGS = 8
-"""An entry is known to so many roundings of its logit: see `secateur.core.tolerances.COSINE`."""
+"""1 / temperature below which no power that counts leaves the range of single precision."""
 
 
 def directions(block: SoftmaxBlock) -> tuple[Floats, Floats]:
@@ -66,7 +65,7 @@ class Softmax(Scratch):
         self.height, self.size = len(self._x), len(self._y)
         self.width = self._x.shape[1]
         self._share = 1.0 / block.temperature
-        self.reach = ROUNDINGS * EPSILON * max(1.0, self._share)
+        self.reach = COSINE * EPSILON * max(1.0, self._share)
         self.dtype = self._x.dtype
         self._log_total = np.empty(self.height)
 
@@ -124,7 +123,7 @@ class OwnSoftmax(Softmax):
         super().__init__(SoftmaxBlock(candidates, candidates, temperature))
         self._rough = self._x.astype(np.float32)
         rough, logit = float(np.finfo(np.float32).eps), max(1.0, self._share) + math.log(self.size)
-        self.dtype, self.reach = self._rough.dtype, ROUNDINGS * rough * logit
+        self.dtype, self.reach = self._rough.dtype, COSINE * rough * logit
 
     def gains(self, w: Floats) -> Floats:
         """See `Source.gains`; what rows are divided by is found first."""

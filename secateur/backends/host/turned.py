@@ -67,11 +67,11 @@ class TurnedServed(NearlyServed):
                 out = own.scratch(part.stop - part.start, n - part.start, own.dtype)
                 self._lower_both(own.between(part, rest, out), m[rest], w[rest], g[rest])
 
-        change_of_all = np.zeros(n)
+        lost = np.zeros(n)
         # In sixteen parts at least: within one, both halves are computed.
         parts = spans(n, n, min(PRODUCT, max(n, n * n // 16)))
-        in_turn(change, change_of_all, parts, n * n * own.width)
-        self.g += change_of_all[self.source.places]
+        in_turn(change, lost, parts, n * n * own.width)
+        self.g += lost[self.source.places]
 
     def _lower_both(self, s: Floats, high: Floats, w: Floats, g: Floats) -> None:
         """Take from gains what rows served by none before no longer give.
