@@ -158,6 +158,19 @@ def methods() -> dict[str, type[Method]]:
     return known
 
 
+def kind_of(name: Any, argument: str = "method") -> type[Method]:
+    """The method of a name that is given as `argument`, or refuse it.
+
+    Whether another package brings it is asked only where it is none of ours: that takes as long
+    as reading what every installed package says of itself.
+    """
+    ours = {each.name: each for each in own()}
+    known = ours if isinstance(name, str) and name in ours else methods()
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{argument}: expected one of {', '.join(sorted(known))}; got {name!r}")
+    return known[name]
+
+
 @typed
 def method(name: str, **parameters: Any) -> Method:
     """A method by name, with its parameters.
@@ -166,10 +179,7 @@ def method(name: str, **parameters: Any) -> Method:
     >>> sc.method("eadp", keep=32).keep
     32
     """
-    known = methods()
-    if name not in known:
-        raise ValueError(f"method: expected one of {', '.join(sorted(known))}; got {name!r}")
-    return known[name](**parameters)
+    return kind_of(name)(**parameters)
 
 
 @typed
@@ -192,10 +202,7 @@ def published(name: str, **settings: Any) -> Method:
     >>> sc.published("divprune", keep=64)
     DivPrune(keep=64, published=True)
     """
-    known = methods()
-    if name not in known:
-        raise ValueError(f"name: expected one of {', '.join(sorted(known))}; got {name!r}")
-    kind = known[name]
+    kind = kind_of(name, "name")
     return kind(**{**kind.as_published, **settings, "published": True})
 
 

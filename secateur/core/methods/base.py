@@ -390,15 +390,12 @@ class Method(ABC):
         >>> sc.Method.from_dict({"method": "eadp", "keep": 32}) == sc.EADP(keep=32)
         True
         """
-        from secateur.core.methods import methods
+        from secateur.core.methods import kind_of
 
-        known = methods()
         if not isinstance(stored, Mapping):
             raise ValueError(f"method: expected a record with the key 'method', got {stored!r}")
         name = stored.get("method")
-        if not isinstance(name, str) or name not in known:
-            raise ValueError(f"method: expected one of {', '.join(sorted(known))}; got {name!r}")
-        kind = known[name]
+        kind = kind_of(name)
         if not issubclass(kind, cls):
             raise ValueError(f"method: {name!r} is no {cls.__name__}")
         parameters = {item.name for item in fields(kind)}

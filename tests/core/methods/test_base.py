@@ -179,6 +179,21 @@ def test_other_packages_bring_methods(monkeypatch):
         sc.methods()
 
 
+def test_packages_are_not_asked_about_names_that_are_ours(monkeypatch):
+    from secateur.core import methods as registry
+
+    asked = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or ())
+    assert sc.method("eadp", keep=3) == sc.EADP(keep=3)
+    assert sc.published("divprune", keep=3).published
+    assert sc.Method.from_dict({"method": "eadp", "keep": 3}) == sc.EADP(keep=3)
+    assert asked == []
+    for ask in (sc.method, sc.published, lambda name: sc.Method.from_dict({"method": name})):
+        with pytest.raises(ValueError, match=r"expected one of .*topk.*; got 'top-k'"):
+            ask("top-k")
+    assert asked == ["secateur.methods"] * 3
+
+
 def test_the_table_tells_every_method():
     rows = table()
     assert [row.name for row in rows] == list(sc.methods())
