@@ -47,7 +47,7 @@ REASONS = {
     "lengths.unit": "scaling to length one",
     "pixelprune.scan_cells.<locals>.look": "one pass over the cells of the picture",
     "prunesid.principal_loadings": "a sigmoid of every feature, in float64",
-    "rows.softmax_rows": "exponentials of all similarities",
+    "softmax.softmax_rows": "exponentials of all similarities",
     "similarity.PlainCosine.columns": "a column of cosines for each pick, in float64",
     "similarity.cosine": "scaling to length one, and the product of the embeddings with the text",
     "sparsevlm.SparseVLM.raters": "the hidden states of the image times those of the text",
