@@ -158,24 +158,15 @@ class Served:
                     self.lower_by(s[piece], i[part][piece], low[part][piece], g)
 
         # As many for each thread, and of the same size: nobody waits long for the last one.
-        threads = hands(self._work(len(i)))
+        work = len(i) * n * self.source.width
+        threads = hands(work)
         count = threads * -(-len(i) * n // (threads * self.source.room))
-        self.change(change, spans(len(i), 1, -(-len(i) // max(1, count))), len(i))
-
-    def change(
-        self, change: Callable[[Floats, Iterator[slice]], None], parts: Iterable[slice], rows: int
-    ) -> None:
-        """Change all gains by parts of so many rows, which some threads share."""
-        in_turn(change, self.g, parts, self._work(rows))
-
-    def _work(self, rows: int) -> int:
-        """Multiplications that so many rows take."""
-        return rows * len(self.g) * self.source.width
+        in_turn(change, self.g, spans(len(i), 1, -(-len(i) // max(1, count))), work)
 
     def lower_by(self, s: Floats, i: Indices, low: Floats, g: Floats) -> None:
         """The same, taken from `g`, for rows whose entries s (M, N) are at hand, overwritten."""
-        # max(0, s - low) - max(0, s - high) = min(max(s, low), high) - low, and neither
-        # bound is rounded in the dtype of s, where both come from. Taken from each entry, low
+        # max(0, s - low) - max(0, s - high) = min(max(s, low), high) - low. Neither bound is
+        # rounded in the dtype of s by more than an entry may be off. Taken from each entry, low
         # leaves nothing of those below it: what a light row gave is not lost beside a heavy one.
         low, high = low.astype(s.dtype), self.m[i].astype(s.dtype)
         np.maximum(s, low[:, None], out=s)

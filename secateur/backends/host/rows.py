@@ -13,7 +13,7 @@ import numpy as np
 
 from secateur.backends.host.greedy import greedy
 from secateur.backends.host.lengths import rounded_once
-from secateur.backends.host.softmax import OwnSoftmax, softmax_rows, softmax_source
+from secateur.backends.host.softmax import softmax_rows, softmax_source
 from secateur.backends.host.sources import (
     PRODUCT,
     Cosine,
@@ -43,7 +43,9 @@ def cosine_source(features: Floats) -> Cosine:
 
 def compared_source(kind: Kind, features: Floats) -> Source:
     """The similarities of features (N, D) by another kind than cosines."""
-    return OwnSoftmax(features, TEMPERATURE) if kind == "softmax" else Entries(kind, features)
+    if kind == "softmax":
+        return softmax_source(SoftmaxBlock(features, features, TEMPERATURE))
+    return Entries(kind, features)
 
 
 def of_rows(

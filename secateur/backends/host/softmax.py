@@ -45,9 +45,8 @@ def softmax_rows(block: SoftmaxBlock, some: Any, out: Floats) -> None:
 
 def softmax_source(block: SoftmaxBlock) -> Softmax:
     """The rows (H, N) of a block, worked out when they are asked for."""
-    if block.rows is block.candidates and 1.0 / block.temperature < WARM:
-        return OwnSoftmax(block.candidates, block.temperature)
-    return Softmax(block)
+    own = block.rows is block.candidates and 1.0 / block.temperature < WARM
+    return OwnSoftmax(block) if own else Softmax(block)
 
 
 class Softmax(Scratch):
@@ -119,8 +118,8 @@ class OwnSoftmax(Softmax):
     are the first gains.
     """
 
-    def __init__(self, candidates: Floats, temperature: float) -> None:
-        super().__init__(SoftmaxBlock(candidates, candidates, temperature))
+    def __init__(self, block: SoftmaxBlock) -> None:
+        super().__init__(block)
         self._rough = self._x.astype(np.float32)
         rough, logit = float(np.finfo(np.float32).eps), max(1.0, self._share) + math.log(self.size)
         self.dtype, self.reach = self._rough.dtype, COSINE * rough * logit

@@ -52,7 +52,7 @@ class MMTok(Method):
     O((L + N) N D) time, O((L + N) D) memory: entries are worked out when they are asked for,
     and kept in a matrix only where one fits a block of work. On a CPU, of more, those that say who
     may be picked next are in single precision: picks and values are the same, and the
-    guarantee may be lower by some 1e-4.
+    guarantee is a little lower.
 
     In Qwen-VL the states are what the merger takes, averaged over the patches of a token. The
     authors' program for Qwen2.5-VL keeps a fifth of all images' tokens together and reads the
