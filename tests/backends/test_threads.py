@@ -148,13 +148,13 @@ def test_few_of_many_lent_vectors_with_all_are_taken_in_strips(
     )
     dice = np.random.default_rng(0)
     x, y = dice.standard_normal((height, 12)), dice.standard_normal((12, width))
-    at_work: set[int] = set()
+    at_work: list[int] = []
     for limit in ("PART", "SMALL", "WHOLE", "MANY"):
         monkeypatch.setattr(lending, limit, 10)
     beside = lending.side_by_side
 
     def seen(run: Any, jobs: Any, work: int) -> Any:
-        at_work.add(len(jobs))
+        at_work.append(len(jobs))
         return beside(run, jobs, work)
 
     monkeypatch.setattr(lending, "side_by_side", seen)
@@ -165,11 +165,63 @@ def test_few_of_many_lent_vectors_with_all_are_taken_in_strips(
             np.testing.assert_allclose(found, x @ y, rtol=1e-13)
         assert found is room
         assert lending.product(x.astype(np.float32), y).dtype == np.float64
-        assert (at_work, taken) == ({threads}, [])
+        assert (at_work, taken) == (3 * [4 * threads], [])
         lending.product(x, y[:, 0])
         assert len(taken) == 1
     lending.product(x, y)  # of arrays BLAS's threads take it
-    assert at_work == {threads}
+    assert len(at_work) == 3
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_take_jobs_in_turn_and_the_caller_is_one_of_them(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(lending, "hands", lambda work: threads)
+    meet = threading.Barrier(threads)
+    by: list[threading.Thread] = []
+
+    def run(number: int) -> Any:
+        by.append(threading.current_thread())
+        if number < threads:  # the first ones at the same time, each by another thread
+            meet.wait(10)
+        if number == 7:
+            raise ArithmeticError("seven")
+        return np.asarray(number)
+
+    found = lending.side_by_side(run, [(i,) for i in range(7)], 1)
+    assert [int(each) for each in found] == [*range(7)]
+    assert len({each.ident for each in by[:threads]}) == threads
+    assert threading.current_thread() in by[:threads]
+    assert lending.side_by_side(run, [], 1) == []
+    jobs = [(i,) for i in range(20)]
+    with pytest.raises(ArithmeticError, match="seven"):
+        lending.side_by_side(run, jobs, 1)
+    assert not lending._one.within
+
+
+def test_a_video_of_tensors_wakes_no_second_pool_between_its_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = pytest.importorskip("torch")
+    blas = lending._libraries(True, True)[0]
+    seen: list[int] = []
+    factored = np.linalg.qr
+
+    def looked(x: Any) -> Any:
+        seen.extend(each.num_threads for each in blas)
+        return factored(x)
+
+    monkeypatch.setattr(np.linalg, "qr", looked)
+    monkeypatch.setattr(lending, "WHOLE", 2000)  # as a choice that all threads may work on
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((200, 12)))
+    before = [lending._set(each, 2) for each in blas]
+    try:
+        sc.maximize(sc.LogDeterminant.from_span(x), 9)
+    finally:
+        for each, count in zip(blas, before, strict=True):
+            lending._set(each, count)
+    assert seen
+    assert set(seen) == {1}
 
 
 class _Library:

@@ -47,9 +47,17 @@ def compiled(model, form):
     return model
 
 
-@pytest.mark.parametrize("kind", ["before", "inside"])
 @pytest.mark.parametrize(
-    "form", ["model.compile()", "torch.compile(model)", "model.forward = torch.compile(...)"]
+    ("form", "kind"),
+    [
+        ("model.compile()", "before"),
+        ("model.compile()", "inside"),
+        ("torch.compile(model)", "inside"),
+        ("model.forward = torch.compile(...)", "before"),
+        # Seconds each, and told apart by nothing that the others do not tell.
+        pytest.param("torch.compile(model)", "before", marks=pytest.mark.slow),
+        pytest.param("model.forward = torch.compile(...)", "inside", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_after_attaching_equals_uncompiled(case, by_norm, kind, form):
     method = method_for(case, by_norm, kind)

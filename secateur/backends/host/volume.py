@@ -214,7 +214,9 @@ class OfSpan:
 
     def foresee(self, picks: Indices) -> None:
         """See `Volume.foresee`."""
-        new = np.linalg.qr(self._beside(picks).T)[0].T
+        new = self._beside(picks)
+        with alone(new.size * len(new)):
+            new = np.linalg.qr(new.T)[0].T
         self._ahead = between(new.astype(self._y.dtype), self._y)
         self._basis[self._rank : self._rank + len(new)] = new
 

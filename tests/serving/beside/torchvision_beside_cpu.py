@@ -2,8 +2,11 @@
 
 PyPI's torchvision is built for CUDA: its own operators do not load, and on import it gives
 torch the shapes of what they would return, which torch refuses for operators it does not know.
-Declaring their names is enough, because nothing here calls them.
+Declaring their names is enough, because nothing here calls them. Done when torchvision is first
+looked for: most processes that multiprocessing starts need neither it nor torch.
 """
+
+import sys
 
 
 def _declare():
@@ -25,4 +28,13 @@ def _declare():
     _declare.library = library
 
 
-_declare()
+class _Before:
+    """Declares them before torchvision is found, once."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            _declare()
+
+
+sys.meta_path.insert(0, _Before())
