@@ -119,20 +119,29 @@ def test_errors_stay_in_the_dataset_when_no_folder_is_named(cluster):
     assert by_id[0]["error"] is None
 
 
-@pytest.mark.parametrize("fault", ["dies", "node"])
-def test_every_image_is_there_once_whatever_breaks(cluster, tmp_path, fault):
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ("dies", "node"),
+        # Half a minute each, on two cores.
+        pytest.param(("dies",), marks=pytest.mark.slow),
+        pytest.param(("node",), marks=pytest.mark.slow),
+    ],
+    ids=" and ".join,
+)
+def test_every_image_is_there_once_whatever_breaks(cluster, tmp_path, faults):
     images = rows(60)
     source = write(tmp_path / "in", images)
-    pruner = alone.Pruner(faulty(fault, tmp_path))
+    pruner = alone.Pruner(faulty("dies" if "dies" in faults else "", tmp_path))
     extra = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
     cluster.wait_for_nodes()
     done = []
     for finished in on_ray.prune_corpus(source, tmp_path / "out", pruner, workers=3):
         done.append(finished)
-        if fault == "node" and len(done) == 1:
+        if "node" in faults and len(done) == 1:
             cluster.remove_node(extra, allow_graceful=False)
-    if fault == "dies":
-        assert (tmp_path / "died").exists()
+    assert (tmp_path / "died").exists() == ("dies" in faults)
+    if "node" not in faults:
         cluster.remove_node(extra)
     assert sum(d.images for d in done) == 60
     method = sc.method("divprune", keep=3)

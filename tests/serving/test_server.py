@@ -257,7 +257,9 @@ def test_an_operator_sees_what_is_pruned(server):
     assert "on LLaVA-1.5 (llava), vLLM 0.3" in told[0]
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("qwen2_5_vl", marks=pytest.mark.families), "qwen3_vl"]
+)
 def test_qwen_in_a_conversation(checkpoints, tmp_path, name):
     checkpoint = checkpoints(name)
     method = sc.DivPrune(keep=KEEP)
