@@ -298,7 +298,8 @@ def side_by_side(
     shared = iter([*enumerate(jobs)])
 
     def some() -> None:
-        with _one:
+        # Of whoever shares the work each is one thread, for large products too.
+        with _one, _one.staying(), worked_on_by(NUMPY):
             for place, job in shared:
                 found[place] = run(*job)
 
@@ -380,6 +381,9 @@ class _OneThread:
     def left(self) -> Iterator[None]:
         """All threads again within the block, whether or not the caller is within."""
         mine = self._mine
+        if mine.stays:
+            yield
+            return
         depth, mine.depth = mine.depth, min(mine.depth, 1)
         if depth:
             self.__exit__()
@@ -391,10 +395,21 @@ class _OneThread:
             mine.depth = depth
 
 
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Within the block the caller leaves for nothing: it is one of several at work."""
+        mine = self._mine
+        before, mine.stays = mine.stays, True
+        try:
+            yield
+        finally:
+            mine.stays = before
+
+
 class _Mine(threading.local):
     """How deep the calling thread is within, and what its OpenMP was set to before."""
 
-    depth = 0
+    depth, stays = 0, False
     before: Sequence[tuple[Any, int]] = ()
 
 

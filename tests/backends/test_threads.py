@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from types import ModuleType
 from typing import Any
@@ -197,6 +198,28 @@ def test_threads_take_jobs_in_turn_and_the_caller_is_one_of_them(
     with pytest.raises(ArithmeticError, match="seven"):
         lending.side_by_side(run, jobs, 1)
     assert not lending._one.within
+
+
+def test_of_whoever_shares_work_each_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    pool = lending.Pool(lambda x, y: taken.append("pool") or x @ y, np.linalg.eigvalsh, lambda: 2)
+    blas = lending._libraries("torch" in sys.modules, "scipy.linalg" in sys.modules)[0]
+    monkeypatch.setattr(lending, "SMALL", 10)
+    x, y = np.ones((20, 30)), np.ones((30, 20))
+
+    def run() -> Any:
+        found = lending.product(x, y)
+        with lending._one.left():
+            taken.extend("more" for each in blas if each.num_threads > 1)
+        return found
+
+    with lending.worked_on_by(pool):
+        monkeypatch.setattr(lending, "hands", lambda work: 2)
+        for found in lending.side_by_side(run, [()] * 6, 1):
+            np.testing.assert_array_equal(found, x @ y)
+        assert taken == []
+        lending.product(x, y)
+        assert taken == ["pool"]
 
 
 def test_a_video_of_tensors_wakes_no_second_pool_between_its_products(
