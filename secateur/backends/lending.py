@@ -394,7 +394,6 @@ class _OneThread:
                 self.__enter__()
             mine.depth = depth
 
-
     @contextmanager
     def staying(self) -> Iterator[None]:
         """Within the block the caller leaves for nothing: it is one of several at work."""
