@@ -289,7 +289,7 @@ def side_by_side(
 ) -> list[Floats]:
     """What `run` makes of each job, on as many threads as share so many multiplications.
 
-    The calling thread is one of them: to start another takes half a millisecond.
+    The calling thread is one of them, so that one less is started.
     """
     threads = min(len(jobs), hands(work))
     if threads < 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -200,17 +201,29 @@ def test_threads_take_jobs_in_turn_and_the_caller_is_one_of_them(
     assert not lending._one.within
 
 
-def test_of_whoever_shares_work_each_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_threads() -> Iterator[list[Any]]:
+    """What does linear algebra here, with two threads each, however many cores there are."""
+    blas = lending._libraries("torch" in sys.modules, "scipy.linalg" in sys.modules)[0]
+    before = [lending._set(each, 2) for each in blas]
+    assert [each.num_threads for each in blas] == [2] * len(blas) != []
+    yield blas
+    for each, count in zip(blas, before, strict=True):
+        lending._set(each, count)
+
+
+def test_of_whoever_shares_work_each_is_one_thread(
+    monkeypatch: pytest.MonkeyPatch, two_threads: list[Any]
+) -> None:
     taken: list[str] = []
     pool = lending.Pool(lambda x, y: taken.append("pool") or x @ y, np.linalg.eigvalsh, lambda: 2)
-    blas = lending._libraries("torch" in sys.modules, "scipy.linalg" in sys.modules)[0]
     monkeypatch.setattr(lending, "SMALL", 10)
     x, y = np.ones((20, 30)), np.ones((30, 20))
 
     def run() -> Any:
         found = lending.product(x, y)
         with lending._one.left():
-            taken.extend("more" for each in blas if each.num_threads > 1)
+            taken.extend("more" for each in two_threads if each.num_threads > 1)
         return found
 
     with lending.worked_on_by(pool):
@@ -223,26 +236,20 @@ def test_of_whoever_shares_work_each_is_one_thread(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_video_of_tensors_wakes_no_second_pool_between_its_products(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, two_threads: list[Any]
 ) -> None:
     torch = pytest.importorskip("torch")
-    blas = lending._libraries(True, True)[0]
     seen: list[int] = []
     factored = np.linalg.qr
 
     def looked(x: Any) -> Any:
-        seen.extend(each.num_threads for each in blas)
+        seen.extend(each.num_threads for each in two_threads)
         return factored(x)
 
     monkeypatch.setattr(np.linalg, "qr", looked)
     monkeypatch.setattr(lending, "WHOLE", 2000)  # as a choice that all threads may work on
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((200, 12)))
-    before = [lending._set(each, 2) for each in blas]
-    try:
-        sc.maximize(sc.LogDeterminant.from_span(x), 9)
-    finally:
-        for each, count in zip(blas, before, strict=True):
-            lending._set(each, count)
+    sc.maximize(sc.LogDeterminant.from_span(x), 9)
     assert seen
     assert set(seen) == {1}
 

@@ -54,7 +54,7 @@ def compiled(model, form):
         ("model.compile()", "inside"),
         ("torch.compile(model)", "inside"),
         ("model.forward = torch.compile(...)", "before"),
-        # Seconds each, and told apart by nothing that the others do not tell.
+        # Seconds each; each form and each kind are above.
         pytest.param("torch.compile(model)", "before", marks=pytest.mark.slow),
         pytest.param("model.forward = torch.compile(...)", "inside", marks=pytest.mark.slow),
     ],
